@@ -1,0 +1,1 @@
+"""What a model is, what it sees, and why it said so."""

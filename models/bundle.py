@@ -1,0 +1,280 @@
+"""A trained model as a folder that anybody can check: bundle.json, weights.safetensors, probe.png.
+
+bundle.json says what the model is (classes, backbone, geometry, Grad-CAM block), where it came from (run, data set
+digest, versions, metrics) and what the other files' digests are. The probe is a drawn picture with the logits that the
+model gave when it was saved; loading runs it again, so a bundle that loads is one that still answers the same.
+
+No pickle is written or read. Saving is atomic: the folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from models import images
+from models.backbones import BACKBONES, backbone
+from models.errors import BundleError
+from models.geometry import Geometry
+from models.render.overlay import encode
+from models.transfer import TransferModel
+
+FORMAT = 1
+MANIFEST, WEIGHTS, PROBE = "bundle.json", "weights.safetensors", "probe.png"
+REGISTRATION = "registration.json"
+"""Written beside a bundle that was taken from a registry: under which name and version it is known there."""
+
+_TOLERANCE = 1e-3
+"""Of a probe logit, absolute and relative: above what other processors' arithmetic does, below what a flipped bit of
+any consequence or another preprocessing does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a model came from, as far as is known; every answer carries it."""
+
+    model: str
+    version: str | None
+    run_id: str | None
+    digest: str
+    """SHA-256 of the bundle's manifest, which holds the digests of its files."""
+    backbone: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded and checked model with its manifest."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    model: TransferModel = field(repr=False)
+    provenance: Provenance
+
+    @property
+    def probe(self) -> tuple[Tensor, Tensor]:
+        """The probe as a batch (1, 3, H, W) and the logits (1, classes) that belong to it."""
+        return _probe(self.folder, self.manifest, self.model.geometry)
+
+
+def save(
+    model: TransferModel,
+    folder: Path,
+    *,
+    name: str,
+    run_id: str | None = None,
+    metrics: Mapping[str, float] | None = None,
+    dataset: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> str:
+    """Write a model as a new bundle folder and return its digest; the model is left in eval mode.
+
+    Raises BundleError when the folder exists already or the model has values that are not finite.
+    """
+    if folder.exists():
+        raise BundleError(f"The folder {folder.name!r} exists already; a bundle is never overwritten.")
+    model.eval()
+    state = {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
+    for key, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise BundleError(f"The weights {key!r} are not finite; this model must not be saved.")
+    weights = save_tensors(state)
+    probe = encode(PIL.Image.fromarray(_probe_pixels(model.geometry)), "png")
+    with torch.no_grad():
+        x, _ = model.geometry.prepare(images.decode(probe))
+        logits = model(x.unsqueeze(0))[0].double().tolist()
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "name": name,
+        "classes": model.classes,
+        "backbone": model.row.name,
+        "blocks": list(model.block_names),
+        "cam_block": model.cam_block,
+        "geometry": model.geometry.to_dict(),
+        "run_id": run_id,
+        "metrics": dict(metrics or {}),
+        "dataset": dict(dataset or {}),
+        "training": dict(training or {}),
+        "versions": {package: version(package) for package in ("torch", "torchvision", "captum", "pillow")},
+        "files": {WEIGHTS: _sha256(weights), PROBE: _sha256(probe)},
+        "probe": {"file": PROBE, "logits": logits},
+    }
+    manifest["digest"] = _manifest_digest(manifest)
+    text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
+    _write_folder(folder, {WEIGHTS: weights, PROBE: probe, MANIFEST: text.encode()})
+    return str(manifest["digest"])
+
+
+def load(folder: Path) -> Bundle:
+    """Load a bundle with every check: digests, names, shapes, finite values, and the probe's logits.
+
+    Raises BundleError naming the file and the reason; no code of the bundle's is ever run.
+    """
+    manifest = _read_manifest(folder)
+    for name, digest in manifest["files"].items():
+        if _sha256(_read(folder, name)) != digest:
+            raise BundleError(f"The file {name} does not have the digest in {MANIFEST}; it was altered or cut off.")
+    model = _empty_model(manifest)
+    model.load_state_dict(_checked_state(folder, model), strict=True)
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    check_probe(model, *_probe(folder, manifest, model.geometry))
+    return Bundle(folder=folder, manifest=manifest, model=model, provenance=_provenance(folder, manifest))
+
+
+def check_probe(model: TransferModel, x: Tensor, expected: Tensor) -> None:
+    """Raise BundleError unless the model gives the probe's logits."""
+    with torch.no_grad():
+        logits = model(x).double()
+    if not torch.allclose(logits, expected, atol=_TOLERANCE, rtol=_TOLERANCE):
+        worst = float((logits - expected).abs().max())
+        raise BundleError(f"The probe's logits are off by {worst:.3g}: this model does not answer as when it was saved.")
+
+
+def register(folder: Path, *, name: str, version: str, source: str) -> None:
+    """Note beside a bundle under which registered name and version it is known, and in which registry."""
+    (folder / REGISTRATION).write_text(json.dumps({"name": name, "version": version, "source": source}, indent=2))
+
+
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a sibling folder, flush them to disk, and rename it into place."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for name, data in files.items():
+            with (aside / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        aside.chmod(0o755)
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def _read(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise BundleError(f"The bundle has no readable file {name}.") from error
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(_read(folder, MANIFEST))
+    except ValueError as error:
+        raise BundleError(f"{MANIFEST} is not JSON; it was altered or cut off.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise BundleError(f"{MANIFEST} has format {found!r}; this version reads format {FORMAT}.")
+    if manifest.get("digest") != _manifest_digest(manifest):
+        raise BundleError(f"{MANIFEST} does not have its own digest; it was altered.")
+    kinds = {"classes": list, "backbone": str, "cam_block": str, "geometry": dict, "files": dict, "probe": dict}
+    for key, kind in kinds.items():
+        if not isinstance(manifest.get(key), kind):
+            raise BundleError(f"{MANIFEST} lacks a proper {key!r}.")
+    if set(manifest["files"]) != {WEIGHTS, PROBE}:
+        raise BundleError(f"{MANIFEST} must list exactly {WEIGHTS} and {PROBE}, not {sorted(manifest['files'])}.")
+    return manifest
+
+
+def _empty_model(manifest: Mapping[str, Any]) -> TransferModel:
+    """The manifest's architecture with random weights."""
+    classes = manifest["classes"]
+    if len(classes) < 2 or len(set(classes)) != len(classes) or not all(isinstance(name, str) for name in classes):
+        raise BundleError(f"{MANIFEST} must name at least two different classes.")
+    if manifest["backbone"] not in BACKBONES:
+        raise BundleError(f"Unknown backbone {manifest['backbone']!r}; this version has {', '.join(BACKBONES)}.")
+    row = backbone(manifest["backbone"])
+    model = TransferModel(row, row.network("none"), classes=classes)
+    model.geometry = Geometry.from_dict(manifest["geometry"])
+    if manifest["cam_block"] not in model.block_names:
+        raise BundleError(f"The Grad-CAM block {manifest['cam_block']!r} is no block of {row.name}.")
+    model.cam_block = manifest["cam_block"]
+    return model
+
+
+def _checked_state(folder: Path, model: TransferModel) -> dict[str, Tensor]:
+    try:
+        state = load_tensors(_read(folder, WEIGHTS))
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise BundleError(f"{WEIGHTS} is not a readable safetensors file: {error}.") from error
+    wanted = model.state_dict()
+    if missing := sorted(set(wanted) ^ set(state)):
+        raise BundleError(f"{WEIGHTS} and the backbone {model.row.name} differ in {len(missing)} names: {missing[:3]}.")
+    for key, value in state.items():
+        if value.shape != wanted[key].shape or value.dtype != wanted[key].dtype:
+            raise BundleError(
+                f"{WEIGHTS} has {key!r} as {value.dtype} {tuple(value.shape)}; "
+                f"the backbone needs {wanted[key].dtype} {tuple(wanted[key].shape)}."
+            )
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise BundleError(f"{WEIGHTS} has values in {key!r} that are not finite.")
+    return state
+
+
+def _probe(folder: Path, manifest: Mapping[str, Any], geometry: Geometry) -> tuple[Tensor, Tensor]:
+    logits = manifest["probe"].get("logits")
+    if not isinstance(logits, list) or len(logits) != len(manifest["classes"]):
+        raise BundleError(f"{MANIFEST} must hold one probe logit for each of the {len(manifest['classes'])} classes.")
+    x, _ = geometry.prepare(images.decode(_read(folder, PROBE)))
+    return x.unsqueeze(0), torch.tensor([logits], dtype=torch.float64)
+
+
+@lru_cache(maxsize=4)
+def _probe_pixels(geometry: Geometry) -> np.ndarray:
+    """A seeded picture of soft colour clouds, uint8; drawn rather than taken, so that no user's picture travels."""
+    rng = np.random.default_rng(20)
+    height, width = geometry.crop_height + 32, geometry.crop_width + 32
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    pixels = np.full((height, width, 3), 0.5)
+    for _ in range(14):
+        cy, cx, radius = rng.uniform(0, height), rng.uniform(0, width), rng.uniform(12, 70)
+        cloud = np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * radius**2))
+        pixels += cloud[..., None] * rng.uniform(-0.6, 0.6, size=3)
+    return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+
+
+def _provenance(folder: Path, manifest: Mapping[str, Any]) -> Provenance:
+    name, registered = str(manifest.get("name", "")), None
+    if (folder / REGISTRATION).is_file():
+        try:
+            note = json.loads(_read(folder, REGISTRATION))
+            name, registered = str(note["name"]), str(note["version"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{REGISTRATION} is damaged: {error}.") from error
+    run_id = manifest.get("run_id")
+    return Provenance(
+        model=name,
+        version=registered,
+        run_id=None if run_id is None else str(run_id),
+        digest=str(manifest["digest"]),
+        backbone=str(manifest["backbone"]),
+    )
+
+
+def _manifest_digest(manifest: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != "digest"}
+    return _sha256(json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,79 @@
+"""Every exception that the project raises on purpose, in one tree.
+
+    LucidaError
+    ├── ImageError              the picture cannot be used
+    │   ├── UnsupportedFormat   not one of the formats that we decode
+    │   ├── ImageTooLarge       more bytes, pixels or scans than the limits allow
+    │   └── UnreadableImage     empty, cut off or damaged
+    ├── UnknownChoice           a class, block, backbone or setting that does not exist; names the choices
+    ├── ExplanationError        this block or target cannot be explained
+    ├── BundleError             a bundle that is incomplete, altered or not ours
+    ├── WeightsUnavailable      pretrained weights that can be had neither from disk nor from the network
+    ├── DataError               a data set that cannot be trained or explained
+    ├── ConfigError             a training configuration that breaks a rule
+    ├── TrainingError           training had to stop
+    └── RegistryError           a run, model version or alias that is not there or may not be changed
+
+Each message is one sentence for a person: it names the value, the rule and, where there are any, the choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class LucidaError(Exception):
+    """Root of the tree: catching it catches every failure that we foresaw."""
+
+
+class ImageError(LucidaError):
+    """The picture cannot be used."""
+
+
+class UnsupportedFormat(ImageError):
+    """The bytes are not a picture in one of the formats that we decode."""
+
+
+class ImageTooLarge(ImageError):
+    """The picture breaks a limit that is checked before any pixel is decoded."""
+
+
+class UnreadableImage(ImageError):
+    """The picture is empty, cut off or damaged."""
+
+
+class UnknownChoice(LucidaError):
+    """A name that is none of the choices; the message lists them."""
+
+    def __init__(self, what: str, value: object, choices: Iterable[object]) -> None:
+        self.what, self.value, self.choices = what, value, tuple(str(choice) for choice in choices)
+        shown = ", ".join(self.choices[:30]) + (", …" if len(self.choices) > 30 else "")
+        super().__init__(f"Unknown {what} {str(value)[:80]!r}; choose one of: {shown}.")
+
+
+class ExplanationError(LucidaError):
+    """This block or target cannot be explained."""
+
+
+class BundleError(LucidaError):
+    """A bundle that is incomplete, altered or not ours."""
+
+
+class WeightsUnavailable(LucidaError):
+    """Pretrained weights that can be had neither from disk nor from the network."""
+
+
+class DataError(LucidaError):
+    """A data set that cannot be trained or explained."""
+
+
+class ConfigError(LucidaError):
+    """A training configuration that breaks a rule."""
+
+
+class TrainingError(LucidaError):
+    """Training had to stop."""
+
+
+class RegistryError(LucidaError):
+    """A run, model version or alias that is not there or may not be changed."""

@@ -1,0 +1,209 @@
+"""Bytes to upright RGB pixels, under limits: the only place in the project that opens an image.
+
+Nothing is decoded before the header has been checked, and every failure is one of our errors. Colour management is
+left out on purpose: embedded ICC profiles are ignored, in training as in serving, so that both see the same numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from PIL import ExifTags
+from PIL.Image import Transpose
+
+from models.errors import ImageTooLarge, UnreadableImage, UnsupportedFormat
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What we decode. Phone pictures of type MPO arrive as JPEG (their first frame)."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""File names that are taken for pictures when a folder is scanned; what a file is, its bytes decide."""
+
+_UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation. Pillow's exif_transpose rewrites the tags too, and fails on odd ones."""
+_START_OF_SCAN = b"\xff\xda"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a picture may cost, checked before its pixels are decoded."""
+
+    max_bytes: int = 20_000_000
+    """Length of the encoded picture."""
+    max_pixels: int = 50_000_000
+    """Width times height from the header; a decoded pixel costs three bytes and more on the way."""
+    max_scans: int = 200
+    """Scans of a JPEG; real progressive files have about ten, a hostile one thousands, each a pass over all pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An upright RGB picture as a person would see it.
+
+    ``pil`` is in mode RGB with the EXIF orientation applied and transparency laid on white; ``notes`` says in
+    sentences what a reader of the result should know about the conversion.
+    """
+
+    pil: PIL.Image.Image
+    sha256: str
+    """Hex digest of the encoded bytes."""
+    format: str
+    orientation: int = 1
+    """EXIF orientation of the file, 1 to 8; it has been applied already."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+        return self.pil.width
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+        return self.pil.height
+
+
+def decode(data: bytes, *, limits: Limits | None = None) -> Image:
+    """Decode an encoded picture (first frame) into an upright RGB :class:`Image`.
+
+    Raises UnsupportedFormat, ImageTooLarge or UnreadableImage, each with one sentence that says what is wrong.
+    """
+    limits = limits or Limits()
+    if not data:
+        raise UnreadableImage("The picture is empty: 0 bytes.")
+    if len(data) > limits.max_bytes:
+        raise ImageTooLarge(f"The picture has {len(data):,} bytes; the limit is {limits.max_bytes:,}.")
+    opened = _open(data)
+    _check_header(opened, data, limits)
+    notes: list[str] = []
+    orientation = _orientation(opened, notes)
+    try:
+        opened.load()
+        rgb = _to_rgb(opened, notes)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise eight types of their own on damaged files
+        raise UnreadableImage(
+            f"The picture is a {_name(opened)} but cannot be decoded; it is probably cut off or damaged."
+        ) from error
+    return Image(
+        pil=rgb.transpose(_UPRIGHT[orientation]) if orientation != 1 else rgb,
+        sha256=hashlib.sha256(data).hexdigest(),
+        format=_name(opened),
+        orientation=orientation,
+        notes=tuple(notes),
+    )
+
+
+def read(path: Path, *, limits: Limits | None = None) -> Image:
+    """Read and decode a picture file; a file that cannot be read is an UnreadableImage too."""
+    limits = limits or Limits()
+    try:
+        size = path.stat().st_size
+        if size > limits.max_bytes:
+            raise ImageTooLarge(f"The picture has {size:,} bytes; the limit is {limits.max_bytes:,}.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImage(f"The file cannot be read: {error.strerror or type(error).__name__}.") from error
+    return decode(data, limits=limits)
+
+
+def from_array(pixels: np.ndarray) -> Image:
+    """Wrap an array of upright RGB pixels, uint8 of shape (height, width, 3); its digest is of the raw pixels."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise UnreadableImage(f"Pixels must be uint8 of shape (height, width, 3), not {pixels.dtype} {pixels.shape}.")
+    picture = PIL.Image.fromarray(np.ascontiguousarray(pixels))
+    return Image(pil=picture, sha256=hashlib.sha256(picture.tobytes()).hexdigest(), format="pixels")
+
+
+def _open(data: bytes) -> PIL.Image.Image:
+    with warnings.catch_warnings():
+        # Our own limit is checked next, from the same header; Pillow's warning would only be noise in a server's log.
+        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", module="PIL")
+        try:
+            return PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+        except PIL.Image.DecompressionBombError as error:
+            raise ImageTooLarge("The picture's header promises far more pixels than can be decoded safely.") from error
+        except PIL.UnidentifiedImageError as error:
+            choices = "JPEG, PNG, WebP, GIF, BMP, TIFF"
+            raise UnsupportedFormat(f"The bytes are not a picture in a supported format ({choices}).") from error
+        except Exception as error:  # a damaged header can raise nearly anything
+            raise UnreadableImage("The picture's header is damaged.") from error
+
+
+def _check_header(opened: PIL.Image.Image, data: bytes, limits: Limits) -> None:
+    pixels = opened.width * opened.height
+    if pixels <= 0:
+        raise UnreadableImage(f"The picture has no pixels: {opened.width} x {opened.height}.")
+    if pixels > limits.max_pixels:
+        raise ImageTooLarge(
+            f"The picture has {opened.width} x {opened.height} = {pixels:,} pixels; the limit is {limits.max_pixels:,}."
+        )
+    # Entropy-coded data cannot hold this marker (0xFF is stuffed), so counting it counts scans and thumbnails.
+    if opened.format in {"JPEG", "MPO"} and (scans := data.count(_START_OF_SCAN)) > limits.max_scans:
+        raise ImageTooLarge(f"The JPEG has {scans:,} scans; the limit is {limits.max_scans:,}.")
+
+
+def _name(opened: PIL.Image.Image) -> str:
+    return "JPEG" if opened.format == "MPO" else str(opened.format)
+
+
+def _orientation(opened: PIL.Image.Image, notes: list[str]) -> int:
+    """Read the EXIF orientation; damaged EXIF in a healthy picture is a note, not a failure."""
+    try:
+        value = opened.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = int(value)
+    except Exception:  # the EXIF parser raises whatever struct, Pillow or int raise on damaged tags
+        notes.append("The picture's EXIF data is damaged; its orientation was ignored.")
+        return 1
+    if orientation != 1 and orientation not in _UPRIGHT:
+        notes.append(f"The picture's EXIF orientation {orientation} is not one of 1 to 8; it was ignored.")
+        return 1
+    return orientation
+
+
+def _to_rgb(picture: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image:
+    if getattr(picture, "n_frames", 1) > 1 and picture.format in {"GIF", "WEBP", "TIFF", "PNG"}:
+        notes.append("The picture has several frames; the first one was used.")
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        return _deep_grey_to_rgb(picture, notes)
+    if picture.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        white = PIL.Image.new("RGBA", rgba.size, "white")
+        return PIL.Image.alpha_composite(white, rgba).convert("RGB")
+    if picture.mode == "RGB":
+        # A plain copy: the opened file's object would keep the encoded bytes and its plugin state alive.
+        return picture.copy() if type(picture) is not PIL.Image.Image else picture
+    return picture.convert("RGB")
+
+
+def _deep_grey_to_rgb(picture: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image:
+    """Scale grey of 16 bits or more to 8 bits; Pillow's own conversion clips it to white (integers) or black (floats).
+
+    16-bit values keep their full scale (65,535 is white). Wider integers and floats have no agreed white: values
+    within [0, 1] (floats) or [0, 65535] (integers) take that scale, anything else is stretched from its own range.
+    """
+    values = np.asarray(picture).astype(np.float64)
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    white = 1.0 if picture.mode == "F" else 65535.0
+    if low < 0.0 or high > white:
+        notes.append(f"Grey values from {low:g} to {high:g} were stretched to the range from black to white.")
+        values, white = values - low, max(high - low, 1e-12)
+    grey = np.rint(values / white * 255.0).astype(np.uint8)
+    return PIL.Image.fromarray(grey).convert("RGB")

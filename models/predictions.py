@@ -1,0 +1,43 @@
+"""Named scores, highest first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.errors import ExplanationError, UnknownChoice
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One class with its score."""
+
+    label: str
+    index: int
+    score: float
+    """Softmax probability, 0 to 1."""
+
+
+def rank(logits: Tensor, classes: list[str]) -> list[Prediction]:
+    """All classes of one picture's logits (classes,), highest first; equal scores keep the order of the classes.
+
+    Raises ExplanationError when a logit is not finite: such a score would be a lie in any order.
+    """
+    if logits.shape != (len(classes),):
+        raise ValueError(f"Expected logits of shape ({len(classes)},), not {tuple(logits.shape)}.")
+    if not bool(torch.isfinite(logits).all()):
+        raise ExplanationError("The model's logits for this picture are not finite numbers.")
+    scores = torch.softmax(logits.double(), dim=0)
+    order = torch.argsort(scores, descending=True, stable=True).tolist()
+    return [Prediction(label=classes[i], index=i, score=float(scores[i])) for i in order]
+
+
+def class_index(target: str, classes: list[str]) -> int:
+    """Index of a class by name, or by number where no class has that name; raises UnknownChoice."""
+    if target in classes:
+        return classes.index(target)
+    if target.isascii() and target.isdigit() and len(target) < 10 and int(target) < len(classes):
+        return int(target)
+    raise UnknownChoice("class", target, classes)

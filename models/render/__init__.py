@@ -1,0 +1,1 @@
+"""Pictures for people: colour maps, overlays, contact sheets."""

@@ -1,0 +1,80 @@
+"""A heatmap laid over the user's own picture, and the border that the model never saw marked as such."""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+import numpy as np
+import PIL.Image
+
+from models.explain.attribution import Attribution
+from models.geometry import Frame
+from models.images import Image
+from models.render.colour import colourise
+
+Encoding = Literal["jpeg", "png"]
+
+_STRENGTH = 0.78
+_GREYED = 0.35
+_HATCH_PERIOD = 12
+_MAX_SIDE = 1600
+
+
+def overlay(image: Image, frame: Frame, attribution: Attribution, *, max_side: int = _MAX_SIDE) -> PIL.Image.Image:
+    """The upright picture with the positive evidence over it.
+
+    Strong evidence is opaque and bright; without evidence the picture stays visible, slightly greyed, so that colour
+    always means evidence. The unseen border is dimmed and hatched. A picture longer than ``max_side`` pixels a side
+    is shown smaller.
+    """
+    picture, frame = _fit(image.pil, frame, max_side)
+    laid = frame.unwarp(attribution.positive())
+    unseen = np.isnan(laid)
+    strength = np.where(unseen, 0.0, laid).astype(np.float32)
+    pixels = np.asarray(picture, dtype=np.float32)
+    grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    quiet = pixels * (1.0 - _GREYED) + grey[..., None] * _GREYED
+    alpha = (_STRENGTH * strength**0.9)[..., None]
+    blended = quiet * (1.0 - alpha) + colourise(strength).astype(np.float32) * alpha
+    if unseen.any():
+        blended = _hatch(blended, unseen)
+    return PIL.Image.fromarray(np.rint(np.clip(blended, 0, 255)).astype(np.uint8))
+
+
+def encode(picture: PIL.Image.Image, encoding: Encoding = "jpeg") -> bytes:
+    """Encoded bytes; JPEG at quality 88, which takes a hundredth of the time of a PNG."""
+    buffer = io.BytesIO()
+    if encoding == "jpeg":
+        picture.save(buffer, "JPEG", quality=88)
+    else:
+        picture.save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def _fit(picture: PIL.Image.Image, frame: Frame, max_side: int) -> tuple[PIL.Image.Image, Frame]:
+    """Shrink a large picture; the frame keeps its proportions, for its boxes are shares of the picture's size."""
+    longest = max(picture.size)
+    if longest <= max_side:
+        return picture, frame
+    size = (max(1, round(picture.width * max_side / longest)), max(1, round(picture.height * max_side / longest)))
+    smaller = picture.resize(size, PIL.Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return smaller, Frame(
+        width=size[0],
+        height=size[1],
+        resized_width=frame.resized_width,
+        resized_height=frame.resized_height,
+        left=frame.left,
+        top=frame.top,
+        crop_width=frame.crop_width,
+        crop_height=frame.crop_height,
+    )
+
+
+def _hatch(pixels: np.ndarray, unseen: np.ndarray) -> np.ndarray:
+    """Dim what the model did not see and draw thin diagonals over it."""
+    rows, cols = np.indices(unseen.shape)
+    lines = ((rows + cols) % _HATCH_PERIOD) < 1
+    dimmed = pixels * 0.55 + 255.0 * 0.12
+    dimmed[lines] = dimmed[lines] * 0.55 + 255.0 * 0.45
+    return np.where(unseen[..., None], dimmed, pixels)

@@ -1,0 +1,146 @@
+"""The model of this project: an ordered list of named blocks, then a head.
+
+That one list serves freezing (a prefix), fast fine-tuning (run the frozen prefix once), explanations (run the blocks
+up to the cut without autograd, differentiate only the rest) and intermediate activations (the value after each block).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from models.backbones import Backbone, Pretraining, backbone, imagenet_classes
+from models.errors import UnknownChoice
+from models.geometry import Geometry
+
+HEAD: Literal["head"] = "head"
+"""Name of what follows the last block; freezing up to here leaves only the classifier trainable."""
+
+
+class TransferModel(nn.Module):
+    """Blocks, pool and classifier, with the class names and the geometry that they were trained with.
+
+    Calling it takes (N, 3, H, W) to logits (N, classes).
+    """
+
+    def __init__(self, row: Backbone, network: nn.Module, *, classes: list[str], keep_classifier: bool = False) -> None:
+        """Cut ``network`` by its row and give it a new classifier, or keep its own for the ImageNet classes."""
+        super().__init__()
+        cut = row.cut(network)
+        self.row = row
+        self.classes = list(classes)
+        self.geometry: Geometry = row.geometry()
+        self.block_names = tuple(cut.blocks)
+        self.cam_block = row.cam_block
+        self.blocks = nn.ModuleDict({_key(name): block for name, block in cut.blocks.items()})
+        self.pool = cut.pool
+        self.classifier = cut.classifier if keep_classifier else row.classifier(len(self.classes))
+        self.frozen_blocks = 0
+        self.batch_norm_frozen = False
+
+    @classmethod
+    def create(cls, name: str, classes: list[str], *, pretraining: Pretraining = "imagenet") -> TransferModel:
+        """A model with a new classifier for these classes; raises UnknownChoice or WeightsUnavailable."""
+        row = backbone(name)
+        return cls(row, row.network(pretraining), classes=classes).eval()
+
+    @classmethod
+    def imagenet(cls, name: str) -> TransferModel:
+        """The pretrained network as it is, with its 1,000 ImageNet classes."""
+        row = backbone(name)
+        return cls(row, row.network(), classes=imagenet_classes(), keep_classifier=True).eval()
+
+    # ------------------------------------------------------------ forward, whole and in parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) to logits (N, classes)."""
+        for block in self.blocks.values():
+            x = block(x)
+        return self.head(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """The last block's output to logits (N, classes)."""
+        logits: Tensor = self.classifier(self.pool(x))
+        return logits
+
+    def index_of(self, block: str) -> int:
+        """Position of a block; raises UnknownChoice with the names of all."""
+        if block not in self.block_names:
+            raise UnknownChoice("block", block, self.block_names)
+        return self.block_names.index(block)
+
+    def until(self, block: str, x: Tensor) -> Tensor:
+        """Run everything up to and including that block; under ``torch.no_grad`` this costs what a prediction does."""
+        for name in self.block_names[: self.index_of(block) + 1]:
+            x = self.blocks[_key(name)](x)
+        return x
+
+    def after(self, block: str, activation: Tensor) -> Tensor:
+        """Logits from that block's output: ``after(b, until(b, x))`` equals ``self(x)`` to the bit."""
+        for name in self.block_names[self.index_of(block) + 1 :]:
+            activation = self.blocks[_key(name)](activation)
+        return self.head(activation)
+
+    def walk(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield (block name, its output) along one forward, then ("head", logits)."""
+        for name in self.block_names:
+            x = self.blocks[_key(name)](x)
+            yield name, x
+        yield HEAD, self.head(x)
+
+    # ------------------------------------------------------------ freezing
+
+    def freeze_below(self, block: str, *, batch_norm_frozen: bool = True) -> None:
+        """Freeze all blocks below ``block`` ("head" freezes them all) and make the rest trainable.
+
+        The frozen prefix keeps its weights and its BatchNorm statistics to the bit, also in train mode: it gets no
+        gradient and stays in eval mode. With ``batch_norm_frozen`` the BatchNorm layers of the trainable part keep
+        their running statistics too (their scale and shift are still trained), which small data sets need.
+        """
+        self.frozen_blocks = len(self.block_names) if block == HEAD else self.index_of(block)
+        self.batch_norm_frozen = batch_norm_frozen
+        for position, name in enumerate(self.block_names):
+            self.blocks[_key(name)].requires_grad_(position >= self.frozen_blocks)
+        self.classifier.requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TransferModel:
+        """Set the mode of the trainable part; what is frozen stays in eval mode."""
+        super().train(mode)
+        for name in self.block_names[: self.frozen_blocks]:
+            self.blocks[_key(name)].eval()
+        if self.batch_norm_frozen:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def frozen_prefix(self, x: Tensor) -> Tensor:
+        """Run the frozen part only; with every block frozen that includes the pool, which has nothing to train."""
+        with torch.no_grad():
+            for name in self.block_names[: self.frozen_blocks]:
+                x = self.blocks[_key(name)](x)
+            return self.pool(x) if self.frozen_blocks == len(self.block_names) else x
+
+    def trainable_rest(self, x: Tensor) -> Tensor:
+        """Logits from :meth:`frozen_prefix`'s output."""
+        for name in self.block_names[self.frozen_blocks :]:
+            x = self.blocks[_key(name)](x)
+        if self.frozen_blocks < len(self.block_names):
+            x = self.pool(x)
+        return cast(Tensor, self.classifier(x))
+
+    def trainable_groups(self) -> list[tuple[str, list[nn.Parameter]]]:
+        """(name, parameters) of each trainable block from the lowest to the classifier, for rates by depth."""
+        parts = [(name, self.blocks[_key(name)]) for name in self.block_names[self.frozen_blocks :]]
+        parts.append((HEAD, self.classifier))
+        return [(name, params) for name, part in parts if (params := [p for p in part.parameters() if p.requires_grad])]
+
+
+def _key(block: str) -> str:
+    """A block's name as a module name; torch allows no dot in one."""
+    return block.replace(".", "_")
