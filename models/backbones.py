@@ -49,6 +49,8 @@ class Backbone:
     """State dict for ``build()``'s network; raises WeightsUnavailable."""
     cam_block: str
     """The block whose output Grad-CAM reads unless told otherwise."""
+    top_block: str
+    """The lowest block that fine-tuning's phase "top blocks" unfreezes unless told otherwise."""
     geometry: Callable[[], Geometry]
     """The preprocessing that the pretrained weights were made with."""
 
@@ -120,7 +122,7 @@ def _linear(features: int, classes: int) -> nn.Module:
 
 
 def _row(name: str, *, cut: Callable[[nn.Module], Cut], classifier: Callable[[int], nn.Module], cam_block: str,
-         drop: tuple[str, ...] = (), **options: Any) -> Backbone:  # fmt: skip
+         top_block: str, drop: tuple[str, ...] = (), **options: Any) -> Backbone:  # fmt: skip
     """A row whose network, weights and preprocessing are torchvision's."""
     return Backbone(
         name=name,
@@ -129,6 +131,7 @@ def _row(name: str, *, cut: Callable[[nn.Module], Cut], classifier: Callable[[in
         classifier=classifier,
         pretrained=partial(_torchvision_state, name, drop=drop),
         cam_block=cam_block,
+        top_block=top_block,
         geometry=partial(_torchvision_geometry, name),
     )
 
@@ -332,15 +335,17 @@ BACKBONES: dict[str, Backbone] = {
             classifier=_lite0_classifier,
             pretrained=_lite0_state,
             cam_block="top",
+            top_block="stage6.3",
             geometry=_lite0_geometry,
         ),
-        _row("resnet18", cut=_cut_resnet, classifier=partial(_linear, 512), cam_block="layer4.1"),
-        _row("resnet50", cut=_cut_resnet, classifier=partial(_linear, 2048), cam_block="layer4.2"),
+        _row("resnet18", cut=_cut_resnet, classifier=partial(_linear, 512), cam_block="layer4.1", top_block="layer4.0"),
+        _row("resnet50", cut=_cut_resnet, classifier=partial(_linear, 2048), cam_block="layer4.2", top_block="layer4.0"),
         _row(
             "googlenet",
             cut=_cut_googlenet,
             classifier=partial(_linear, 1024),
             cam_block="inception5b",
+            top_block="inception5a",
             drop=("aux1.", "aux2."),
             aux_logits=False,
             transform_input=True,
@@ -351,7 +356,14 @@ BACKBONES: dict[str, Backbone] = {
             cut=_cut_mobilenet_v3,
             classifier=_mobilenet_v3_large_classifier,
             cam_block="features.16",
+            top_block="features.13",
         ),
-        _row("squeezenet1_1", cut=_cut_squeezenet, classifier=_squeezenet_classifier, cam_block="features.12"),
+        _row(
+            "squeezenet1_1",
+            cut=_cut_squeezenet,
+            classifier=_squeezenet_classifier,
+            cam_block="features.12",
+            top_block="features.10",
+        ),
     )
 }

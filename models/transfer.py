@@ -41,6 +41,8 @@ class TransferModel(nn.Module):
         self.classifier = cut.classifier if keep_classifier else row.classifier(len(self.classes))
         self.frozen_blocks = 0
         self.batch_norm_frozen = False
+        # Channels last halves the time of a forward on a CPU; set once, so that every path computes the same bits.
+        self.to(memory_format=torch.channels_last)
 
     @classmethod
     def create(cls, name: str, classes: list[str], *, pretraining: Pretraining = "imagenet") -> TransferModel:
@@ -58,9 +60,13 @@ class TransferModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) to logits (N, classes)."""
-        for block in self.blocks.values():
-            x = block(x)
-        return self.head(x)
+        return self.head(self.run_blocks(x, 0, len(self.block_names)))
+
+    def run_blocks(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Run the blocks at positions ``start`` to ``stop - 1``."""
+        for name in self.block_names[start:stop]:
+            x = self.blocks[_key(name)](x)
+        return x
 
     def head(self, x: Tensor) -> Tensor:
         """The last block's output to logits (N, classes)."""
@@ -75,15 +81,11 @@ class TransferModel(nn.Module):
 
     def until(self, block: str, x: Tensor) -> Tensor:
         """Run everything up to and including that block; under ``torch.no_grad`` this costs what a prediction does."""
-        for name in self.block_names[: self.index_of(block) + 1]:
-            x = self.blocks[_key(name)](x)
-        return x
+        return self.run_blocks(x, 0, self.index_of(block) + 1)
 
     def after(self, block: str, activation: Tensor) -> Tensor:
         """Logits from that block's output: ``after(b, until(b, x))`` equals ``self(x)`` to the bit."""
-        for name in self.block_names[self.index_of(block) + 1 :]:
-            activation = self.blocks[_key(name)](activation)
-        return self.head(activation)
+        return self.head(self.run_blocks(activation, self.index_of(block) + 1, len(self.block_names)))
 
     def walk(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield (block name, its output) along one forward, then ("head", logits)."""
@@ -119,17 +121,18 @@ class TransferModel(nn.Module):
                     module.eval()
         return self
 
-    def frozen_prefix(self, x: Tensor) -> Tensor:
-        """Run the frozen part only; with every block frozen that includes the pool, which has nothing to train."""
+    def frozen_prefix(self, x: Tensor, *, skip: int = 0) -> Tensor:
+        """Run the frozen part only; with every block frozen that includes the pool, which has nothing to train.
+
+        ``x`` is the input picture, or with ``skip`` the output of that many first blocks.
+        """
         with torch.no_grad():
-            for name in self.block_names[: self.frozen_blocks]:
-                x = self.blocks[_key(name)](x)
+            x = self.run_blocks(x, skip, self.frozen_blocks)
             return self.pool(x) if self.frozen_blocks == len(self.block_names) else x
 
     def trainable_rest(self, x: Tensor) -> Tensor:
         """Logits from :meth:`frozen_prefix`'s output."""
-        for name in self.block_names[self.frozen_blocks :]:
-            x = self.blocks[_key(name)](x)
+        x = self.run_blocks(x, self.frozen_blocks, len(self.block_names))
         if self.frozen_blocks < len(self.block_names):
             x = self.pool(x)
         return cast(Tensor, self.classifier(x))
