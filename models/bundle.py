@@ -148,6 +148,13 @@ def check_probe(model: TransferModel, x: Tensor, expected: Tensor) -> None:
         raise BundleError(f"The probe's logits are off by {worst:.3g}: this model does not answer as when it was saved.")
 
 
+def copy(source: Path, folder: Path) -> None:
+    """Copy the files of a bundle, and nothing else that lies beside them, to a new folder; all of them or none."""
+    if folder.exists():
+        raise BundleError(f"The folder {folder.name!r} exists already; a bundle is never overwritten.")
+    _write_folder(folder, {name: _read(source, name) for name in (WEIGHTS, PROBE, MANIFEST)})
+
+
 def register(folder: Path, *, name: str, version: str, source: str) -> None:
     """Note beside a bundle under which registered name and version it is known, and in which registry."""
     (folder / REGISTRATION).write_text(json.dumps({"name": name, "version": version, "source": source}, indent=2))

@@ -188,13 +188,6 @@ class Features:
             yield torch.stack([views[view[i]][i] for i in part]), self.labels[part]
 
 
-def run_phases(model: TransferModel, data: Dataset, config: TrainConfig, reporter: Reporter) -> Iterator[PhaseResult]:
-    """Train phase after phase, yielding each as it ends; the model then holds the best state found so far."""
-    features = Features(model, data, config, reporter)
-    for number, phase in enumerate(config.phases):
-        yield run_phase(model, features, phase, reporter, seed=config.seed + 1000 * number)
-
-
 def run_phase(
     model: TransferModel, features: Features, phase: PhaseConfig, reporter: Reporter, *, seed: int
 ) -> PhaseResult:

@@ -63,9 +63,9 @@ _GROUNDS = (
 class SpecimenPlan:
     """How many to draw and what to plant; the same plan always gives the same pictures."""
 
-    train: int = 40
-    val: int = 16
-    test: int = 16
+    train: int = 24
+    val: int = 12
+    test: int = 12
     """Pictures of each species."""
     side: int = 320
     """Longer side in pixels."""

@@ -50,11 +50,11 @@ class Attribution:
         """Highest raw value; what full colour stands for in an overlay."""
         return float(self.values.max())
 
-    def positive(self) -> np.ndarray:
-        """The positive part scaled to [0, 1] by its own maximum, (rows, cols); all zero when there is none."""
+    def positive(self, full_scale: float | None = None) -> np.ndarray:
+        """The positive part scaled to [0, 1] by its own maximum or by ``full_scale``; all zero when there is none."""
         positive = np.maximum(self.values, 0.0)
-        top = float(positive.max())
-        return positive / top if top > 0.0 else positive
+        top = float(positive.max()) if full_scale is None else full_scale
+        return np.minimum(positive / top, 1.0) if top > 0.0 else positive
 
 
 def classify(values: np.ndarray) -> tuple[Status, np.ndarray]:

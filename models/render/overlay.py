@@ -21,15 +21,18 @@ _HATCH_PERIOD = 12
 _MAX_SIDE = 1600
 
 
-def overlay(image: Image, frame: Frame, attribution: Attribution, *, max_side: int = _MAX_SIDE) -> PIL.Image.Image:
+def overlay(
+    image: Image, frame: Frame, attribution: Attribution, *, max_side: int = _MAX_SIDE, full_scale: float | None = None
+) -> PIL.Image.Image:
     """The upright picture with the positive evidence over it.
 
     Strong evidence is opaque and bright; without evidence the picture stays visible, slightly greyed, so that colour
     always means evidence. The unseen border is dimmed and hatched. A picture longer than ``max_side`` pixels a side
-    is shown smaller.
+    is shown smaller. Full colour is the map's own maximum, or ``full_scale`` (in the map's raw units) so that several
+    maps can be compared.
     """
     picture, frame = _fit(image.pil, frame, max_side)
-    laid = frame.unwarp(attribution.positive())
+    laid = frame.unwarp(attribution.positive(full_scale))
     unseen = np.isnan(laid)
     strength = np.where(unseen, 0.0, laid).astype(np.float32)
     pixels = np.asarray(picture, dtype=np.float32)

@@ -1,0 +1,1 @@
+"""Explaining whole folders of pictures into rows and overlays."""

@@ -1,0 +1,112 @@
+"""Run an ExplainJob on this machine: part by part, each renamed into place whole, so that a stopped job resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from models.bundle import Bundle
+from models.errors import DataError
+from pipelines.explain_job.job import SCHEMA, ExplainJob, explain_part
+from pipelines.review.gallery import render
+
+_PART = 64
+_MOST_ON_PAGE = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a job came to."""
+
+    out: Path
+    pictures: int
+    errors: int
+    resumed: int
+    """Pictures that an earlier run of the same job had done already."""
+
+
+def run(job: ExplainJob, bundle: Bundle, out: Path, *, progress: Callable[[int, int], None] | None = None) -> Done:
+    """Explain every file into ``out``: rows/*.parquet, overlays/*.jpg, index.html and, at the end, _SUCCESS.
+
+    Stopped and started again with the same job it goes on where it was. Raises DataError when ``out`` holds another.
+    """
+    _claim(job, out)
+    resumed = 0
+    starts = range(0, len(job.files), _PART)
+    for start in starts:
+        files = job.files[start : start + _PART]
+        part = out / "rows" / f"part-{start // _PART:05d}.parquet"
+        if part.exists():
+            resumed += len(files)
+        else:
+            _write_part(explain_part(job, bundle, files, out / "overlays"), part)
+        if progress:
+            progress(start + len(files), len(job.files))
+    rows = pq.read_table(out / "rows", schema=SCHEMA).to_pylist()
+    _write(out / "index.html", index_page(job, bundle, rows).encode())
+    _write(out / "_SUCCESS", b"")
+    errors = sum(row["status"] == "error" for row in rows)
+    return Done(out=out, pictures=len(rows), errors=errors, resumed=resumed)
+
+
+def index_page(job: ExplainJob, bundle: Bundle, rows: list[dict[str, Any]]) -> str:
+    """A page of all overlays (at most 600), the errors first, then the least sure."""
+    ordered = sorted(rows, key=lambda row: (row["status"] != "error", row["score"] or 0.0))
+    counts: dict[str, int] = {}
+    for row in rows:
+        if row["prediction"]:
+            counts[row["prediction"]] = counts.get(row["prediction"], 0) + 1
+    origin = bundle.provenance
+    return render(
+        "explain_index.html.j2",
+        title=f"{len(rows)} pictures explained",
+        rows=ordered[:_MOST_ON_PAGE],
+        hidden=max(0, len(rows) - _MOST_ON_PAGE),
+        counts=sorted(counts.items(), key=lambda item: -item[1]),
+        errors=sum(row["status"] == "error" for row in rows),
+        facts={
+            "model": origin.model,
+            "version": origin.version or "not from a registry",
+            "run": origin.run_id or "unknown",
+            "bundle digest": origin.digest,
+            "block": job.block,
+            "class explained": job.target or "each picture's own prediction",
+        },
+    )
+
+
+def _claim(job: ExplainJob, out: Path) -> None:
+    note = out / "job.json"
+    wanted = json.dumps({"key": job.key, "model_digest": job.model_digest, "block": job.block, "target": job.target, "pictures": len(job.files)}, indent=2)
+    if note.exists():
+        if note.read_text() != wanted:
+            raise DataError(f"The folder {out} holds another job (other pictures, model or options); name a new one.")
+    elif out.exists() and any(out.iterdir()):
+        raise DataError(f"The folder {out} is not empty and holds no explain job; name a new one.")
+    for folder in (out / "rows", out / "overlays"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for leftover in out.rglob(".*.tmp"):
+        leftover.unlink()
+    _write(note, wanted.encode())
+
+
+def _write_part(rows: list[dict[str, Any]], path: Path) -> None:
+    aside = path.with_name(f".{path.name}.tmp")
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), aside)
+    aside.replace(path)
+
+
+def _write(path: Path, data: bytes) -> None:
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)

@@ -1,0 +1,55 @@
+"""From the registry to something that serves by itself: a Bento model of the champion, and the Bento around it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import bentoml
+
+import models
+from models import bundle
+from models.errors import RegistryError
+from pipelines import tracking
+
+MODEL = "camera-lucida"
+"""Name of the Bento model that the service loads; its labels say which registered model and version it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packaged:
+    """Tags of what was made."""
+
+    model_tag: str
+    bento_tag: str
+    name: str
+    version: str
+    digest: str
+
+
+def package(reference: str, *, build: bool = True) -> Packaged:
+    """Import a registered version's checked bundle as a Bento model and build the Bento that serves it.
+
+    The Bento holds the model and the code; it needs neither MLflow nor the network to run.
+    """
+    project = Path(models.__file__).resolve().parents[1]
+    bentofile = project / "bentofile.yaml"
+    if build and not bentofile.is_file():
+        raise RegistryError(f"There is no bentofile.yaml in {project}; build the Bento from a clone of the project.")
+    with tempfile.TemporaryDirectory() as aside:
+        ref = tracking.fetch_bundle(reference, Path(aside) / "bundle")
+        checked = bundle.load(ref.folder)
+        labels = {
+            "model": ref.name,
+            "version": ref.version,
+            "run_id": ref.run_id[:63],
+            "digest": checked.provenance.digest[:63],
+        }
+        with bentoml.models.create(MODEL, labels=labels, metadata=dict(checked.manifest["metrics"])) as made:
+            shutil.copytree(ref.folder, made.path, dirs_exist_ok=True)
+    tag = ""
+    if build:
+        tag = str(bentoml.bentos.build_bentofile(str(bentofile), build_ctx=str(project)).tag)
+    return Packaged(str(made.tag), tag, ref.name, ref.version, checked.provenance.digest)

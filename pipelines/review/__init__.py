@@ -1,0 +1,1 @@
+"""What a model gets wrong, and where it looked when it did."""

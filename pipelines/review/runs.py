@@ -1,0 +1,59 @@
+"""Review of a finished run: its model, taken from the registry, judged again on its data."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import mlflow
+
+from models import bundle
+from models.errors import RegistryError
+from pipelines import tracking
+from pipelines.data import Dataset
+from pipelines.evaluate import evaluate
+from pipelines.finetune import Reporter
+from pipelines.train import log_review
+
+
+def find_run(reference: str) -> str:
+    """A run id from a run id or from a registered model (NAME, NAME@alias, NAME/number)."""
+    if len(reference) == 32 and all(c in "0123456789abcdef" for c in reference):
+        tracking.run_tags(reference)
+        return reference
+    found = tracking.find_version(reference)
+    if not found.run_id:
+        raise RegistryError(f"{found.name} version {found.version} does not say which run it came from.")
+    return str(found.run_id)
+
+
+def model_of(run_id: str) -> str:
+    """The registered version, as "NAME/number", that a run produced; raises RegistryError when there is none."""
+    versions = mlflow.MlflowClient().search_model_versions(f"run_id = '{run_id}'")
+    if not versions:
+        raise RegistryError(f"The run {run_id} registered no model version, so there is nothing to review.")
+    newest = max(versions, key=lambda item: int(item.version))
+    return f"{newest.name}/{newest.version}"
+
+
+def review(run_id: str, data: Dataset, *, reporter: Reporter | None = None) -> str:
+    """Judge the run's model on the data's held-out splits, log the gallery to the run, and return its page.
+
+    Raises RegistryError when the data set is not the one that the model was trained and judged on.
+    """
+    reporter = reporter or Reporter()
+    reference = model_of(run_id)
+    with tempfile.TemporaryDirectory() as aside:
+        checked = bundle.load(tracking.fetch_bundle(reference, Path(aside) / "bundle").folder)
+        if checked.model.classes != data.classes:
+            raise RegistryError(f"{reference} knows {checked.model.classes}, the data has {data.classes}.")
+        trained_on = checked.manifest.get("dataset", {}).get("digest")
+        if trained_on != data.digest:
+            raise RegistryError(f"{reference} was trained on another data set (digest {str(trained_on)[:12]}, not {data.digest[:12]}).")
+        judged = [
+            evaluate(checked.model, data.samples(split), split, report=lambda done, total: reporter.step("evaluating", done, total))
+            for split in ("val", "test")
+            if data.samples(split)
+        ]
+        origin = checked.provenance
+        return log_review(checked.model, judged, name=origin.model, run_id=run_id, digest=origin.digest, reporter=reporter)
