@@ -14,7 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -159,17 +159,27 @@ def log_model(folder: Path, *, name: str, metrics: Mapping[str, float]) -> Model
     _quiet()
     pictures = Schema([ColSpec(DataType.binary, "image")])
     requirements = [f"{name}=={version(name)}" for name in ("torch", "torchvision", "captum", "pillow", "safetensors")]
-    info = mlflow.pyfunc.log_model(
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*input example.*")
+        info = _log_pyfunc(folder, pictures, requirements)
+    client = mlflow.MlflowClient()
+    with suppress(MlflowException):  # it exists already
+        client.create_registered_model(name)
+    tags = {f"metric.{metric}": f"{value:.6f}" for metric, value in metrics.items()}
+    active = mlflow.active_run()
+    run_id = active.info.run_id if active is not None else None
+    return client.create_model_version(name, info.model_uri, run_id, tags=tags, model_id=info.model_id)
+
+
+def _log_pyfunc(folder: Path, inputs: Schema, requirements: list[str]) -> Any:
+    return mlflow.pyfunc.log_model(
         name="model",
         python_model=str(_PYFUNC),
         artifacts={BUNDLE: str(folder)},
         code_paths=[str(Path(models.__file__).parent)],
-        signature=ModelSignature(inputs=pictures),
+        signature=ModelSignature(inputs=inputs),
         pip_requirements=requirements,
     )
-    registered = mlflow.register_model(info.model_uri, name, tags={f"metric.{k}": f"{v:.6f}" for k, v in metrics.items()})
-    mlflow.MlflowClient().set_model_version_tag(name, registered.version, "bundle.digest", bundle.load(folder).provenance.digest)
-    return registered
 
 
 def find_version(reference: str) -> ModelVersion:
@@ -205,11 +215,13 @@ def fetch_bundle(reference: str, folder: Path) -> ModelRef:
     found = find_version(reference)
     with tempfile.TemporaryDirectory() as aside:
         try:
-            files = mlflow.artifacts.download_artifacts(f"models:/{found.name}/{found.version}", dst_path=aside)
+            # Only the bundle: what code was logged beside it is none of our business.
+            files = mlflow.artifacts.download_artifacts(
+                f"models:/{found.name}/{found.version}/artifacts/{BUNDLE}", dst_path=aside
+            )
         except MlflowException as error:
             raise RegistryError(f"{found.name} version {found.version} has no model files: {error.message}") from error
-        source = Path(files) / "artifacts" / BUNDLE
-        bundle.copy(source, folder)
+        bundle.copy(Path(files), folder)
     bundle.register(folder, name=found.name, version=str(found.version), source="mlflow")
     return ModelRef(name=found.name, version=str(found.version), run_id=found.run_id or "", folder=folder)
 

@@ -1,0 +1,1 @@
+"""The online side: a bundle behind HTTP."""
