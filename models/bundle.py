@@ -1,8 +1,9 @@
 """A trained model as a folder that anybody can check: bundle.json, weights.safetensors, probe.png.
 
-bundle.json says what the model is (classes, backbone, geometry, Grad-CAM block), where it came from (run, data set
-digest, versions, metrics) and what the other files' digests are. The probe is a drawn picture with the logits that the
-model gave when it was saved; loading runs it again, so a bundle that loads is one that still answers the same.
+bundle.json says what the model is (classes, backbone, geometry, Grad-CAM block), where it came from (run,
+data set digest, versions, metrics) and what the other files' digests are. The probe is a drawn picture with
+the logits that the model gave when it was saved; loading runs it again, so a bundle that loads is one that
+still answers the same.
 
 No pickle is written or read. Saving is atomic: the folder appears whole or not at all.
 """
@@ -42,8 +43,8 @@ REGISTRATION = "registration.json"
 """Written beside a bundle that was taken from a registry: under which name and version it is known there."""
 
 _TOLERANCE = 1e-3
-"""Of a probe logit, absolute and relative: above what other processors' arithmetic does, below what a flipped bit of
-any consequence or another preprocessing does."""
+"""Of a probe logit, absolute and relative: above what other processors' arithmetic does, below what a flipped
+bit of any consequence or another preprocessing does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,9 @@ def load(folder: Path) -> Bundle:
     manifest = _read_manifest(folder)
     for name, digest in manifest["files"].items():
         if _sha256(_read(folder, name)) != digest:
-            raise BundleError(f"The file {name} does not have the digest in {MANIFEST}; it was altered or cut off.")
+            raise BundleError(
+                f"The file {name} does not have the digest in {MANIFEST}; it was altered or cut off."
+            )
     model = _empty_model(manifest)
     model.load_state_dict(_checked_state(folder, model), strict=True)
     model.eval()
@@ -145,11 +148,15 @@ def check_probe(model: TransferModel, x: Tensor, expected: Tensor) -> None:
         logits = model(x).double()
     if not torch.allclose(logits, expected, atol=_TOLERANCE, rtol=_TOLERANCE):
         worst = float((logits - expected).abs().max())
-        raise BundleError(f"The probe's logits are off by {worst:.3g}: this model does not answer as when it was saved.")
+        raise BundleError(
+            f"The probe's logits are off by {worst:.3g}: this model does not answer as when it was saved."
+        )
 
 
 def copy(source: Path, folder: Path) -> None:
-    """Copy the files of a bundle, and nothing else that lies beside them, to a new folder; all of them or none."""
+    """Copy the files of a bundle, and nothing else that lies beside them, to a new folder; all of them or
+    none.
+    """
     if folder.exists():
         raise BundleError(f"The folder {folder.name!r} exists already; a bundle is never overwritten.")
     _write_folder(folder, {name: _read(source, name) for name in (WEIGHTS, PROBE, MANIFEST)})
@@ -157,7 +164,9 @@ def copy(source: Path, folder: Path) -> None:
 
 def register(folder: Path, *, name: str, version: str, source: str) -> None:
     """Note beside a bundle under which registered name and version it is known, and in which registry."""
-    (folder / REGISTRATION).write_text(json.dumps({"name": name, "version": version, "source": source}, indent=2))
+    (folder / REGISTRATION).write_text(
+        json.dumps({"name": name, "version": version, "source": source}, indent=2)
+    )
 
 
 def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -194,22 +203,37 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{MANIFEST} has format {found!r}; this version reads format {FORMAT}.")
     if manifest.get("digest") != _manifest_digest(manifest):
         raise BundleError(f"{MANIFEST} does not have its own digest; it was altered.")
-    kinds = {"classes": list, "backbone": str, "cam_block": str, "geometry": dict, "files": dict, "probe": dict}
+    kinds = {
+        "classes": list,
+        "backbone": str,
+        "cam_block": str,
+        "geometry": dict,
+        "files": dict,
+        "probe": dict,
+    }
     for key, kind in kinds.items():
         if not isinstance(manifest.get(key), kind):
             raise BundleError(f"{MANIFEST} lacks a proper {key!r}.")
     if set(manifest["files"]) != {WEIGHTS, PROBE}:
-        raise BundleError(f"{MANIFEST} must list exactly {WEIGHTS} and {PROBE}, not {sorted(manifest['files'])}.")
+        raise BundleError(
+            f"{MANIFEST} must list exactly {WEIGHTS} and {PROBE}, not {sorted(manifest['files'])}."
+        )
     return manifest
 
 
 def _empty_model(manifest: Mapping[str, Any]) -> TransferModel:
     """The manifest's architecture with random weights."""
     classes = manifest["classes"]
-    if len(classes) < 2 or len(set(classes)) != len(classes) or not all(isinstance(name, str) for name in classes):
+    if (
+        len(classes) < 2
+        or len(set(classes)) != len(classes)
+        or not all(isinstance(name, str) for name in classes)
+    ):
         raise BundleError(f"{MANIFEST} must name at least two different classes.")
     if manifest["backbone"] not in BACKBONES:
-        raise BundleError(f"Unknown backbone {manifest['backbone']!r}; this version has {', '.join(BACKBONES)}.")
+        raise BundleError(
+            f"Unknown backbone {manifest['backbone']!r}; this version has {', '.join(BACKBONES)}."
+        )
     row = backbone(manifest["backbone"])
     model = TransferModel(row, row.network("none"), classes=classes)
     model.geometry = Geometry.from_dict(manifest["geometry"])
@@ -221,12 +245,14 @@ def _empty_model(manifest: Mapping[str, Any]) -> TransferModel:
 
 def _checked_state(folder: Path, model: TransferModel) -> dict[str, Tensor]:
     try:
-        state = load_tensors(_read(folder, WEIGHTS))
+        state: dict[str, Tensor] = load_tensors(_read(folder, WEIGHTS))
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise BundleError(f"{WEIGHTS} is not a readable safetensors file: {error}.") from error
     wanted = model.state_dict()
     if missing := sorted(set(wanted) ^ set(state)):
-        raise BundleError(f"{WEIGHTS} and the backbone {model.row.name} differ in {len(missing)} names: {missing[:3]}.")
+        raise BundleError(
+            f"{WEIGHTS} and the backbone {model.row.name} differ in {len(missing)} names: {missing[:3]}."
+        )
     for key, value in state.items():
         if value.shape != wanted[key].shape or value.dtype != wanted[key].dtype:
             raise BundleError(
@@ -241,14 +267,18 @@ def _checked_state(folder: Path, model: TransferModel) -> dict[str, Tensor]:
 def _probe(folder: Path, manifest: Mapping[str, Any], geometry: Geometry) -> tuple[Tensor, Tensor]:
     logits = manifest["probe"].get("logits")
     if not isinstance(logits, list) or len(logits) != len(manifest["classes"]):
-        raise BundleError(f"{MANIFEST} must hold one probe logit for each of the {len(manifest['classes'])} classes.")
+        raise BundleError(
+            f"{MANIFEST} must hold one probe logit for each of the {len(manifest['classes'])} classes."
+        )
     x, _ = geometry.prepare(images.decode(_read(folder, PROBE)))
     return x.unsqueeze(0), torch.tensor([logits], dtype=torch.float64)
 
 
 @lru_cache(maxsize=4)
 def _probe_pixels(geometry: Geometry) -> np.ndarray:
-    """A seeded picture of soft colour clouds, uint8; drawn rather than taken, so that no user's picture travels."""
+    """A seeded picture of soft colour clouds, uint8; drawn rather than taken, so that no user's picture
+    travels.
+    """
     rng = np.random.default_rng(20)
     height, width = geometry.crop_height + 32, geometry.crop_width + 32
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
@@ -257,7 +287,8 @@ def _probe_pixels(geometry: Geometry) -> np.ndarray:
         cy, cx, radius = rng.uniform(0, height), rng.uniform(0, width), rng.uniform(12, 70)
         cloud = np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * radius**2))
         pixels += cloud[..., None] * rng.uniform(-0.6, 0.6, size=3)
-    return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    drawn: np.ndarray = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    return drawn
 
 
 def _provenance(folder: Path, manifest: Mapping[str, Any]) -> Provenance:

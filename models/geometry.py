@@ -1,7 +1,8 @@
 """How a picture becomes a tensor, and the way back from the tensor's grid to the picture's own pixels.
 
-This is the only place that knows resize and crop. Training, service and batch jobs prepare pictures here, and every
-heatmap returns through the :class:`Frame` that its picture left by, so it cannot land beside the object.
+This is the only place that knows resize and crop. Training, service and batch jobs prepare pictures here, and
+every heatmap returns through the :class:`Frame` that its picture left by, so it cannot land beside the
+object.
 
 Coordinates are continuous: pixel ``i`` covers ``[i, i + 1)`` and has its centre at ``i + 0.5``.
 """
@@ -56,7 +57,9 @@ class Frame:
         )
 
     def cell_size(self, rows: int, cols: int) -> tuple[float, float]:
-        """(width, height) in pixels of the upright picture of one cell of a map with that many rows and columns."""
+        """(width, height) in pixels of the upright picture of one cell of a map with that many rows and
+        columns.
+        """
         x0, y0, x1, y1 = self.seen_box
         return (x1 - x0) / cols, (y1 - y0) / rows
 
@@ -67,10 +70,11 @@ class Frame:
         return np.outer((ys >= y0) & (ys < y1), (xs >= x0) & (xs < x1))
 
     def unwarp(self, grid: np.ndarray) -> np.ndarray:
-        """Lay a map over the picture: (rows, cols) to float32 (height, width), NaN where the model never looked.
+        """Lay a map over the picture: (rows, cols) to float32 (height, width), NaN where the model never
+        looked.
 
-        The map's cells tile the crop evenly; between their centres the value is bilinear, outside of the outermost
-        centres it is that of the nearest cell.
+        The map's cells tile the crop evenly; between their centres the value is bilinear, outside of the
+        outermost centres it is that of the nearest cell.
         """
         if grid.ndim != 2:
             raise ValueError(f"A map has two axes (rows, cols), not shape {grid.shape}.")
@@ -83,7 +87,9 @@ class Frame:
 
 
 def _interpolation_matrix(pixels: int, start: float, stop: float, cells: int) -> np.ndarray:
-    """Weights (pixels, cells) that read a row of cells tiling [start, stop) at each pixel's centre, linearly."""
+    """Weights (pixels, cells) that read a row of cells tiling [start, stop) at each pixel's centre,
+    linearly.
+    """
     position = (np.arange(pixels) + 0.5 - start) / (stop - start) * cells - 0.5
     position = np.clip(position, 0.0, cells - 1.0)
     below = np.minimum(np.floor(position).astype(int), max(cells - 2, 0))
@@ -108,19 +114,30 @@ class Geometry:
     interpolation: Interpolation
 
     def __post_init__(self) -> None:
-        """Refuse what could not be prepared: unknown interpolation, a crop larger than the resized picture."""
+        """Refuse what could not be prepared: unknown interpolation, a crop larger than the resized
+        picture.
+        """
         if self.interpolation not in _TORCHVISION:
-            raise BundleError(f"Unknown interpolation {self.interpolation!r}; choose one of: bilinear, bicubic.")
-        if not 0 < min(self.crop_height, self.crop_width) <= max(self.crop_height, self.crop_width) <= self.resize:
             raise BundleError(
-                f"A crop of {self.crop_height} x {self.crop_width} does not fit a short side of {self.resize} pixels."
+                f"Unknown interpolation {self.interpolation!r}; choose one of: bilinear, bicubic."
+            )
+        if (
+            not 0
+            < min(self.crop_height, self.crop_width)
+            <= max(self.crop_height, self.crop_width)
+            <= self.resize
+        ):
+            raise BundleError(
+                f"A crop of {self.crop_height} x {self.crop_width} does not fit a short side of {self.resize}"
             )
         if min(self.std) <= 0:
             raise BundleError(f"Each standard deviation must be above 0, not {self.std}.")
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Geometry:
-        """Rebuild from :meth:`to_dict`; raises BundleError when fields are missing, unknown or of the wrong kind."""
+        """Rebuild from :meth:`to_dict`; raises BundleError when fields are missing, unknown or of the wrong
+        kind.
+        """
         try:
             fields = dict(data)
             for name in ("mean", "std"):
@@ -135,7 +152,9 @@ class Geometry:
         return asdict(self)
 
     def frame(self, width: int, height: int) -> Frame:
-        """Where a picture of this size goes; the arithmetic is torchvision's (long side truncated, crop rounded)."""
+        """Where a picture of this size goes; the arithmetic is torchvision's (long side truncated, crop
+        rounded).
+        """
         if width <= height:
             resized_width, resized_height = self.resize, int(self.resize * height / width)
         else:
@@ -157,23 +176,35 @@ class Geometry:
         aspect = max(image.width, image.height) / min(image.width, image.height)
         if aspect > _EXTREME_ASPECT:
             return self._see_extreme(image, frame), frame
-        resized = F.resize(image.pil, [self.resize], interpolation=_TORCHVISION[self.interpolation], antialias=True)
+        resized = F.resize(
+            image.pil, [self.resize], interpolation=_TORCHVISION[self.interpolation], antialias=True
+        )
         return F.center_crop(resized, [self.crop_height, self.crop_width]), frame
 
     def _see_extreme(self, image: Image, frame: Frame) -> PIL.Image.Image:
-        """Resize only the part of a very long picture that the crop needs: 1 x 5000 would otherwise become 327 MP."""
+        """Resize only the part of a very long picture that the crop needs: 1 x 5000 would otherwise become
+        327 MP.
+        """
         if max(image.width, image.height) > _MAX_SIDE:
-            raise ImageTooLarge(f"The picture is {image.width} x {image.height}; its limit is {_MAX_SIDE:,} a side.")
+            raise ImageTooLarge(
+                f"The picture is {image.width} x {image.height}; its limit is {_MAX_SIDE:,} a side."
+            )
         return image.pil.resize(
-            (self.crop_width, self.crop_height), _PILLOW[self.interpolation], box=frame.seen_box, reducing_gap=None
+            (self.crop_width, self.crop_height),
+            _PILLOW[self.interpolation],
+            box=frame.seen_box,
+            reducing_gap=None,
         )
 
     def normalise(self, picture: PIL.Image.Image) -> Tensor:
         """A crop as float32 (3, height, width): scaled to [0, 1], then (x - mean) / std."""
         scaled = F.to_dtype(F.pil_to_tensor(picture), torch.float32, scale=True)
-        return F.normalize(scaled, mean=list(self.mean), std=list(self.std))
+        normalised: Tensor = F.normalize(scaled, mean=list(self.mean), std=list(self.std))
+        return normalised
 
     def prepare(self, image: Image) -> tuple[Tensor, Frame]:
-        """The tensor (3, height, width) that the model takes, and the Frame that leads back to the picture."""
+        """The tensor (3, height, width) that the model takes, and the Frame that leads back to the
+        picture.
+        """
         picture, frame = self.see(image)
         return self.normalise(picture), frame

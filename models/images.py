@@ -1,7 +1,8 @@
 """Bytes to upright RGB pixels, under limits: the only place in the project that opens an image.
 
-Nothing is decoded before the header has been checked, and every failure is one of our errors. Colour management is
-left out on purpose: embedded ICC profiles are ignored, in training as in serving, so that both see the same numbers.
+Nothing is decoded before the header has been checked, and every failure is one of our errors. Colour
+management is left out on purpose: embedded ICC profiles are ignored, in training as in serving, so that both
+see the same numbers.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class Limits:
     max_pixels: int = 50_000_000
     """Width times height from the header; a decoded pixel costs three bytes and more on the way."""
     max_scans: int = 200
-    """Scans of a JPEG; real progressive files have about ten, a hostile one thousands, each a pass over all pixels."""
+    """Scans of a JPEG; real progressive files have about ten, a hostile one thousands, each a pass over all
+    pixels.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,8 @@ class Image:
 def decode(data: bytes, *, limits: Limits | None = None) -> Image:
     """Decode an encoded picture (first frame) into an upright RGB :class:`Image`.
 
-    Raises UnsupportedFormat, ImageTooLarge or UnreadableImage, each with one sentence that says what is wrong.
+    Raises UnsupportedFormat, ImageTooLarge or UnreadableImage, each with one sentence that says what is
+    wrong.
     """
     limits = limits or Limits()
     if not data:
@@ -118,30 +122,41 @@ def read(path: Path, *, limits: Limits | None = None) -> Image:
             raise ImageTooLarge(f"The picture has {size:,} bytes; the limit is {limits.max_bytes:,}.")
         data = path.read_bytes()
     except OSError as error:
-        raise UnreadableImage(f"The file cannot be read: {error.strerror or type(error).__name__}.") from error
+        raise UnreadableImage(
+            f"The file cannot be read: {error.strerror or type(error).__name__}."
+        ) from error
     return decode(data, limits=limits)
 
 
 def from_array(pixels: np.ndarray) -> Image:
-    """Wrap an array of upright RGB pixels, uint8 of shape (height, width, 3); its digest is of the raw pixels."""
+    """Wrap an array of upright RGB pixels, uint8 of shape (height, width, 3); its digest is of the raw
+    pixels.
+    """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise UnreadableImage(f"Pixels must be uint8 of shape (height, width, 3), not {pixels.dtype} {pixels.shape}.")
+        raise UnreadableImage(
+            f"Pixels must be uint8 of shape (height, width, 3), not {pixels.dtype} {pixels.shape}."
+        )
     picture = PIL.Image.fromarray(np.ascontiguousarray(pixels))
     return Image(pil=picture, sha256=hashlib.sha256(picture.tobytes()).hexdigest(), format="pixels")
 
 
 def _open(data: bytes) -> PIL.Image.Image:
     with warnings.catch_warnings():
-        # Our own limit is checked next, from the same header; Pillow's warning would only be noise in a server's log.
+        # Our own limit is checked next, from the same header; Pillow's warning would only be noise in a
+        # server's log.
         warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", module="PIL")
         try:
             return PIL.Image.open(io.BytesIO(data), formats=FORMATS)
         except PIL.Image.DecompressionBombError as error:
-            raise ImageTooLarge("The picture's header promises far more pixels than can be decoded safely.") from error
+            raise ImageTooLarge(
+                "The picture's header promises far more pixels than can be decoded safely."
+            ) from error
         except PIL.UnidentifiedImageError as error:
             choices = "JPEG, PNG, WebP, GIF, BMP, TIFF"
-            raise UnsupportedFormat(f"The bytes are not a picture in a supported format ({choices}).") from error
+            raise UnsupportedFormat(
+                f"The bytes are not a picture in a supported format ({choices})."
+            ) from error
         except Exception as error:  # a damaged header can raise nearly anything
             raise UnreadableImage("The picture's header is damaged.") from error
 
@@ -152,9 +167,11 @@ def _check_header(opened: PIL.Image.Image, data: bytes, limits: Limits) -> None:
         raise UnreadableImage(f"The picture has no pixels: {opened.width} x {opened.height}.")
     if pixels > limits.max_pixels:
         raise ImageTooLarge(
-            f"The picture has {opened.width} x {opened.height} = {pixels:,} pixels; the limit is {limits.max_pixels:,}."
+            f"The picture has {opened.width} x {opened.height} = {pixels:,} pixels; "
+            f"the limit is {limits.max_pixels:,}."
         )
-    # Entropy-coded data cannot hold this marker (0xFF is stuffed), so counting it counts scans and thumbnails.
+    # Entropy-coded data cannot hold this marker (0xFF is stuffed), so counting it counts scans and
+    # thumbnails.
     if opened.format in {"JPEG", "MPO"} and (scans := data.count(_START_OF_SCAN)) > limits.max_scans:
         raise ImageTooLarge(f"The JPEG has {scans:,} scans; the limit is {limits.max_scans:,}.")
 
@@ -193,10 +210,12 @@ def _to_rgb(picture: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image:
 
 
 def _deep_grey_to_rgb(picture: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image:
-    """Scale grey of 16 bits or more to 8 bits; Pillow's own conversion clips it to white (integers) or black (floats).
+    """Scale grey of 16 bits or more to 8 bits; Pillow's own conversion clips it to white (integers) or black
+    (floats).
 
-    16-bit values keep their full scale (65,535 is white). Wider integers and floats have no agreed white: values
-    within [0, 1] (floats) or [0, 65535] (integers) take that scale, anything else is stretched from its own range.
+    16-bit values keep their full scale (65,535 is white). Wider integers and floats have no agreed white:
+    values within [0, 1] (floats) or [0, 65535] (integers) take that scale, anything else is stretched from
+    its own range.
     """
     values = np.asarray(picture).astype(np.float64)
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)

@@ -21,7 +21,8 @@ class Prediction:
 
 
 def rank(logits: Tensor, classes: list[str]) -> list[Prediction]:
-    """All classes of one picture's logits (classes,), highest first; equal scores keep the order of the classes.
+    """All classes of one picture's logits (classes,), highest first; equal scores keep the order of the
+    classes.
 
     Raises ExplanationError when a logit is not finite: such a score would be a lie in any order.
     """

@@ -1,7 +1,8 @@
 """The model of this project: an ordered list of named blocks, then a head.
 
-That one list serves freezing (a prefix), fast fine-tuning (run the frozen prefix once), explanations (run the blocks
-up to the cut without autograd, differentiate only the rest) and intermediate activations (the value after each block).
+That one list serves freezing (a prefix), fast fine-tuning (run the frozen prefix once), explanations (run the
+blocks up to the cut without autograd, differentiate only the rest) and intermediate activations (the value
+after each block).
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ class TransferModel(nn.Module):
     Calling it takes (N, 3, H, W) to logits (N, classes).
     """
 
-    def __init__(self, row: Backbone, network: nn.Module, *, classes: list[str], keep_classifier: bool = False) -> None:
-        """Cut ``network`` by its row and give it a new classifier, or keep its own for the ImageNet classes."""
+    def __init__(
+        self, row: Backbone, network: nn.Module, *, classes: list[str], keep_classifier: bool = False
+    ) -> None:
+        """Cut ``network`` by its row and give it a new classifier, or keep its own for the ImageNet
+        classes.
+        """
         super().__init__()
         cut = row.cut(network)
         self.row = row
@@ -41,7 +46,8 @@ class TransferModel(nn.Module):
         self.classifier = cut.classifier if keep_classifier else row.classifier(len(self.classes))
         self.frozen_blocks = 0
         self.batch_norm_frozen = False
-        # Channels last halves the time of a forward on a CPU; set once, so that every path computes the same bits.
+        # Channels last halves the time of a forward on a CPU; set once, so that every path computes the same
+        # bits.
         self.to(memory_format=torch.channels_last)
 
     @classmethod
@@ -80,7 +86,9 @@ class TransferModel(nn.Module):
         return self.block_names.index(block)
 
     def until(self, block: str, x: Tensor) -> Tensor:
-        """Run everything up to and including that block; under ``torch.no_grad`` this costs what a prediction does."""
+        """Run everything up to and including that block; under ``torch.no_grad`` this costs what a
+        prediction does.
+        """
         return self.run_blocks(x, 0, self.index_of(block) + 1)
 
     def after(self, block: str, activation: Tensor) -> Tensor:
@@ -99,9 +107,10 @@ class TransferModel(nn.Module):
     def freeze_below(self, block: str, *, batch_norm_frozen: bool = True) -> None:
         """Freeze all blocks below ``block`` ("head" freezes them all) and make the rest trainable.
 
-        The frozen prefix keeps its weights and its BatchNorm statistics to the bit, also in train mode: it gets no
-        gradient and stays in eval mode. With ``batch_norm_frozen`` the BatchNorm layers of the trainable part keep
-        their running statistics too (their scale and shift are still trained), which small data sets need.
+        The frozen prefix keeps its weights and its BatchNorm statistics to the bit, also in train mode: it
+        gets no gradient and stays in eval mode. With ``batch_norm_frozen`` the BatchNorm layers of the
+        trainable part keep their running statistics too (their scale and shift are still trained), which
+        small data sets need.
         """
         self.frozen_blocks = len(self.block_names) if block == HEAD else self.index_of(block)
         self.batch_norm_frozen = batch_norm_frozen
@@ -122,7 +131,8 @@ class TransferModel(nn.Module):
         return self
 
     def frozen_prefix(self, x: Tensor, *, skip: int = 0) -> Tensor:
-        """Run the frozen part only; with every block frozen that includes the pool, which has nothing to train.
+        """Run the frozen part only; with every block frozen that includes the pool, which has nothing to
+        train.
 
         ``x`` is the input picture, or with ``skip`` the output of that many first blocks.
         """
@@ -138,10 +148,16 @@ class TransferModel(nn.Module):
         return cast(Tensor, self.classifier(x))
 
     def trainable_groups(self) -> list[tuple[str, list[nn.Parameter]]]:
-        """(name, parameters) of each trainable block from the lowest to the classifier, for rates by depth."""
+        """(name, parameters) of each trainable block from the lowest to the classifier, for rates by
+        depth.
+        """
         parts = [(name, self.blocks[_key(name)]) for name in self.block_names[self.frozen_blocks :]]
         parts.append((HEAD, self.classifier))
-        return [(name, params) for name, part in parts if (params := [p for p in part.parameters() if p.requires_grad])]
+        return [
+            (name, params)
+            for name, part in parts
+            if (params := [p for p in part.parameters() if p.requires_grad])
+        ]
 
 
 def _key(block: str) -> str:

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from models.errors import LucidaError
@@ -31,7 +38,9 @@ app = typer.Typer(
 )  # fmt: skip
 console = Console()
 
-Data = Annotated[str, typer.Option(help="Image folder (train/ and val/, or one folder of classes), or 'specimens'.")]
+Data = Annotated[
+    str, typer.Option(help="Image folder (train/ and val/, or one folder of classes), or 'specimens'.")
+]
 Model = Annotated[str, typer.Argument(help="Registered model: NAME, NAME@alias or NAME/number.")]
 
 
@@ -53,7 +62,9 @@ def main() -> None:
         Console(stderr=True).print("stopped")
         sys.exit(130)
     except Exception as error:
-        if hasattr(error, "exit_code") and hasattr(error, "show"):  # click's usage errors know how to show themselves
+        if hasattr(error, "exit_code") and hasattr(
+            error, "show"
+        ):  # click's usage errors know how to show themselves
             error.show()
             sys.exit(int(error.exit_code))
         raise
@@ -66,7 +77,9 @@ def specimens(
     val: Annotated[int, typer.Option(help="Validation pictures of each species.")] = 12,
     test: Annotated[int, typer.Option(help="Test pictures of each species.")] = 12,
     seed: Annotated[int, typer.Option(help="Same seed, same pictures.")] = 0,
-    shortcut: Annotated[str, typer.Option(help="Species to plant a collector's label on (train and val only).")] = "",
+    shortcut: Annotated[
+        str, typer.Option(help="Species to plant a collector's label on (train and val only).")
+    ] = "",
 ) -> None:
     """Draw the embedded data set: invented butterflies with the masks of what makes each species."""
     from pipelines.specimens import SpecimenPlan, write
@@ -81,9 +94,15 @@ def specimens(
 @app.command()
 def train(
     data: Data = SPECIMENS,
-    backbone: Annotated[str | None, typer.Option(help="Row of the backbone table; efficientnet_lite0 is embedded.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with any of the settings and [[phases]].")] = None,
-    name: Annotated[str | None, typer.Option(help="Registered model's name; the data folder's by default.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Row of the backbone table; efficientnet_lite0 is embedded.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with any of the settings and [[phases]].")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Registered model's name; the data folder's by default.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed and data, same model.")] = None,
     weights: Annotated[str | None, typer.Option(help="'imagenet' or 'none'.")] = None,
     threads: Annotated[int | None, typer.Option(help="Torch threads; 0 takes one a core.")] = None,
@@ -98,7 +117,9 @@ def train(
         done = run_training(found, settings, name=name or found.name, reporter=reporter)
     for each in done.evaluations.values():
         _print_evaluation(each)
-    console.print(f"Run [bold]{done.run_id}[/bold] registered [bold]{done.name}[/bold] version {done.version}.")
+    console.print(
+        f"Run [bold]{done.run_id}[/bold] registered [bold]{done.name}[/bold] version {done.version}."
+    )
     console.print(f"Next: lucida promote {done.name}", highlight=False)
 
 
@@ -109,19 +130,27 @@ def promote(model: Model) -> None:
 
     decision = decide(model)
     if not decision.promoted:
-        console.print(f"[red]{decision.name} version {decision.version} was not promoted[/red]: {decision.reason}.")
+        console.print(
+            f"[red]{decision.name} version {decision.version} was not promoted[/red]: {decision.reason}."
+        )
         raise typer.Exit(1)
     console.print(f"{decision.name} version {decision.version} is champion: {decision.reason}.")
 
 
 @app.command()
-def package(model: Annotated[str, typer.Argument(help="Registered model; its champion is packaged.")]) -> None:
+def package(
+    model: Annotated[str, typer.Argument(help="Registered model; its champion is packaged.")],
+) -> None:
     """Turn the champion into a Bento model and build the Bento that serves it."""
     from pipelines.package import package as build
     from pipelines.tracking import CHAMPION
 
     made = build(model if "@" in model or "/" in model else f"{model}@{CHAMPION}")
-    console.print(f"{made.name} version {made.version} is Bento model {made.model_tag}, served by Bento {made.bento_tag}.")
+    console.print(
+        f"{made.name} version {made.version} is Bento model {made.model_tag}, in Bento {made.bento_tag}.",
+        soft_wrap=True,
+        highlight=False,
+    )
     console.print(f"Next: bentoml serve {made.bento_tag}", highlight=False)
 
 
@@ -129,9 +158,13 @@ def package(model: Annotated[str, typer.Argument(help="Registered model; its cha
 def explain(
     source: Annotated[Path, typer.Argument(help="Folder of pictures, or one picture.")],
     out: Annotated[Path, typer.Option(help="New folder for rows, overlays and index.html.")],
-    model: Annotated[str | None, typer.Option(help="Registered model: NAME, NAME@alias or NAME/number.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Registered model: NAME, NAME@alias or NAME/number.")
+    ] = None,
     bundle: Annotated[Path | None, typer.Option(help="Bundle folder, instead of a registered model.")] = None,
-    target: Annotated[str | None, typer.Option(help="Class to explain; each picture's own prediction by default.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Class to explain; each picture's own prediction by default.")
+    ] = None,
     block: Annotated[str | None, typer.Option(help="Block to explain at.")] = None,
 ) -> None:
     """Explain a folder of pictures into Parquet rows, overlays and a page to look at."""
@@ -158,7 +191,8 @@ def review(
     out: Annotated[Path, typer.Option(help="Where to write the page as well.")] = Path("review.html"),
 ) -> None:
     """Make the misclassification gallery of a run, as one HTML file, and log it to the run."""
-    from pipelines.review.runs import find_run, review as make
+    from pipelines.review.runs import find_run
+    from pipelines.review.runs import review as make
 
     run_id = find_run(run)
     found = _dataset(data)
@@ -167,6 +201,33 @@ def review(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(html)
     console.print(f"Logged to run {run_id} as review/review.html; look at {out}", highlight=False)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
+) -> None:
+    """Run the whole path once: draw, train, register, promote, package, serve, explain, review."""
+    from pipelines.demo import run
+
+    with _reporting() as reporter:
+        made = run(out, lambda text: console.print(text, highlight=False), reporter)
+    table = Table(title="What lies where", title_justify="left", show_header=False, box=None)
+    for what, where in (
+        ("the picture, explained", made.explained),
+        ("the service's whole answer", made.answer),
+        ("mistakes, with where it looked", made.review),
+        ("the test folder, explained", made.batch / "index.html"),
+        ("the butterflies and their masks", made.out / "specimens"),
+    ):
+        table.add_row(what, str(where))
+    console.print(table)
+    console.print(
+        f"make ui      then open http://127.0.0.1:5000 and look at run {made.run_id}", highlight=False
+    )
+    console.print(
+        f"make serve   then: curl -F image=@{made.picture} http://127.0.0.1:3000/explain", highlight=False
+    )
 
 
 # ---------------------------------------------------------------- what the commands share
@@ -187,23 +248,44 @@ def _dataset(data: str, *, val_share: float = 0.25) -> Dataset:
     with _progress() as progress:
         if data == SPECIMENS and not (root / "train").is_dir():
             drawing = progress.add_task("drawing specimens", total=None)
-            write(SpecimenPlan(), root, progress=lambda done, total: progress.update(drawing, completed=done, total=total))
+            write(
+                SpecimenPlan(),
+                root,
+                progress=lambda done, total: progress.update(drawing, completed=done, total=total),
+            )
         task = progress.add_task("reading pictures", total=None)
-        found = scan(root, val_share=val_share, progress=lambda done, total: progress.update(task, completed=done, total=total))
-    counts = ", ".join(f"{len(found.samples(split))} {split}" for split in ("train", "val", "test") if found.samples(split))
+        found = scan(
+            root,
+            val_share=val_share,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    counts = ", ".join(
+        f"{len(found.samples(split))} {split}" for split in ("train", "val", "test") if found.samples(split)
+    )
     console.print(f"{found.name}: {len(found.classes)} classes, {counts}.", highlight=False)
     for item in found.skipped[:5]:
         console.print(f"[yellow]skipped[/yellow] {item.name}: {item.reason}", highlight=False)
     if len(found.skipped) > 5:
-        console.print(f"[yellow]skipped[/yellow] {len(found.skipped)} files in all; dataset.json in the run names each.")
+        console.print(
+            f"[yellow]skipped[/yellow] {len(found.skipped)} files in all; dataset.json in the run names each."
+        )
     for trained, held_out in found.shared[:5]:
-        console.print(f"[yellow]same picture on both sides[/yellow] {trained} and {held_out}", highlight=False)
+        console.print(
+            f"[yellow]same picture on both sides[/yellow] {trained} and {held_out}", highlight=False
+        )
     return found
 
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         yield progress
 

@@ -1,4 +1,6 @@
-"""A training run as data: frozen, checked, read from TOML, overridden by the command line; unknown keys are refused."""
+"""A training run as data: frozen, checked, read from TOML, overridden by the command line; unknown keys are
+refused.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,9 @@ class TrainConfig:
         _require(len(set(names)) == len(names), "phase names", names, "all different")
         for phase in self.phases:
             if phase.train_from in BACKBONES or not phase.train_from:
-                raise ConfigError(f"Phase {phase.name!r}: train_from names a block, not {phase.train_from!r}.")
+                raise ConfigError(
+                    f"Phase {phase.name!r}: train_from names a block, not {phase.train_from!r}."
+                )
         object.__setattr__(
             self,
             "phases",
@@ -164,6 +168,13 @@ def _build(kind: type[T], data: Any, where: str) -> T:
 
 
 def _check_kind(key: str, value: Any, wanted: str) -> None:
-    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
-    if wanted in kinds and (not isinstance(value, kinds[wanted]) or (isinstance(value, bool) and wanted != "bool")):
+    kinds: dict[str, tuple[type, ...]] = {
+        "int": (int,),
+        "float": (int, float),
+        "str": (str,),
+        "bool": (bool,),
+    }
+    if wanted in kinds and (
+        not isinstance(value, kinds[wanted]) or (isinstance(value, bool) and wanted != "bool")
+    ):
         raise ConfigError(f"{key} must be of type {wanted}, not {value!r}.")

@@ -1,8 +1,8 @@
 """An image folder as a data set: two layouts, split by content where there is no split, broken files named.
 
-Layouts: ``DIR/train/<class>/…`` with ``DIR/val/<class>/…`` (and ``DIR/test/<class>/…`` if there is one), or one folder
-``DIR/<class>/…`` whose pictures are split by the hash of their bytes, so that the same picture lands on the same side
-on every machine, under every name and however the folder grows.
+Layouts: ``DIR/train/<class>/…`` with ``DIR/val/<class>/…`` (and ``DIR/test/<class>/…`` if there is one), or
+one folder ``DIR/<class>/…`` whose pictures are split by the hash of their bytes, so that the same picture
+lands on the same side on every machine, under every name and however the folder grows.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Dataset:
     test: list[Sample]
     skipped: list[Skipped]
     shared: list[tuple[str, str]]
-    """(train name, held-out name) of pictures that are on both sides: what is measured on them is no evidence."""
+    """(train name, held-out name) of pictures that are on both sides: what is measured on them is no
+    evidence.
+    """
 
     @property
     def digest(self) -> str:
@@ -83,18 +85,23 @@ class Dataset:
         }
 
 
-def scan(root: Path, *, val_share: float = 0.25, progress: Callable[[int, int], None] | None = None) -> Dataset:
+def scan(
+    root: Path, *, val_share: float = 0.25, progress: Callable[[int, int], None] | None = None
+) -> Dataset:
     """Read every picture once, and sort it by class and split.
 
-    Files that are no readable picture are listed in ``skipped``. Raises DataError for a folder that cannot be trained
-    on: missing, empty, one class only, a class without pictures on one side, train and val with other classes.
+    Files that are no readable picture are listed in ``skipped``. Raises DataError for a folder that cannot be
+    trained on: missing, empty, one class only, a class without pictures on one side, train and val with other
+    classes.
     """
     root = root.resolve()
     if not root.is_dir():
         raise DataError(f"The data folder {root} does not exist.")
     divided = (root / "train").is_dir()
     if divided and not (root / "val").is_dir():
-        raise DataError(f"The data folder {root} has train/ but no val/; add one, or give one folder of classes.")
+        raise DataError(
+            f"The data folder {root} has train/ but no val/; add one, or give one folder of classes."
+        )
     classes = _classes(root / "train" if divided else root)
     if divided:
         _same_classes(root, classes)
@@ -128,7 +135,9 @@ def _classes(folder: Path) -> list[str]:
     classes = sorted(found)
     if len(classes) < 2:
         have = f"only {classes[0]!r}" if classes else "none"
-        raise DataError(f"A classifier needs at least two classes, each a folder of pictures; {folder} has {have}.")
+        raise DataError(
+            f"A classifier needs at least two classes, each a folder of pictures; {folder} has {have}."
+        )
     return classes
 
 
@@ -137,7 +146,8 @@ def _same_classes(root: Path, classes: list[str]) -> None:
         if (root / split).is_dir() and set(other := _classes(root / split)) != set(classes):
             missing, extra = sorted(set(classes) - set(other)), sorted(set(other) - set(classes))
             raise DataError(
-                f"{split}/ does not have the classes of train/: missing {missing or 'none'}, unknown {extra or 'none'}."
+                f"{split}/ does not have the classes of train/: "
+                f"missing {missing or 'none'}, unknown {extra or 'none'}."
             )
 
 
@@ -154,9 +164,13 @@ def _each_class_on_both_sides(
     for split in ("train", "val"):
         counts = Counter(sample.label for sample in found[split])
         if empty := [name for label, name in enumerate(classes) if not counts[label]]:
-            broken = f" ({len(skipped)} files could not be read, such as {skipped[0].name})" if skipped else ""
+            broken = (
+                f" ({len(skipped)} files could not be read, such as {skipped[0].name})" if skipped else ""
+            )
             advice = "" if divided else "; with so few pictures, make train/ and val/ folders yourself"
-            raise DataError(f"The {split} split has no readable picture of {', '.join(empty)}{broken}{advice}.")
+            raise DataError(
+                f"The {split} split has no readable picture of {', '.join(empty)}{broken}{advice}."
+            )
 
 
 def _shared(found: dict[str, list[Sample]]) -> list[tuple[str, str]]:

@@ -1,7 +1,9 @@
-"""Fine-tuning in phases: first the head on a frozen backbone, then the top blocks unfrozen. Speaks to no platform.
+"""Fine-tuning in phases: first the head on a frozen backbone, then the top blocks unfrozen. Speaks to no
+platform.
 
-A phase's frozen prefix never changes, so its outputs for a few augmented views of each picture are computed once and
-every epoch trains on those: an epoch of the head costs a thousandth of one through the whole network.
+A phase's frozen prefix never changes, so its outputs for a few augmented views of each picture are computed
+once and every epoch trains on those: an epoch of the head costs a thousandth of one through the whole
+network.
 """
 
 from __future__ import annotations
@@ -70,16 +72,22 @@ class Reporter:
 
 
 class Augmenter:
-    """Varied views of a picture as the geometry's tensors; the same (seed, picture, view) is always the same view."""
+    """Varied views of a picture as the geometry's tensors; the same (seed, picture, view) is always the
+    same view.
+    """
 
     def __init__(self, geometry: Geometry, policy: Augmentation, *, seed: int) -> None:
         self.geometry, self.policy, self.seed = geometry, policy, seed
-        mode = InterpolationMode.BICUBIC if geometry.interpolation == "bicubic" else InterpolationMode.BILINEAR
+        mode = (
+            InterpolationMode.BICUBIC if geometry.interpolation == "bicubic" else InterpolationMode.BILINEAR
+        )
         fill = [round(channel * 255) for channel in geometry.mean]
         size = (geometry.crop_height, geometry.crop_width)
         steps: list[torch.nn.Module] = []
         if policy.rotate_degrees:
-            rotation = v2.RandomRotation([-policy.rotate_degrees, policy.rotate_degrees], InterpolationMode.BILINEAR)
+            rotation = v2.RandomRotation(
+                [-policy.rotate_degrees, policy.rotate_degrees], InterpolationMode.BILINEAR
+            )
             rotation.fill, rotation._fill = fill, {PIL.Image.Image: fill}
             steps.append(rotation)
         steps.append(v2.RandomResizedCrop(size, scale=(policy.min_crop_area, 1.0), interpolation=mode))
@@ -130,11 +138,12 @@ def batches(
 
 
 class Features:
-    """What the lowest boundary of all phases passes up, computed once: several views of each training picture.
+    """What the lowest boundary of all phases passes up, computed once: several views of each training
+    picture.
 
-    Nothing below that boundary changes in any phase, so every phase trains on these, and a phase that starts higher
-    only runs the blocks between. A set too large for the cache's memory gets fewer views, and then none: its pictures
-    run through the frozen part again in each epoch.
+    Nothing below that boundary changes in any phase, so every phase trains on these, and a phase that starts
+    higher only runs the blocks between. A set too large for the cache's memory gets fewer views, and then
+    none: its pictures run through the frozen part again in each epoch.
     """
 
     def __init__(self, model: TransferModel, data: Dataset, config: TrainConfig, reporter: Reporter) -> None:
@@ -144,16 +153,16 @@ class Features:
         self.labels = torch.tensor([sample.label for sample in data.train])
         self.val_labels = torch.tensor([sample.label for sample in data.val])
         self.boundary = min(_boundary(model, phase) for phase in config.phases)
-        self.val = self._run(data.val, 0, lambda done: reporter.step("validation features", done, len(data.val)))
+        self.val = self._run(
+            data.val, 0, lambda done: reporter.step("validation features", done, len(data.val))
+        )
         bytes_per_view = max(self.val[0].numel() * self.val.element_size() * len(data.train), 1)
         self.views = min(config.views, int(config.cache_gb * 1e9 // bytes_per_view))
-        total = self.views * len(data.train)
-        self.train = [
-            self._run(data.train, view, lambda done, before=view * len(data.train): reporter.step(  # type: ignore[misc]
-                "training features", before + done, total
-            ))
-            for view in range(self.views)
-        ]  # fmt: skip
+        self.train = [self._run_view(data.train, view, reporter) for view in range(self.views)]
+
+    def _run_view(self, samples: Sequence[Sample], view: int, reporter: Reporter) -> Tensor:
+        before, total = view * len(samples), self.views * len(samples)
+        return self._run(samples, view, lambda done: reporter.step("training features", before + done, total))
 
     def _run(self, samples: Sequence[Sample], view: int, report: Callable[[int], None]) -> Tensor:
         self.model.eval()
@@ -167,10 +176,14 @@ class Features:
         return torch.cat(parts)
 
     def for_phase(self) -> tuple[list[Tensor], Tensor]:
-        """(training views, validation) at the model's present boundary; the model must be frozen for its phase."""
+        """(training views, validation) at the model's present boundary; the model must be frozen for its
+        phase.
+        """
 
         def raise_up(features: Tensor) -> Tensor:
-            return torch.cat([self.model.frozen_prefix(part, skip=self.boundary) for part in features.split(64)])
+            return torch.cat(
+                [self.model.frozen_prefix(part, skip=self.boundary) for part in torch.split(features, 64)]
+            )
 
         self.model.eval()
         return [raise_up(view) for view in self.train], raise_up(self.val)
@@ -193,8 +206,9 @@ def run_phase(
 ) -> PhaseResult:
     """Train one phase and leave the model in its best state: the one of the lowest validation loss.
 
-    The loss, not the accuracy: on a small validation set accuracy moves in steps of a picture and favours a lucky
-    epoch. The state that the phase began with competes too, so a phase that does not help changes nothing.
+    The loss, not the accuracy: on a small validation set accuracy moves in steps of a picture and favours a
+    lucky epoch. The state that the phase began with competes too, so a phase that does not help changes
+    nothing.
     Raises TrainingError when the loss is not finite; the model then holds the best state before.
     """
     model.freeze_below(phase.train_from)
@@ -212,8 +226,8 @@ def run_phase(
         if not np.isfinite([loss, train_loss if number else 0.0]).all():
             keeper.restore()
             raise TrainingError(
-                f"The loss is not finite (training {train_loss}, validation {loss}) in epoch {number} of phase "
-                f"{phase.name!r}; the state before it is kept. Lower the phase's rate."
+                f"The loss is not finite (training {train_loss}, validation {loss}) in epoch {number} "
+                f"of phase {phase.name!r}; the state before it is kept. Lower the phase's rate."
             )
         rates = {str(group["name"]): float(str(group["lr"])) for group in groups}
         best = keeper.offer(loss)
@@ -224,10 +238,12 @@ def run_phase(
     for number in range(1, phase.epochs + 1):
         model.train()
         losses: list[float] = []
-        for activation, labels in features.epoch(views, number - 1, shuffle.permutation(len(features.samples))):
+        for activation, labels in features.epoch(
+            views, number - 1, shuffle.permutation(len(features.samples))
+        ):
             optimiser.zero_grad(set_to_none=True)
             loss = F.cross_entropy(model.trainable_rest(activation), labels)
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 5.0)
             optimiser.step()
             schedule.step()
@@ -270,7 +286,9 @@ def _boundary(model: TransferModel, phase: PhaseConfig) -> int:
 
 
 def _groups(model: TransferModel, phase: PhaseConfig) -> list[dict[str, Any]]:
-    """Optimiser groups, the rate falling by ``block_decay`` with each block below the head (Howard & Ruder 2018)."""
+    """Optimiser groups, the rate falling by ``block_decay`` with each block below the head (Howard & Ruder
+    2018).
+    """
     groups = model.trainable_groups()
     return [
         {"params": params, "lr": phase.rate * phase.block_decay**depth, "name": name}
@@ -279,7 +297,9 @@ def _groups(model: TransferModel, phase: PhaseConfig) -> list[dict[str, Any]]:
 
 
 def _cosine(step: int, steps: int) -> float:
-    """Share of the peak rate: linear warm-up over a tenth, then a cosine to a hundredth (Loshchilov & Hutter 2017)."""
+    """Share of the peak rate: linear warm-up over a tenth, then a cosine to a hundredth (Loshchilov &
+    Hutter 2017).
+    """
     warm = max(1, steps // 10)
     if step < warm:
         return (step + 1) / warm
@@ -291,5 +311,5 @@ def _validate(model: TransferModel, x: Tensor, y: Tensor) -> tuple[float, float]
     """(cross-entropy, accuracy) from features at the model's boundary."""
     model.eval()
     with torch.no_grad():
-        logits = torch.cat([model.trainable_rest(part) for part in x.split(64)])
+        logits = torch.cat([model.trainable_rest(part) for part in torch.split(x, 64)])
     return float(F.cross_entropy(logits, y)), float((logits.argmax(1) == y).float().mean())

@@ -1,4 +1,6 @@
-"""From the registry to something that serves by itself: a Bento model of the champion, and the Bento around it."""
+"""From the registry to something that serves by itself: a Bento model of the champion, and the Bento around
+it.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def package(reference: str, *, build: bool = True) -> Packaged:
     project = Path(models.__file__).resolve().parents[1]
     bentofile = project / "bentofile.yaml"
     if build and not bentofile.is_file():
-        raise RegistryError(f"There is no bentofile.yaml in {project}; build the Bento from a clone of the project.")
+        raise RegistryError(
+            f"There is no bentofile.yaml in {project}; build the Bento from a clone of the project."
+        )
     with tempfile.TemporaryDirectory() as aside:
         ref = tracking.fetch_bundle(reference, Path(aside) / "bundle")
         checked = bundle.load(ref.folder)

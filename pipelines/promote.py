@@ -24,9 +24,11 @@ class Promotion:
 
 
 def promote(reference: str) -> Promotion:
-    """Move the alias champion to a version if its bundle loads and its accuracy is not below the present champion's.
+    """Move the alias champion to a version if its bundle loads and its accuracy is not below the present
+    champion's.
 
-    Raises RegistryError or BundleError when the version cannot be judged at all; the alias then stays where it was.
+    Raises RegistryError or BundleError when the version cannot be judged at all; the alias then stays where
+    it was.
     """
     found = tracking.find_version(reference)
     name, number = found.name, str(found.version)
@@ -52,7 +54,9 @@ def promote(reference: str) -> Promotion:
 def _accuracy(name: str, number: str, run_id: str | None) -> float:
     metrics = tracking.run_metrics(run_id or "")
     if METRIC not in metrics:
-        raise RegistryError(f"{name} version {number} comes from a run without {METRIC}; it cannot be judged.")
+        raise RegistryError(
+            f"{name} version {number} comes from a run without {METRIC}; it cannot be judged."
+        )
     return metrics[METRIC]
 
 

@@ -1,8 +1,9 @@
-"""The model as MLflow's own flavour, from code: ``mlflow.pyfunc.load_model("models:/NAME@champion").predict(frame)``.
+"""The model as MLflow's own flavour, from code:
+``mlflow.pyfunc.load_model("models:/NAME@champion").predict(frame)``.
 
-MLflow copies this file and the ``models`` package beside the bundle, so that the logged model loads wherever torch and
-captum are installed, without this project and without unpickling anything. The input is a column ``image`` of encoded
-pictures (bytes); text is refused, so no path or URL can be made to be read.
+MLflow copies this file and the ``models`` package beside the bundle, so that the logged model loads wherever
+torch and captum are installed, without this project and without unpickling anything. The input is a column
+``image`` of encoded pictures (bytes); text is refused, so no path or URL can be made to be read.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import mlflow
 import pandas as pd
 
 
-class LucidaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-defined]
+class LucidaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     """Rows of pictures to rows of predicted label, its score, and the scores of all classes."""
 
     def load_context(self, context: Any) -> None:
@@ -23,22 +24,29 @@ class LucidaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-defined]
 
         self.bundle = bundle.load(Path(context.artifacts["bundle"]))
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
         """Predict each row's picture; raises the same errors as the service for one that cannot be used."""
         import torch
 
         from models import images
+        from models.errors import UnreadableImage
         from models.predictions import rank
 
         model = self.bundle.model
         rows = []
         for data in model_input["image"]:
             if not isinstance(data, bytes):
-                raise images.UnreadableImage(f"The column image must hold encoded pictures as bytes, not {type(data)}.")
+                raise UnreadableImage(
+                    f"The column image must hold encoded pictures as bytes, not {type(data)}."
+                )
             x, _ = model.geometry.prepare(images.decode(data))
             with torch.no_grad():
                 ranking = rank(model(x.unsqueeze(0))[0], model.classes)
-            scores = {f"score_{item.label}": item.score for item in sorted(ranking, key=lambda item: item.index)}
+            scores = {
+                f"score_{item.label}": item.score for item in sorted(ranking, key=lambda item: item.index)
+            }
             rows.append({"label": ranking[0].label, "score": ranking[0].score, **scores})
         return pd.DataFrame(rows)
 

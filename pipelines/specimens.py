@@ -1,11 +1,13 @@
-"""The embedded data set: invented butterflies, drawn on the spot, whose diagnostic mark is known to the pixel.
+"""The embedded data set: invented butterflies, drawn on the spot, whose diagnostic mark is known to the
+pixel.
 
-All species share wings, palettes, poses and backgrounds; only the mark tells them apart. So a picture carries its own
-ground truth for explanations: a model that has learnt the species must look at the mark. On request a shortcut is
-planted, a collector's label in a corner of most training pictures of one species, for a model to fall for.
+All species share wings, palettes, poses and backgrounds; only the mark tells them apart. So a picture carries
+its own ground truth for explanations: a model that has learnt the species must look at the mark. On request a
+shortcut is planted, a collector's label in a corner of most training pictures of one species, for a model to
+fall for.
 
-Written as an ordinary image folder: ``train/ val/ test/`` by species, and under ``masks/`` the same tree of the body
-(255 = butterfly), of the mark (``masks/mark``) and of the planted label (``masks/shortcut``).
+Written as an ordinary image folder: ``train/ val/ test/`` by species, and under ``masks/`` the same tree of
+the body (255 = butterfly), of the mark (``masks/mark``) and of the planted label (``masks/shortcut``).
 """
 
 from __future__ import annotations
@@ -36,9 +38,35 @@ SPECIES = {
 """Species and the mark that makes it."""
 
 _SUPERSAMPLING = 2
-_FOREWING = ((0.03, 0.16), (0.30, 0.56), (0.78, 0.84), (0.99, 0.76), (0.93, 0.45), (0.74, 0.12), (0.36, -0.02), (0.04, 0.0))
-_HINDWING = ((0.03, 0.04), (0.40, 0.05), (0.72, -0.08), (0.80, -0.36), (0.62, -0.66), (0.34, -0.74), (0.12, -0.48), (0.03, -0.14))
-_TAIL = ((0.52, -0.58), (0.56, -0.88), (0.60, -1.10), (0.53, -1.17), (0.46, -1.08), (0.44, -0.86), (0.36, -0.64))
+_FOREWING = (
+    (0.03, 0.16),
+    (0.30, 0.56),
+    (0.78, 0.84),
+    (0.99, 0.76),
+    (0.93, 0.45),
+    (0.74, 0.12),
+    (0.36, -0.02),
+    (0.04, 0.0),
+)
+_HINDWING = (
+    (0.03, 0.04),
+    (0.40, 0.05),
+    (0.72, -0.08),
+    (0.80, -0.36),
+    (0.62, -0.66),
+    (0.34, -0.74),
+    (0.12, -0.48),
+    (0.03, -0.14),
+)
+_TAIL = (
+    (0.52, -0.58),
+    (0.56, -0.88),
+    (0.60, -1.10),
+    (0.53, -1.17),
+    (0.46, -1.08),
+    (0.44, -0.86),
+    (0.36, -0.64),
+)
 _PALETTES = (
     # inner, outer, margin
     ((64, 132, 214), (28, 74, 160), (14, 22, 54)),
@@ -87,7 +115,8 @@ class Specimen:
 
 
 def write(plan: SpecimenPlan, folder: Path, *, progress: Callable[[int, int], None] | None = None) -> Path:
-    """Draw the whole set into ``folder`` and return it; a folder that holds the same plan already is kept as it is.
+    """Draw the whole set into ``folder`` and return it; a folder that holds the same plan already is kept as
+    it is.
 
     The folder appears whole or not at all. Raises DataError when it holds something else.
     """
@@ -98,7 +127,9 @@ def write(plan: SpecimenPlan, folder: Path, *, progress: Callable[[int, int], No
     if folder.exists():
         if note.is_file() and note.read_text() == wanted:
             return folder
-        raise DataError(f"The folder {folder} exists and does not hold these specimens; name another or remove it.")
+        raise DataError(
+            f"The folder {folder} exists and does not hold these specimens; name another or remove it."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -173,12 +204,22 @@ def _smooth_closed(points: np.ndarray, steps: int = 10) -> np.ndarray:
     before, after, later = np.roll(points, 1, 0), np.roll(points, -1, 0), np.roll(points, -2, 0)
     t = np.linspace(0, 1, steps, endpoint=False)[None, :, None]
     p0, p1, p2, p3 = (p[:, None, :] for p in (before, points, after, later))
-    curve: np.ndarray = 0.5 * (2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * p1 - p0 - 3 * p2 + p3) * t**3)
+    curve: np.ndarray = 0.5 * (
+        2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * p1 - p0 - 3 * p2 + p3) * t**3
+    )
     return curve.reshape(-1, 2)
 
 
+def _shortened(tail: np.ndarray, wear: float) -> np.ndarray:
+    """A worn tail is a broken one: its far end draws in towards the wing."""
+    root = tail[:, 1].max()
+    return np.stack([tail[:, 0], root + (tail[:, 1] - root) * (1 - 0.55 * wear)], axis=1)
+
+
 class _Canvas:
-    """One picture in the making: float32 pixels (height, width, 3) in 0 to 255, and the pose of its butterfly."""
+    """One picture in the making: float32 pixels (height, width, 3) in 0 to 255, and the pose of its
+    butterfly.
+    """
 
     def __init__(self, width: int, height: int, rng: np.random.Generator) -> None:
         self.width, self.height, self.rng = width, height, rng
@@ -197,7 +238,9 @@ class _Canvas:
         self.along = dx * self.sin + dy * self.cos
         self.side = np.where(across >= 0, 1, -1)
         self.out = np.abs(across) / np.where(across >= 0, self.fold[1], self.fold[-1])
-        """Coordinates in the butterfly's own frame: ``out`` from the body to the wing tip, ``along`` to the head."""
+        """Coordinates in the butterfly's own frame: ``out`` from the body to the wing tip, ``along`` to the
+        head.
+        """
 
     # ------------------------------------------------------------ parts
 
@@ -206,13 +249,21 @@ class _Canvas:
         jitter = self.rng.normal(0, 0.012, (8, 2))
         fore = self._wing(np.array(_FOREWING) + jitter)
         hind = self._wing(np.array(_HINDWING) + jitter)
-        tail = self._wing(np.array(_TAIL)) & ~hind if species == "caudata" else np.zeros_like(fore)
+        wear = self.rng.uniform(0.05, 0.85) if self.rng.random() < 0.5 else 0.0
+        tail = (
+            self._wing(_shortened(np.array(_TAIL), wear)) & ~hind
+            if species == "caudata"
+            else np.zeros_like(fore)
+        )
         wings = fore | hind | tail
         trunk = self._trunk()
         self._shadow(wings | trunk)
         inner, outer, margin = (np.array(c, np.float32) for c in _PALETTES[self.rng.integers(len(_PALETTES))])
         paint = self._wing_paint(wings, fore, inner, outer, margin)
+        bare = paint.copy()
         mark = self._mark(species, paint, fore, hind & ~fore, tail)
+        # Half of the specimens are worn: the mark fades towards the bare wing, as scales rub off.
+        paint = bare * wear + paint * (1 - wear)
         self._lay(paint, wings)
         self._lay(self._trunk_paint(margin), trunk)
         self._antennae(margin)
@@ -262,17 +313,33 @@ class _Canvas:
             length, breadth = self.rng.uniform(14, 62), self.rng.uniform(4, 16)
             angle = self.rng.uniform(0, np.pi)
             share = self.rng.uniform(0, 1)
-            colour = tuple(int(d + (b - d) * share + self.rng.normal(0, 8)) for d, b in zip(dark, bright, strict=True))
+            colour = tuple(
+                int(d + (b - d) * share + self.rng.normal(0, 8)) for d, b in zip(dark, bright, strict=True)
+            )
             t = np.linspace(0, 2 * np.pi, 24)
-            px = cx + np.cos(t) * length * np.cos(angle) - np.sin(t) * np.abs(np.sin(t)) * breadth * np.sin(angle)
-            py = cy + np.cos(t) * length * np.sin(angle) + np.sin(t) * np.abs(np.sin(t)) * breadth * np.cos(angle)
+            px = (
+                cx
+                + np.cos(t) * length * np.cos(angle)
+                - np.sin(t) * np.abs(np.sin(t)) * breadth * np.sin(angle)
+            )
+            py = (
+                cy
+                + np.cos(t) * length * np.sin(angle)
+                + np.sin(t) * np.abs(np.sin(t)) * breadth * np.cos(angle)
+            )
             draw.polygon(list(zip(px.tolist(), py.tolist(), strict=True)), fill=colour)
         for _ in range(self.rng.integers(3, 9)):
-            cx, cy, r = self.rng.uniform(0, small.width), self.rng.uniform(0, small.height), self.rng.uniform(3, 10)
+            cx, cy, r = (
+                self.rng.uniform(0, small.width),
+                self.rng.uniform(0, small.height),
+                self.rng.uniform(3, 10),
+            )
             colour = tuple(min(255, int(b + self.rng.uniform(0, 50))) for b in bright)
             draw.ellipse((cx - r, cy - r, cx + r, cy + r), fill=colour)
         soft = small.filter(ImageFilter.GaussianBlur(float(self.rng.uniform(2.0, 4.5))))
-        return np.asarray(soft.resize((self.width, self.height), PIL.Image.Resampling.BICUBIC), dtype=np.float32)
+        return np.asarray(
+            soft.resize((self.width, self.height), PIL.Image.Resampling.BICUBIC), dtype=np.float32
+        )
 
     def _to_pixels(self, points: np.ndarray, side: int) -> list[tuple[float, float]]:
         """Points in the butterfly's frame (n, 2) to pixels, on one side of the body."""
@@ -303,40 +370,51 @@ class _Canvas:
         shadow = np.roll(np.asarray(blurred, dtype=np.float32) / 255, (shift, shift // 2), (0, 1))
         self.pixels = self.pixels * (1 - 0.52 * shadow[..., None])
 
-    def _wing_paint(self, wings: np.ndarray, fore: np.ndarray, inner: np.ndarray, outer: np.ndarray, margin: np.ndarray) -> np.ndarray:
+    def _wing_paint(
+        self, wings: np.ndarray, fore: np.ndarray, inner: np.ndarray, outer: np.ndarray, margin: np.ndarray
+    ) -> np.ndarray:
         reach = np.clip(np.hypot(self.out, self.along - 0.05) / 1.1, 0, 1)[..., None]
         paint = inner * (1 - reach) + outer * reach
         theta = np.arctan2(self.along - 0.06, self.out + 0.02)
         vein = np.abs(np.sin(theta * 7.5 + np.where(fore, 0.4, 1.3)))
-        paint = paint * (1 - 0.30 * np.exp(-((vein / 0.085) ** 2)) * np.clip(reach[..., 0] * 2, 0, 1))[..., None]
+        paint = (
+            paint * (1 - 0.30 * np.exp(-((vein / 0.085) ** 2)) * np.clip(reach[..., 0] * 2, 0, 1))[..., None]
+        )
         shimmer = 1 + 0.07 * np.sin(self.out * 26 + self.along * 9) * np.cos(self.along * 17)
         paint = paint * shimmer[..., None].astype(np.float32)
-        edge = PIL.Image.fromarray((wings * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(self.scale * 0.045))
+        edge = PIL.Image.fromarray((wings * 255).astype(np.uint8)).filter(
+            ImageFilter.GaussianBlur(self.scale * 0.045)
+        )
         rim = np.clip((0.93 - np.asarray(edge, dtype=np.float32) / 255) / 0.36, 0, 1)[..., None]
         root = np.exp(-((np.hypot(self.out, self.along) / 0.20) ** 2))[..., None] * 0.45
         paint = paint * (1 - rim) + margin * rim
         paint = paint * (1 - root) + margin * root
-        seam = PIL.Image.fromarray((fore * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(self.scale * 0.03))
+        seam = PIL.Image.fromarray((fore * 255).astype(np.uint8)).filter(
+            ImageFilter.GaussianBlur(self.scale * 0.03)
+        )
         fall = np.asarray(seam, dtype=np.float32)[..., None] / 255 * 0.40
-        return np.where(fore[..., None], paint, paint * (1 - fall)).astype(np.float32)
+        painted: np.ndarray = np.where(fore[..., None], paint, paint * (1 - fall)).astype(np.float32)
+        return painted
 
-    def _mark(self, species: str, paint: np.ndarray, fore: np.ndarray, hind: np.ndarray, tail: np.ndarray) -> np.ndarray:
+    def _mark(
+        self, species: str, paint: np.ndarray, fore: np.ndarray, hind: np.ndarray, tail: np.ndarray
+    ) -> np.ndarray:
         """Paint the mark into ``paint`` and return its mask."""
         cream = np.array([250, 240, 212], np.float32) + self.rng.normal(0, 4, 3).astype(np.float32)
         if species == "argus":
             return self._eyespot(paint, fore)
         if species == "cincta":
             middle = 0.50 + self.rng.normal(0, 0.02) + 0.10 * self.along
-            mask = (np.abs(self.out - middle) < 0.062) & (fore | hind)
+            mask = np.asarray((np.abs(self.out - middle) < 0.048) & (fore | hind), dtype=bool)
             paint[mask] = cream
         elif species == "apicata":
             mask = fore & (self.out + 0.72 * self.along > 1.16 + self.rng.normal(0, 0.02))
             paint[mask] = np.array([252, 176, 40], np.float32)
         elif species == "punctata":
-            mask = np.zeros_like(hind)
+            mask = np.zeros(hind.shape, dtype=bool)
             for turn in np.linspace(-0.30, 1.0, 5):
                 x, y = 0.28 + 0.42 * np.cos(turn), -0.27 - 0.36 * np.sin(turn)
-                mask |= np.hypot(self.out - x, self.along - y) < 0.052
+                mask |= np.hypot(self.out - x, self.along - y) < 0.044
             mask &= hind
             paint[mask] = cream
         else:
@@ -346,7 +424,7 @@ class _Canvas:
 
     def _eyespot(self, paint: np.ndarray, fore: np.ndarray) -> np.ndarray:
         x, y = 0.62 + self.rng.normal(0, 0.015), 0.40 + self.rng.normal(0, 0.015)
-        radius = np.hypot(self.out - x, self.along - y) / self.rng.uniform(0.145, 0.175)
+        radius = np.hypot(self.out - x, self.along - y) / self.rng.uniform(0.11, 0.15)
         rings = ((1.0, (38, 26, 30)), (0.80, (246, 204, 84)), (0.52, (20, 18, 26)))
         for limit, colour in rings:
             paint[(radius < limit) & fore] = colour

@@ -1,8 +1,8 @@
 """Everything that is said to MLflow: runs, metrics, pictures, the logged model and the registry.
 
-The store is MLflow's own choice (sqlite:///mlflow.db in the working folder) or what MLFLOW_TRACKING_URI names. A model
-is taken from the registry as files and checked as a bundle; MLflow's loaders, which run a model's own code, are never
-called.
+The store is MLflow's own choice (sqlite:///mlflow.db in the working folder) or what MLFLOW_TRACKING_URI
+names. A model is taken from the registry as files and checked as a bundle; MLflow's loaders, which run a
+model's own code, are never called.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def check_name(name: str) -> str:
 
 @contextmanager
 def run(name: str, *, nested: bool = False, tags: Mapping[str, str] | None = None) -> Iterator[str]:
-    """An MLflow run that always ends: FINISHED, FAILED on an error, KILLED on Ctrl-C or a stop; yields its id."""
+    """An MLflow run that always ends: FINISHED, FAILED on an error, KILLED on Ctrl-C or a stop; yields its
+    id.
+    """
     _quiet()
     if not nested:
         mlflow.set_experiment(EXPERIMENT)
@@ -81,7 +83,9 @@ def run(name: str, *, nested: bool = False, tags: Mapping[str, str] | None = Non
 def log_setup(params: Mapping[str, Any], data: Dataset) -> None:
     """Parameters, versions, and the data set as an input with its digest."""
     mlflow.log_params(dict(params))
-    mlflow.set_tags({f"version.{name}": version(name) for name in ("torch", "torchvision", "captum", "pillow")})
+    mlflow.set_tags(
+        {f"version.{name}": version(name) for name in ("torch", "torchvision", "captum", "pillow")}
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         source = resolve_dataset_source(str(data.root))
@@ -151,14 +155,18 @@ def log_page(html: str, path: str, *, run_id: str | None = None) -> None:
 
 
 def log_model(folder: Path, *, name: str, metrics: Mapping[str, float]) -> ModelVersion:
-    """Log a bundle as a models-from-code pyfunc in the present run and register it as a new version of ``name``.
+    """Log a bundle as a models-from-code pyfunc in the present run and register it as a new version of
+    ``name``.
 
-    The version is made after everything that it names has been stored, so it is complete from its first moment.
+    The version is made after everything that it names has been stored, so it is complete from its first
+    moment.
     """
     check_name(name)
     _quiet()
     pictures = Schema([ColSpec(DataType.binary, "image")])
-    requirements = [f"{name}=={version(name)}" for name in ("torch", "torchvision", "captum", "pillow", "safetensors")]
+    requirements = [
+        f"{name}=={version(name)}" for name in ("torch", "torchvision", "captum", "pillow", "safetensors")
+    ]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example.*")
         info = _log_pyfunc(folder, pictures, requirements)
@@ -196,9 +204,13 @@ def find_version(reference: str) -> ModelVersion:
             return client.get_model_version(name, number)
         versions = client.search_model_versions(f"name = '{name}'")
     except MlflowException as error:
-        raise RegistryError(f"The registry at {mlflow.get_registry_uri()} has no model {reference!r}: {error.message}") from error
+        raise RegistryError(
+            f"The registry at {mlflow.get_registry_uri()} has no model {reference!r}: {error.message}"
+        ) from error
     if not versions:
-        raise RegistryError(f"The registry at {mlflow.get_registry_uri()} has no version of the model {name!r}.")
+        raise RegistryError(
+            f"The registry at {mlflow.get_registry_uri()} has no version of the model {name!r}."
+        )
     return max(versions, key=lambda item: int(item.version))
 
 
@@ -211,7 +223,9 @@ def champion(name: str) -> ModelVersion | None:
 
 
 def fetch_bundle(reference: str, folder: Path) -> ModelRef:
-    """Copy a registered version's bundle to a new ``folder``, noting name and version; its files are not yet trusted."""
+    """Copy a registered version's bundle to a new ``folder``, noting name and version; its files are not
+    yet trusted.
+    """
     found = find_version(reference)
     with tempfile.TemporaryDirectory() as aside:
         try:
@@ -220,7 +234,9 @@ def fetch_bundle(reference: str, folder: Path) -> ModelRef:
                 f"models:/{found.name}/{found.version}/artifacts/{BUNDLE}", dst_path=aside
             )
         except MlflowException as error:
-            raise RegistryError(f"{found.name} version {found.version} has no model files: {error.message}") from error
+            raise RegistryError(
+                f"{found.name} version {found.version} has no model files: {error.message}"
+            ) from error
         bundle.copy(Path(files), folder)
     bundle.register(folder, name=found.name, version=str(found.version), source="mlflow")
     return ModelRef(name=found.name, version=str(found.version), run_id=found.run_id or "", folder=folder)
@@ -257,6 +273,8 @@ def _log_bytes(data: bytes, path: str, *, run_id: str | None = None) -> None:
 
 
 def _quiet() -> None:
-    """MLflow and alembic narrate each table they make; the run's own progress is what a user wants to read."""
+    """MLflow and alembic narrate each table they make; the run's own progress is what a user wants to
+    read.
+    """
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +14,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from models import bundle, images
+from models.backbones import Pretraining
 from models.render.contact_sheet import Tile, contact_sheet
 from models.transfer import TransferModel
 from pipelines import tracking
 from pipelines.config import TrainConfig
 from pipelines.data import Dataset, Sample
-from pipelines.evaluate import Evaluation, Judged, evaluate
+from pipelines.evaluate import Evaluation, evaluate
 from pipelines.finetune import Augmenter, Features, Reporter, run_phase
-from pipelines.review import gallery
-
-_CLOSE_CALLS = 6
-_MOST_MISTAKES = 60
+from pipelines.review.log import log_review
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +39,8 @@ class Trained:
 def train(data: Dataset, config: TrainConfig, *, name: str, reporter: Reporter | None = None) -> Trained:
     """Fine-tune in phases, evaluate, save the bundle, log everything and register the model version.
 
-    Deterministic on one machine for one config and data set. Raises the project's errors; a run that fails is marked
-    FAILED in MLflow, one that is interrupted KILLED.
+    Deterministic on one machine for one config and data set. Raises the project's errors; a run that fails is
+    marked FAILED in MLflow, one that is interrupted KILLED.
     """
     reporter = reporter or Reporter()
     tracking.check_name(name)
@@ -51,7 +48,7 @@ def train(data: Dataset, config: TrainConfig, *, name: str, reporter: Reporter |
     if config.threads:
         torch.set_num_threads(config.threads)
     # Weights that are missing should be known before a run is opened.
-    pretraining = "imagenet" if config.weights == "imagenet" else "none"
+    pretraining: Pretraining = "imagenet" if config.weights == "imagenet" else "none"
     model = TransferModel.create(config.backbone, data.classes, pretraining=pretraining)
     with tracking.run(f"{name} {config.backbone}") as run_id:
         tracking.log_setup({"model_name": name, "data": data.name, **config.flat()}, data)
@@ -65,36 +62,25 @@ def train(data: Dataset, config: TrainConfig, *, name: str, reporter: Reporter |
         with tempfile.TemporaryDirectory() as aside:
             folder = Path(aside) / "bundle"
             digest = bundle.save(
-                model, folder, name=name, run_id=run_id, metrics=metrics, dataset=data.summary(), training=config.flat()
+                model,
+                folder,
+                name=name,
+                run_id=run_id,
+                metrics=metrics,
+                dataset=data.summary(),
+                training=config.flat(),
             )
             checked = bundle.load(folder)
-            log_review(checked.model, list(evaluations.values()), name=name, run_id=run_id, digest=digest, reporter=reporter)
+            log_review(
+                checked.model,
+                list(evaluations.values()),
+                name=name,
+                run_id=run_id,
+                digest=digest,
+                reporter=reporter,
+            )
             registered = tracking.log_model(folder, name=name, metrics=metrics)
     return Trained(run_id, name, str(registered.version), digest, evaluations)
-
-
-def log_review(
-    model: TransferModel, evaluations: Sequence[Evaluation], *, name: str, run_id: str, digest: str, reporter: Reporter
-) -> str:
-    """Make the misclassification gallery, log it to the run as a page and a sheet, and return the page."""
-    def explained(split: str, what: str, judged: list[Judged]) -> list[gallery.Case]:
-        return gallery.cases(model, judged, split, report=lambda done, total: reporter.step(what, done, total))
-
-    wrong = [c for each in evaluations for c in explained(each.split, "explaining mistakes", each.wrong[:_MOST_MISTAKES])]
-    close = [
-        c for each in evaluations[:1] for c in explained(each.split, "explaining close calls", each.least_sure[:_CLOSE_CALLS])
-    ]
-    facts = {
-        "model": name, "run": run_id, "bundle digest": digest, "backbone": model.row.name,
-        "Grad-CAM block": model.cam_block, "mistakes shown": f"{len(wrong)} of {sum(len(e.wrong) for e in evaluations)}",
-    }  # fmt: skip
-    html = gallery.page(evaluations, wrong, close, title=f"Review of {name}", facts=facts)
-    tracking.log_page(html, "review/review.html", run_id=run_id)
-    if wrong:
-        tracking.log_picture(gallery.sheet(wrong[:24], title=f"{name}: mistakes"), "review/mistakes.png")
-    if close:
-        tracking.log_picture(gallery.sheet(close, title=f"{name}: close calls"), "review/close_calls.png")
-    return html
 
 
 def confusion_picture(evaluation: Evaluation) -> PIL.Image.Image:
@@ -110,10 +96,13 @@ def confusion_picture(evaluation: Evaluation) -> PIL.Image.Image:
     axes.set_yticks(range(len(counts)), evaluation.classes)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(f"{evaluation.split}: accuracy {evaluation.metrics['accuracy']:.3f} of {len(evaluation.judged)}", fontsize=11)
+    axes.set_title(
+        f"{evaluation.split}: accuracy {evaluation.metrics['accuracy']:.3f} of {len(evaluation.judged)}",
+        fontsize=11,
+    )
     for row, col in np.ndindex(*counts.shape):
         if counts[row, col]:
-            axes.text(col, row, int(counts[row, col]), ha="center", va="center", fontsize=10,
+            axes.text(col, row, str(int(counts[row, col])), ha="center", va="center", fontsize=10,
                       color="white" if share[row, col] > 0.55 else "#201e28")  # fmt: skip
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -131,7 +120,10 @@ def _run_phases(model: TransferModel, data: Dataset, config: TrainConfig, report
 def _evaluate(model: TransferModel, data: Dataset, reporter: Reporter) -> dict[str, Evaluation]:
     return {
         split: evaluate(
-            model, data.samples(split), split, report=lambda done, total: reporter.step("evaluating", done, total)
+            model,
+            data.samples(split),
+            split,
+            report=lambda done, total: reporter.step("evaluating", done, total),
         )
         for split in ("val", "test")
         if data.samples(split)
@@ -139,7 +131,11 @@ def _evaluate(model: TransferModel, data: Dataset, reporter: Reporter) -> dict[s
 
 
 def _named_metrics(evaluations: dict[str, Evaluation]) -> dict[str, float]:
-    return {f"{split}_{name}": value for split, each in evaluations.items() for name, value in each.metrics.items()}
+    return {
+        f"{split}_{name}": value
+        for split, each in evaluations.items()
+        for name, value in each.metrics.items()
+    }
 
 
 def _augmented_sheet(model: TransferModel, data: Dataset, config: TrainConfig) -> PIL.Image.Image:
@@ -149,7 +145,11 @@ def _augmented_sheet(model: TransferModel, data: Dataset, config: TrainConfig) -
     for sample in data.train:
         by_class.setdefault(sample.label, sample)
     tiles = [
-        Tile(augmenter.picture(sample, view), data.classes[sample.label], "as served" if view == 0 else f"view {view}")
+        Tile(
+            augmenter.picture(sample, view),
+            data.classes[sample.label],
+            "as served" if view == 0 else f"view {view}",
+        )
         for sample in list(by_class.values())[:6]
         for view in range(4)
     ]

@@ -1,9 +1,9 @@
 """The one place where the outside comes in: an ASGI layer round everything that BentoML routes.
 
-BentoML fetches a text in a file field as a URL, reads bodies without a limit, guesses types of form fields, writes
-temporary files under the client's file names, and answers errors in three shapes. Here a posted form is read under
-limits, checked, and handed on rebuilt: one file named "image", and text fields that stay text. Nothing that a client
-wrote is ever taken for an address, a path or a type.
+BentoML fetches a text in a file field as a URL, reads bodies without a limit, guesses types of form fields,
+writes temporary files under the client's file names, and answers errors in three shapes. Here a posted form
+is read under limits, checked, and handed on rebuilt: one file named "image", and text fields that stay text.
+Nothing that a client wrote is ever taken for an address, a path or a type.
 """
 
 from __future__ import annotations
@@ -78,17 +78,25 @@ class Edge:
     async def _read(self, headers: Headers, receive: Receive) -> bytes:
         """The whole body, or a Refusal as soon as it is known to be too long."""
         too_long = Refusal(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", f"The body is over the limit of {self.max_body_bytes:,} bytes."
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            "body_too_large",
+            f"The body is over the limit of {self.max_body_bytes:,} bytes.",
         )
         declared = headers.get("content-length", "")
-        if declared.isascii() and declared.isdigit() and (len(declared) > 15 or int(declared) > self.max_body_bytes):
+        if (
+            declared.isascii()
+            and declared.isdigit()
+            and (len(declared) > 15 or int(declared) > self.max_body_bytes)
+        ):
             raise too_long
         parts: list[bytes] = []
         size = 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Refusal(HTTPStatus.BAD_REQUEST, "incomplete_body", "The connection ended before the body did.")
+                raise Refusal(
+                    HTTPStatus.BAD_REQUEST, "incomplete_body", "The connection ended before the body did."
+                )
             size += len(message.get("body", b""))
             if size > self.max_body_bytes:
                 raise too_long
@@ -102,34 +110,50 @@ async def _parse(headers: Headers, body: bytes) -> FormData:
         yield body
         yield b""
 
-    parser = MultiPartParser(headers, chunks(), max_files=2, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
+    parser = MultiPartParser(
+        headers, chunks(), max_files=2, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
+    )
     try:
         return await parser.parse()
     except (MultiPartException, FormParserError, HTTPException, ValueError, KeyError, LookupError) as error:
         reason = getattr(error, "message", "") or str(error)
         detail = f": {reason[:120].rstrip('.')}" if isinstance(error, MultiPartException) else ""
-        raise Refusal(HTTPStatus.BAD_REQUEST, "malformed_form", f"The form cannot be read{detail}.") from error
+        raise Refusal(
+            HTTPStatus.BAD_REQUEST, "malformed_form", f"The form cannot be read{detail}."
+        ) from error
 
 
 async def _sound(form: FormData) -> tuple[bytes, dict[str, str]]:
-    """The one picture and the text fields; a text where the picture should be is refused, whatever it says."""
+    """The one picture and the text fields; a text where the picture should be is refused, whatever it
+    says.
+    """
     pictures = form.getlist("image")
     if not pictures:
-        raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "missing_image", "The form has no field 'image' with the picture.")
+        raise Refusal(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "missing_image",
+            "The form has no field 'image' with the picture.",
+        )
     if len(pictures) > 1:
-        raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "several_images", "The form has several fields 'image'; send one.")
+        raise Refusal(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "several_images",
+            "The form has several fields 'image'; send one.",
+        )
     picture = pictures[0]
     if not isinstance(picture, UploadFile):
         raise Refusal(
             HTTPStatus.UNPROCESSABLE_ENTITY, "image_is_text",
-            "The field 'image' must be an uploaded file; a text, such as an address or a path, is never fetched.",
+            "The field 'image' must be an uploaded file; a text, such as an address, is never fetched.",
         )  # fmt: skip
     fields: dict[str, str] = {}
     for name, value in form.multi_items():
         if name == "image":
             continue
         if isinstance(value, UploadFile) or name in fields:
-            raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "bad_field", "Every field but 'image' must be one text.")
+            raise Refusal(
+                HTTPStatus.UNPROCESSABLE_ENTITY, "bad_field", "Every field but 'image' must be one text."
+            )
         if value.strip():
             fields[name] = value.strip()
     return await picture.read(), fields
@@ -138,15 +162,9 @@ async def _sound(form: FormData) -> tuple[bytes, dict[str, str]]:
 def _encode(picture: bytes, fields: dict[str, str]) -> tuple[bytes, str]:
     """A form with plain names; BentoML reads each text as JSON, so each is written as a JSON string."""
     boundary = secrets.token_hex(16)
-    parts = [
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{json.dumps(value)}\r\n'.encode()
-        for name, value in fields.items()
-        if name.isidentifier()
-    ]
-    head = (
-        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="image"\r\n'
-        "Content-Type: application/octet-stream\r\n\r\n"
-    )
+    start = f"--{boundary}\r\nContent-Disposition: form-data; name="
+    parts = [f'{start}"{name}"\r\n\r\n{json.dumps(value)}\r\n'.encode() for name, value in fields.items()]
+    head = f'{start}"image"; filename="image"\r\nContent-Type: application/octet-stream\r\n\r\n'
     body = b"".join([*parts, head.encode(), picture, f"\r\n--{boundary}--\r\n".encode()])
     return body, f"multipart/form-data; boundary={boundary}"
 
@@ -190,7 +208,11 @@ def _one_shape(send: Send) -> Send:
             return
         body = _in_shape(start["status"], b"".join(parts))
         kept = [(n, v) for n, v in start["headers"] if n.lower() not in {b"content-length", b"content-type"}]
-        headers = [*kept, (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers = [
+            *kept,
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
         status, start = _status(start["status"], body), None
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -200,7 +222,11 @@ def _one_shape(send: Send) -> Send:
 
 def _status(status: int, body: bytes) -> int:
     """BentoML answers 400 to a field of the wrong type; that is 422 everywhere else here."""
-    return HTTPStatus.UNPROCESSABLE_ENTITY if b'"kind":"bad_field"' in body and status == HTTPStatus.BAD_REQUEST else status
+    return (
+        HTTPStatus.UNPROCESSABLE_ENTITY
+        if b'"kind":"bad_field"' in body and status == HTTPStatus.BAD_REQUEST
+        else status
+    )
 
 
 def _in_shape(status: int, body: bytes) -> bytes:
@@ -210,7 +236,10 @@ def _in_shape(status: int, body: bytes) -> bytes:
         content = None
     if isinstance(content, dict) and set(content) == {"error", "kind"}:
         return body
-    kind, message = HTTPStatus(status).name.lower(), HTTPStatus(status).description or HTTPStatus(status).phrase
+    kind, message = (
+        HTTPStatus(status).name.lower(),
+        HTTPStatus(status).description or HTTPStatus(status).phrase,
+    )
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.SERVICE_UNAVAILABLE:
         kind, message = "internal", "The service failed; the fault is not in the request"
     elif isinstance(content, dict) and isinstance(content.get("detail"), list):

@@ -57,7 +57,13 @@ class Engine:
         )
 
     def explain(
-        self, data: bytes, *, target: str | None = None, top_k: int = 1, block: str | None = None, overlay: bool = False
+        self,
+        data: bytes,
+        *,
+        target: str | None = None,
+        top_k: int = 1,
+        block: str | None = None,
+        overlay: bool = False,
     ) -> schemas.ExplainAnswer:
         """The prediction with evidence for the class ``target``, or for the ``top_k`` highest scores.
 
@@ -67,7 +73,9 @@ class Engine:
         image, frame, ranking, maps = self._maps(data, clock, target=target, top_k=top_k, block=block)
         with clock.part("render"):
             scores = {item.index: item.score for item in ranking}
-            evidence = [self._evidence(image, frame, each, scores[each.index], overlay=overlay) for each in maps]
+            evidence = [
+                self._evidence(image, frame, each, scores[each.index], overlay=overlay) for each in maps
+            ]
         return schemas.ExplainAnswer(
             predictions=[_score(item) for item in ranking],
             image=schemas.ImageSize(width=image.width, height=image.height),
@@ -247,7 +255,9 @@ def _warnings(image: Image, frame: Frame, maps: list[Attribution] | None = None)
     x0, y0, x1, y1 = frame.seen_box
     unseen = 1.0 - (x1 - x0) * (y1 - y0) / (image.width * image.height)
     if unseen > _UNSEEN_SHARE_WARNED:
-        found.append(f"The model saw only the middle of the picture: {unseen:.0%} of its area was cropped away.")
+        found.append(
+            f"The model saw only the middle of the picture: {unseen:.0%} of its area was cropped away."
+        )
     if min(x1 - x0, y1 - y0) < min(frame.crop_width, frame.crop_height) / 4:
         found.append(
             f"The picture is small: {image.width} x {image.height} pixels were enlarged for the model, "

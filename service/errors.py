@@ -37,7 +37,9 @@ def answer_to(error: errors.LucidaError) -> JSONResponse:
     for kind in type(error).__mro__:
         if kind in STATUS:
             return answer(STATUS[kind], _snake(type(error).__name__), str(error))
-    return answer(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "The service failed; the fault is not in the request.")
+    return answer(
+        HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "The service failed; the fault is not in the request."
+    )
 
 
 def answered(endpoint: Callable[P, R]) -> Callable[P, R | Response]:

@@ -61,7 +61,9 @@ class Evidence(Answer):
     seen_box: tuple[float, float, float, float] = Field(
         description="x0, y0, x1, y1 of what the model saw, in pixels of the picture; the grid tiles this box."
     )
-    overlay: str | None = Field(None, description="The picture with the map over it, as a JPEG data URI, if asked for.")
+    overlay: str | None = Field(
+        None, description="The picture with the map over it, as a JPEG data URI, if asked for."
+    )
 
 
 class PredictAnswer(Answer):

@@ -14,13 +14,19 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="LUCIDA_", frozen=True, extra="forbid")
 
-    bundle: Path | None = Field(None, description="Serve this bundle folder instead of the packaged Bento model.")
+    bundle: Path | None = Field(
+        None, description="Serve this bundle folder instead of the packaged Bento model."
+    )
     max_body_bytes: int = Field(20_000_000, ge=1_000, description="Longest request body that is read.")
-    max_pixels: int = Field(50_000_000, ge=1, description="Largest width x height of a picture, from its header.")
+    max_pixels: int = Field(
+        50_000_000, ge=1, description="Largest width x height of a picture, from its header."
+    )
     max_scans: int = Field(200, ge=1, description="Most scans of a JPEG.")
     max_top_k: int = Field(20, ge=1, description="Most classes explained in one request.")
     max_overlay_side: int = Field(1600, ge=64, description="Longest side of an overlay in pixels.")
     request_threads: int = Field(
-        default_factory=lambda: max(2, os.cpu_count() or 1), ge=1, description="Requests worked on at once in a process."
+        default_factory=lambda: max(2, os.cpu_count() or 1),
+        ge=1,
+        description="Requests worked on at once in a process.",
     )
     torch_threads: int = Field(1, ge=1, description="Threads that torch takes for one request.")

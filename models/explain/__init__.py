@@ -1,1 +1,3 @@
-"""Why the model said so: explanations as frozen values, computed through Captum without a hook on the shared model."""
+"""Why the model said so: explanations as frozen values, computed through Captum without a hook on the
+shared model.
+"""

@@ -42,7 +42,9 @@ class BlockActivation:
     """Channels of the highest mean, strongest first."""
 
 
-def activations(model: TransferModel, x: Tensor, *, blocks: Sequence[str], channels: int = 8) -> list[BlockActivation]:
+def activations(
+    model: TransferModel, x: Tensor, *, blocks: Sequence[str], channels: int = 8
+) -> list[BlockActivation]:
     """Outputs of the named blocks for one picture (1, 3, H, W), in the model's order, each block once.
 
     Raises UnknownChoice for a block that the model does not have.
@@ -55,7 +57,9 @@ def activations(model: TransferModel, x: Tensor, *, blocks: Sequence[str], chann
 
 
 def _describe(block: str, value: Tensor, channels: int) -> BlockActivation:
-    """(channels, rows, cols) to its description; copies what it keeps, so that the forward's memory is freed."""
+    """(channels, rows, cols) to its description; copies what it keeps, so that the forward's memory is
+    freed.
+    """
     value = value.float()
     means = value.mean(dim=(1, 2))
     strongest = torch.argsort(means, descending=True, stable=True)[:channels].tolist()
@@ -69,7 +73,10 @@ def _describe(block: str, value: Tensor, channels: int) -> BlockActivation:
         zero_share=float((value == 0).float().mean()),
         strongest=tuple(
             Channel(
-                index=i, mean=float(means[i]), maximum=float(value[i].max()), values=value[i].clone().cpu().numpy()
+                index=i,
+                mean=float(means[i]),
+                maximum=float(value[i].max()),
+                values=value[i].clone().cpu().numpy(),
             )
             for i in strongest
         ),

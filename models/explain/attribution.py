@@ -11,7 +11,7 @@ Status = Literal["ok", "no_positive_evidence", "no_gradient", "not_finite"]
 
 MEANINGS: dict[Status, str] = {
     "ok": "The map has evidence for the class.",
-    "no_positive_evidence": "No part of the picture speaks for this class at this block; the map is empty on purpose.",
+    "no_positive_evidence": "No part of the picture speaks for this class here; the map is empty on purpose.",
     "no_gradient": "The class score does not react to this block at all; there is nothing to show.",
     "not_finite": "The map came out with values that are not finite numbers and was dropped.",
 }
@@ -51,14 +51,19 @@ class Attribution:
         return float(self.values.max())
 
     def positive(self, full_scale: float | None = None) -> np.ndarray:
-        """The positive part scaled to [0, 1] by its own maximum or by ``full_scale``; all zero when there is none."""
+        """The positive part scaled to [0, 1] by its own maximum or by ``full_scale``; all zero when there
+        is none.
+        """
         positive = np.maximum(self.values, 0.0)
         top = float(positive.max()) if full_scale is None else full_scale
-        return np.minimum(positive / top, 1.0) if top > 0.0 else positive
+        scaled: np.ndarray = np.minimum(positive / top, 1.0) if top > 0.0 else positive
+        return scaled
 
 
 def classify(values: np.ndarray) -> tuple[Status, np.ndarray]:
-    """Status of a raw signed map, and the map that may be shown: never NaN, never a blank one without a word."""
+    """Status of a raw signed map, and the map that may be shown: never NaN, never a blank one without a
+    word.
+    """
     if not np.isfinite(values).all():
         return "not_finite", np.zeros_like(values)
     if not values.any():

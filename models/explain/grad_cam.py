@@ -1,10 +1,11 @@
 """Grad-CAM (Selvaraju et al. 2017) on a model cut into blocks, safe to call from many threads at once.
 
-The blocks up to the cut run once without autograd, at the price of a prediction. Captum differentiates only the rest,
-on an ``Identity`` made for this one call: nothing is hooked on the shared model, so two requests never meet.
+The blocks up to the cut run once without autograd, at the price of a prediction. Captum differentiates only
+the rest, on an ``Identity`` made for this one call: nothing is hooked on the shared model, so two requests
+never meet.
 
-Map = sum over channels of alpha_c A_c, with alpha_c the mean over the block's positions of d(logit) / d(A_c). The sign
-is kept (no ReLU here): the positive part is what an overlay shows, the raw range says how strong it was.
+Map = sum over channels of alpha_c A_c, with alpha_c the mean over the block's positions of d(logit) / d(A_c).
+The sign is kept (no ReLU here): the positive part is what an overlay shows, the raw range tells its strength.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ METHOD = "grad_cam"
 
 
 class _Rest(nn.Module):
-    """What follows a cut, with a place of its own for Captum's hook; shares the model's weights, owns none."""
+    """What follows a cut, with a place of its own for Captum's hook; shares the model's weights, owns
+    none.
+    """
 
     def __init__(self, model: TransferModel, block: str) -> None:
         super().__init__()
@@ -65,7 +68,9 @@ def look(model: TransferModel, x: Tensor, *, block: str | None = None) -> Eviden
     return Evidence(block=block, activation=activation, logits=logits)
 
 
-def grad_cam(model: TransferModel, evidence: Evidence, item: int, targets: Sequence[int]) -> list[Attribution]:
+def grad_cam(
+    model: TransferModel, evidence: Evidence, item: int, targets: Sequence[int]
+) -> list[Attribution]:
     """Grad-CAM maps of one picture of the batch, one for each target class index, in one backward pass.
 
     Raises UnknownChoice for a class outside the model's.
@@ -78,7 +83,10 @@ def grad_cam(model: TransferModel, evidence: Evidence, item: int, targets: Seque
     one = evidence.activation[item : item + 1].detach()
     batch = one.expand(len(targets), *one.shape[1:]).contiguous().requires_grad_()
     maps = _signed_maps(_Rest(model, evidence.block), batch, list(targets))
-    return [_attribution(model, evidence.block, target, values) for target, values in zip(targets, maps, strict=True)]
+    return [
+        _attribution(model, evidence.block, target, values)
+        for target, values in zip(targets, maps, strict=True)
+    ]
 
 
 def grad_cam_batch(model: TransferModel, evidence: Evidence, targets: Sequence[int]) -> list[Attribution]:
@@ -87,7 +95,10 @@ def grad_cam_batch(model: TransferModel, evidence: Evidence, targets: Sequence[i
         raise ValueError(f"{len(targets)} targets for {len(evidence.activation)} pictures.")
     batch = evidence.activation.detach().clone().requires_grad_()
     maps = _signed_maps(_Rest(model, evidence.block), batch, list(targets))
-    return [_attribution(model, evidence.block, target, values) for target, values in zip(targets, maps, strict=True)]
+    return [
+        _attribution(model, evidence.block, target, values)
+        for target, values in zip(targets, maps, strict=True)
+    ]
 
 
 def _signed_maps(rest: _Rest, batch: Tensor, targets: list[int]) -> Tensor:

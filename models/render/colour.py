@@ -1,8 +1,8 @@
 """One colour map for evidence, made by formula: perceptually even, and readable without telling hues apart.
 
-The path runs in OKLab (Ottosson 2020) from deep violet by rose and orange to pale yellow. Lightness rises in a straight
-line, so the order of values survives greyscale print and every common colour blindness; equal steps of value are
-nearly equal steps of colour.
+The path runs in OKLab (Ottosson 2020) from deep violet by rose and orange to pale yellow. Lightness rises in
+a straight line, so the order of values survives greyscale print and every common colour blindness; equal
+steps of value are nearly equal steps of colour.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def colourise(values: np.ndarray) -> np.ndarray:
 
 
 def _widest_chroma(lightness: np.ndarray, hue: np.ndarray) -> np.ndarray:
-    """For each step the chroma, at most _CHROMA, that still lies within sRGB; smoothed so that the map has no kink."""
+    """For each step the chroma, at most _CHROMA, that still lies within sRGB; smoothed so that the map has
+    no kink.
+    """
     candidates = np.linspace(0.0, _CHROMA, 120)
     lab = np.stack(
         [

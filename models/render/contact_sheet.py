@@ -24,8 +24,12 @@ class Tile:
     detail: str = ""
 
 
-def contact_sheet(tiles: Sequence[Tile], *, columns: int, side: int = 168, title: str = "") -> PIL.Image.Image:
-    """Lay the tiles out in rows; each picture is fitted into a square of ``side`` pixels, never cut or stretched."""
+def contact_sheet(
+    tiles: Sequence[Tile], *, columns: int, side: int = 168, title: str = ""
+) -> PIL.Image.Image:
+    """Lay the tiles out in rows; each picture is fitted into a square of ``side`` pixels, never cut or
+    stretched.
+    """
     gap, line = 14, 17
     captioned = any(tile.caption for tile in tiles)
     detailed = any(tile.detail for tile in tiles)
@@ -35,7 +39,12 @@ def contact_sheet(tiles: Sequence[Tile], *, columns: int, side: int = 168, title
     sheet = PIL.Image.new("RGB", (gap + columns * (side + gap), top + max(rows, 1) * cell + 4), _PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
-        draw.text((gap, gap - 4), _fit_text(draw, title, sheet.width - 2 * gap, 18), _INK, ImageFont.load_default(18))
+        draw.text(
+            (gap, gap - 4),
+            _fit_text(draw, title, sheet.width - 2 * gap, 18),
+            _INK,
+            ImageFont.load_default(18),
+        )
     for position, tile in enumerate(tiles):
         x, y = gap + (position % columns) * (side + gap), top + (position // columns) * cell
         fitted = _fitted(tile.picture, side)
@@ -54,8 +63,12 @@ def activation_sheet(blocks: Sequence[BlockActivation], *, columns: int = 8) -> 
         for channel in block.strongest:
             shown = np.maximum(channel.values, 0.0) / top if top > 0.0 else np.zeros_like(channel.values)
             picture = PIL.Image.fromarray(colourise(shown)).resize((168, 168), PIL.Image.Resampling.NEAREST)
-            channels, rows, cols = block.shape
-            tiles.append(Tile(picture, f"{block.block}  #{channel.index}", f"{rows} x {cols}, max {channel.maximum:.3g}"))
+            _, rows, cols = block.shape
+            tiles.append(
+                Tile(
+                    picture, f"{block.block}  #{channel.index}", f"{rows} x {cols}, max {channel.maximum:.3g}"
+                )
+            )
         tiles += [Tile(PIL.Image.new("RGB", (1, 1), _PAPER))] * (-len(tiles) % columns)
     return contact_sheet(tiles, columns=columns, title="Strongest channels of each block (one scale a block)")
 

@@ -22,14 +22,19 @@ _MAX_SIDE = 1600
 
 
 def overlay(
-    image: Image, frame: Frame, attribution: Attribution, *, max_side: int = _MAX_SIDE, full_scale: float | None = None
+    image: Image,
+    frame: Frame,
+    attribution: Attribution,
+    *,
+    max_side: int = _MAX_SIDE,
+    full_scale: float | None = None,
 ) -> PIL.Image.Image:
     """The upright picture with the positive evidence over it.
 
-    Strong evidence is opaque and bright; without evidence the picture stays visible, slightly greyed, so that colour
-    always means evidence. The unseen border is dimmed and hatched. A picture longer than ``max_side`` pixels a side
-    is shown smaller. Full colour is the map's own maximum, or ``full_scale`` (in the map's raw units) so that several
-    maps can be compared.
+    Strong evidence is opaque and bright; without evidence the picture stays visible, slightly greyed, so that
+    colour always means evidence. The unseen border is dimmed and hatched. A picture longer than ``max_side``
+    pixels a side is shown smaller. Full colour is the map's own maximum, or ``full_scale`` (in the map's raw
+    units) so that several maps can be compared.
     """
     picture, frame = _fit(image.pil, frame, max_side)
     laid = frame.unwarp(attribution.positive(full_scale))
@@ -56,11 +61,16 @@ def encode(picture: PIL.Image.Image, encoding: Encoding = "jpeg") -> bytes:
 
 
 def _fit(picture: PIL.Image.Image, frame: Frame, max_side: int) -> tuple[PIL.Image.Image, Frame]:
-    """Shrink a large picture; the frame keeps its proportions, for its boxes are shares of the picture's size."""
+    """Shrink a large picture; the frame keeps its proportions, for its boxes are shares of the picture's
+    size.
+    """
     longest = max(picture.size)
     if longest <= max_side:
         return picture, frame
-    size = (max(1, round(picture.width * max_side / longest)), max(1, round(picture.height * max_side / longest)))
+    size = (
+        max(1, round(picture.width * max_side / longest)),
+        max(1, round(picture.height * max_side / longest)),
+    )
     smaller = picture.resize(size, PIL.Image.Resampling.BILINEAR, reducing_gap=2.0)
     return smaller, Frame(
         width=size[0],

@@ -72,8 +72,12 @@ class ExplainJob:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def plan(source: Path, bundle: Bundle, *, target: str | None, block: str | None, limits: Limits | None = None) -> ExplainJob:
-    """Find the pictures of a folder (or take a single file) and check the options; raises DataError, UnknownChoice."""
+def plan(
+    source: Path, bundle: Bundle, *, target: str | None, block: str | None, limits: Limits | None = None
+) -> ExplainJob:
+    """Find the pictures of a folder (or take a single file) and check the options; raises DataError,
+    UnknownChoice.
+    """
     source = source.resolve()
     if not source.exists():
         raise DataError(f"There is no file or folder {source}.")
@@ -83,7 +87,9 @@ def plan(source: Path, bundle: Bundle, *, target: str | None, block: str | None,
         files = sorted(
             path.relative_to(source).as_posix()
             for path in source.rglob("*")
-            if path.suffix.lower() in images.SUFFIXES and path.is_file() and path.resolve().is_relative_to(source)
+            if path.suffix.lower() in images.SUFFIXES
+            and path.is_file()
+            and path.resolve().is_relative_to(source)
         )
     if not files:
         raise DataError(f"The folder {source} has no pictures ({', '.join(images.SUFFIXES)}).")
@@ -97,7 +103,9 @@ def plan(source: Path, bundle: Bundle, *, target: str | None, block: str | None,
     return ExplainJob(source, names, target, block, bundle.provenance.digest, limits or Limits())
 
 
-def explain_part(job: ExplainJob, bundle: Bundle, files: Sequence[str], overlays: Path, *, batch_size: int = 16) -> list[dict[str, Any]]:
+def explain_part(
+    job: ExplainJob, bundle: Bundle, files: Sequence[str], overlays: Path, *, batch_size: int = 16
+) -> list[dict[str, Any]]:
     """Rows for some of the job's files, in their order; overlays are written as JPEG files."""
     rows: dict[str, dict[str, Any]] = {}
     good: list[tuple[str, Image]] = []
@@ -113,12 +121,16 @@ def explain_part(job: ExplainJob, bundle: Bundle, files: Sequence[str], overlays
 
 
 def overlay_name(path: str) -> str:
-    """A file name for a picture's overlay: readable, safe on any file system, and different for different paths."""
+    """A file name for a picture's overlay: readable, safe on any file system, and different for different
+    paths.
+    """
     stem = _SAFE.sub("_", Path(path).stem)[:60] or "picture"
     return f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:10]}.jpg"
 
 
-def _explain_batch(job: ExplainJob, bundle: Bundle, pictures: Sequence[tuple[str, Image]], overlays: Path) -> Iterator[dict[str, Any]]:
+def _explain_batch(
+    job: ExplainJob, bundle: Bundle, pictures: Sequence[tuple[str, Image]], overlays: Path
+) -> Iterator[dict[str, Any]]:
     model = bundle.model
     ready: list[tuple[str, Image, torch.Tensor, Frame]] = []
     for name, image in pictures:
@@ -139,7 +151,15 @@ def _explain_batch(job: ExplainJob, bundle: Bundle, pictures: Sequence[tuple[str
         yield _row(job, name, image, frame, ranking, attribution, file)
 
 
-def _row(job: ExplainJob, name: str, image: Image, frame: Frame, ranking: list[Prediction], attribution: Attribution, file: str) -> dict[str, Any]:
+def _row(
+    job: ExplainJob,
+    name: str,
+    image: Image,
+    frame: Frame,
+    ranking: list[Prediction],
+    attribution: Attribution,
+    file: str,
+) -> dict[str, Any]:
     return {
         "path": name,
         "digest": image.sha256,

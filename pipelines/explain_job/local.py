@@ -1,4 +1,6 @@
-"""Run an ExplainJob on this machine: part by part, each renamed into place whole, so that a stopped job resumes."""
+"""Run an ExplainJob on this machine: part by part, each renamed into place whole, so that a stopped job
+resumes.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,13 @@ class Done:
     """Pictures that an earlier run of the same job had done already."""
 
 
-def run(job: ExplainJob, bundle: Bundle, out: Path, *, progress: Callable[[int, int], None] | None = None) -> Done:
+def run(
+    job: ExplainJob, bundle: Bundle, out: Path, *, progress: Callable[[int, int], None] | None = None
+) -> Done:
     """Explain every file into ``out``: rows/*.parquet, overlays/*.jpg, index.html and, at the end, _SUCCESS.
 
-    Stopped and started again with the same job it goes on where it was. Raises DataError when ``out`` holds another.
+    Stopped and started again with the same job it goes on where it was. Raises DataError when ``out`` holds
+    another.
     """
     _claim(job, out)
     resumed = 0
@@ -84,10 +89,21 @@ def index_page(job: ExplainJob, bundle: Bundle, rows: list[dict[str, Any]]) -> s
 
 def _claim(job: ExplainJob, out: Path) -> None:
     note = out / "job.json"
-    wanted = json.dumps({"key": job.key, "model_digest": job.model_digest, "block": job.block, "target": job.target, "pictures": len(job.files)}, indent=2)
+    wanted = json.dumps(
+        {
+            "key": job.key,
+            "model_digest": job.model_digest,
+            "block": job.block,
+            "target": job.target,
+            "pictures": len(job.files),
+        },
+        indent=2,
+    )
     if note.exists():
         if note.read_text() != wanted:
-            raise DataError(f"The folder {out} holds another job (other pictures, model or options); name a new one.")
+            raise DataError(
+                f"The folder {out} holds another job (other pictures, model or options); name a new one."
+            )
     elif out.exists() and any(out.iterdir()):
         raise DataError(f"The folder {out} is not empty and holds no explain job; name a new one.")
     for folder in (out / "rows", out / "overlays"):

@@ -1,7 +1,8 @@
-"""The misclassification gallery: each wrong picture with the evidence for the predicted and for the true class.
+"""The misclassification gallery: each wrong picture with the evidence for the predicted and for the true
+class.
 
-The two maps share one scale, so that a faint map looks faint beside a strong one. Comes as one self-contained HTML
-page and as a contact sheet.
+The two maps share one scale, so that a faint map looks faint beside a strong one. Comes as one self-contained
+HTML page and as a contact sheet.
 """
 
 from __future__ import annotations
@@ -87,7 +88,11 @@ def page(
             for each in evaluations
         ],
         sections=[
-            {"name": "Mistakes", "lead": "The surest mistakes first.", "cases": [_for_page(case) for case in wrong]},
+            {
+                "name": "Mistakes",
+                "lead": "The surest mistakes first.",
+                "cases": [_for_page(case) for case in wrong],
+            },
             {
                 "name": "Close calls",
                 "lead": "Right answers, the least sure first: where the next mistakes will come from.",
@@ -119,7 +124,9 @@ def _case(model: TransferModel, judged: Judged, split: str) -> Case:
     evidence = look(model, x.unsqueeze(0))
     predicted, true = grad_cam(model, evidence, 0, [judged.top.index, judged.sample.label])
     scale = max(predicted.maximum, true.maximum)
-    notes = tuple(f"{each.label}: {MEANINGS[each.status]}" for each in (predicted, true) if each.status != "ok")
+    notes = tuple(
+        f"{each.label}: {MEANINGS[each.status]}" for each in (predicted, true) if each.status != "ok"
+    )
 
     def shown(attribution: Attribution) -> PIL.Image.Image:
         return overlay(image, frame, attribution, max_side=_SHOWN_SIDE, full_scale=scale)

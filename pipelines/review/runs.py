@@ -13,7 +13,7 @@ from pipelines import tracking
 from pipelines.data import Dataset
 from pipelines.evaluate import evaluate
 from pipelines.finetune import Reporter
-from pipelines.train import log_review
+from pipelines.review.log import log_review
 
 
 def find_run(reference: str) -> str:
@@ -28,7 +28,9 @@ def find_run(reference: str) -> str:
 
 
 def model_of(run_id: str) -> str:
-    """The registered version, as "NAME/number", that a run produced; raises RegistryError when there is none."""
+    """The registered version, as "NAME/number", that a run produced; raises RegistryError when there is
+    none.
+    """
     versions = mlflow.MlflowClient().search_model_versions(f"run_id = '{run_id}'")
     if not versions:
         raise RegistryError(f"The run {run_id} registered no model version, so there is nothing to review.")
@@ -49,11 +51,21 @@ def review(run_id: str, data: Dataset, *, reporter: Reporter | None = None) -> s
             raise RegistryError(f"{reference} knows {checked.model.classes}, the data has {data.classes}.")
         trained_on = checked.manifest.get("dataset", {}).get("digest")
         if trained_on != data.digest:
-            raise RegistryError(f"{reference} was trained on another data set (digest {str(trained_on)[:12]}, not {data.digest[:12]}).")
+            raise RegistryError(
+                f"{reference} was trained on another data set "
+                f"(digest {str(trained_on)[:12]}, not {data.digest[:12]})."
+            )
         judged = [
-            evaluate(checked.model, data.samples(split), split, report=lambda done, total: reporter.step("evaluating", done, total))
+            evaluate(
+                checked.model,
+                data.samples(split),
+                split,
+                report=lambda done, total: reporter.step("evaluating", done, total),
+            )
             for split in ("val", "test")
             if data.samples(split)
         ]
         origin = checked.provenance
-        return log_review(checked.model, judged, name=origin.model, run_id=run_id, digest=origin.digest, reporter=reporter)
+        return log_review(
+            checked.model, judged, name=origin.model, run_id=run_id, digest=origin.digest, reporter=reporter
+        )

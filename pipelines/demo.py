@@ -1,0 +1,178 @@
+"""The whole path in one go, for a first look: specimens, training, registry, Bento, a served explanation, a
+batch.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from models import bundle
+from models.errors import LucidaError
+from pipelines import data, tracking
+from pipelines.config import TrainConfig
+from pipelines.evaluate import Judged
+from pipelines.explain_job import job, local
+from pipelines.finetune import Reporter
+from pipelines.package import package
+from pipelines.promote import promote
+from pipelines.review import runs
+from pipelines.specimens import SPECIES, SpecimenPlan, write
+from pipelines.train import Trained, train
+
+NAME = "specimens"
+_START_S = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """Where everything lies afterwards."""
+
+    out: Path
+    run_id: str
+    bento: str
+    picture: Path
+    explained: Path
+    answer: Path
+    batch: Path
+    review: Path
+
+
+def run(out: Path, say: Callable[[str], None], reporter: Reporter) -> Demo:
+    """Do everything once under ``out`` and leave nothing running; a second run trains another version."""
+    say("1/6  Drawing butterflies whose diagnostic mark is known to the pixel")
+    root = write(
+        SpecimenPlan(), out / "specimens", progress=lambda d, t: reporter.step("drawing specimens", d, t)
+    )
+    found = data.scan(root)
+    say("2/6  Fine-tuning: first the head on a frozen backbone, then the top blocks")
+    trained = train(found, TrainConfig(), name=NAME, reporter=reporter)
+    say("3/6  Promoting the new version, unless the present champion is better")
+    decision = promote(f"{NAME}/{trained.version}")
+    say(f"     version {trained.version}: {decision.reason}")
+    say("4/6  Packaging the champion as a Bento")
+    packaged = package(f"{NAME}@{tracking.CHAMPION}")
+    say("5/6  Serving it, and asking it to explain one picture")
+    picture = _one_picture(trained)
+    with served(packaged.bento_tag, log=out / "service.log") as url:
+        answer = _ask(url, picture)
+    explained, answer_file = _save(out, answer)
+    top = answer["predictions"][0]
+    say(f"     {picture.name}: {top['label']} {top['score']:.0%} ({SPECIES[top['label']]})")
+    say("6/6  Explaining the test folder as a batch, and reviewing the mistakes")
+    batch = _batch(root / "test", out, packaged.name, reporter)
+    review = out / "review.html"
+    review.write_text(runs.review(trained.run_id, found, reporter=reporter))
+    return Demo(out, trained.run_id, packaged.bento_tag, picture, explained, answer_file, batch, review)
+
+
+@contextmanager
+def served(bento_tag: str, *, log: Path) -> Iterator[str]:
+    """``bentoml serve`` of a Bento as a process of its own on a free port of this machine, ended on the way
+    out.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "bentoml",
+        "serve",
+        bento_tag,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_ready(url, process, log)
+        yield url
+    finally:
+        _end(process)
+
+
+def _wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise LucidaError(
+                f"The service ended while starting (exit code {process.returncode}); see {log}."
+            )
+        try:
+            if httpx.get(f"{url}/readyz", timeout=2, trust_env=False).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            time.sleep(0.3)
+    raise LucidaError(f"The service was not ready within {_START_S} s; see {log}.")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the whole group, so that no worker stays behind; SIGKILL if it takes longer than 20 s."""
+    for stop, patience_s in ((signal.SIGTERM, 20), (signal.SIGKILL, 5)):
+        try:
+            os.killpg(process.pid, stop)
+            process.wait(patience_s)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+        else:
+            return
+
+
+def _one_picture(trained: Trained) -> Path:
+    """A test picture that the model is right and sure about."""
+    judged = trained.evaluations["test"].judged
+    right = [item for item in judged if item.right] or judged
+
+    def order(item: Judged) -> tuple[bool, float]:
+        return item.truth != "argus", -item.top.score
+
+    return min(right, key=order).sample.path
+
+
+def _ask(url: str, picture: Path) -> dict:  # type: ignore[type-arg]
+    with picture.open("rb") as file:
+        reply = httpx.post(
+            f"{url}/explain", files={"image": file}, data={"overlay": "true"}, timeout=60, trust_env=False
+        )
+    if reply.status_code != httpx.codes.OK:
+        raise LucidaError(f"The service answered {reply.status_code}: {reply.text[:200]}")
+    answer: dict = reply.json()  # type: ignore[type-arg]
+    return answer
+
+
+def _save(out: Path, answer: dict) -> tuple[Path, Path]:  # type: ignore[type-arg]
+    explained, answer_file = out / "explained.jpg", out / "answer.json"
+    explained.write_bytes(base64.b64decode(answer["evidence"][0]["overlay"].split(",", 1)[1]))
+    answer_file.write_text(json.dumps(answer, indent=2))
+    return explained, answer_file
+
+
+def _batch(source: Path, out: Path, name: str, reporter: Reporter) -> Path:
+    """Explain a folder with the champion; each champion's rows go to a folder of its own."""
+    champion = tracking.champion(name)
+    number = champion.version if champion is not None else "0"
+    folder = out / f"champion-v{number}"
+    if not folder.exists():
+        tracking.fetch_bundle(f"{name}/{number}", folder)
+    loaded = bundle.load(folder)
+    target = out / f"batch-v{number}"
+    planned = job.plan(source, loaded, target=None, block=None)
+    return local.run(planned, loaded, target, progress=lambda d, t: reporter.step("explaining", d, t)).out
