@@ -17,7 +17,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms import functional as F
 
 from models.errors import BundleError, ImageTooLarge
 from models.images import Image
@@ -66,8 +66,7 @@ class Frame:
     def seen(self) -> np.ndarray:
         """Boolean array (height, width): the pixels whose centre lies within what the model saw."""
         x0, y0, x1, y1 = self.seen_box
-        xs, ys = np.arange(self.width) + 0.5, np.arange(self.height) + 0.5
-        return np.outer((ys >= y0) & (ys < y1), (xs >= x0) & (xs < x1))
+        return np.outer(_seen_along(self.height, y0, y1), _seen_along(self.width, x0, x1))
 
     def unwarp(self, grid: np.ndarray) -> np.ndarray:
         """Lay a map over the picture: (rows, cols) to float32 (height, width), NaN where the model never
@@ -84,6 +83,13 @@ class Frame:
         laid: np.ndarray = along_y @ grid.astype(np.float32) @ along_x.T
         laid[~self.seen()] = np.nan
         return laid
+
+
+def _seen_along(pixels: int, start: float, stop: float) -> np.ndarray:
+    """Which pixels of a row have their centre in [start, stop); in a tiny picture without any, those that it cuts."""
+    centre = np.arange(pixels) + 0.5
+    inside = (centre >= start) & (centre < stop)
+    return inside if inside.any() else (centre + 0.5 > start) & (centre - 0.5 < stop)
 
 
 def _interpolation_matrix(pixels: int, start: float, stop: float, cells: int) -> np.ndarray:
@@ -198,7 +204,7 @@ class Geometry:
 
     def normalise(self, picture: PIL.Image.Image) -> Tensor:
         """A crop as float32 (3, height, width): scaled to [0, 1], then (x - mean) / std."""
-        scaled = F.to_dtype(F.pil_to_tensor(picture), torch.float32, scale=True)
+        scaled = F.convert_image_dtype(F.pil_to_tensor(picture), torch.float32)
         normalised: Tensor = F.normalize(scaled, mean=list(self.mean), std=list(self.std))
         return normalised
 

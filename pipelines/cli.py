@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -222,12 +223,9 @@ def demo(
     ):
         table.add_row(what, str(where))
     console.print(table)
-    console.print(
-        f"make ui      then open http://127.0.0.1:5000 and look at run {made.run_id}", highlight=False
-    )
-    console.print(
-        f"make serve   then: curl -F image=@{made.picture} http://127.0.0.1:3000/explain", highlight=False
-    )
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    say(f"make ui      then open http://127.0.0.1:5000 and look at run {made.run_id}")
+    say(f"make serve   then: curl -F image=@{made.picture} http://127.0.0.1:3000/explain")
 
 
 # ---------------------------------------------------------------- what the commands share

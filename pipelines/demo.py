@@ -75,7 +75,8 @@ def run(out: Path, say: Callable[[str], None], reporter: Reporter) -> Demo:
     batch = _batch(root / "test", out, packaged.name, reporter)
     review = out / "review.html"
     review.write_text(runs.review(trained.run_id, found, reporter=reporter))
-    return Demo(out, trained.run_id, packaged.bento_tag, picture, explained, answer_file, batch, review)
+    shown = Path(os.path.relpath(picture))
+    return Demo(out, trained.run_id, packaged.bento_tag, shown, explained, answer_file, batch, review)
 
 
 @contextmanager

@@ -1,0 +1,90 @@
+"""What the tests share: real photographs, drawn specimens, and a bundle of the embedded backbone."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from models import bundle
+from models.transfer import TransferModel
+from pipelines import specimens
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """The folder of real photographs, or a skip that says where it was looked for."""
+    folder = Path(os.environ.get("LUCIDA_DATA", PROJECT.parent / "shared" / "data"))
+    if not (folder / "hymenoptera").is_dir():
+        pytest.skip(f"no real photographs in {folder}; set LUCIDA_DATA to the folder that has hymenoptera/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def butterflies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small set of specimens with train, val and test."""
+    plan = specimens.SpecimenPlan(train=6, val=4, test=2, side=240)
+    return specimens.write(plan, tmp_path_factory.mktemp("drawn") / "butterflies")
+
+
+@pytest.fixture(scope="session")
+def imagenet() -> TransferModel:
+    """The embedded backbone with its ImageNet classifier."""
+    return TransferModel.imagenet("efficientnet_lite0").requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(imagenet: TransferModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved bundle with real ImageNet features and a classifier of three of its classes."""
+    names = ["ant", "bee", "flamingo"]
+    rows = [imagenet.classes.index(name) for name in names]
+    model = TransferModel.create("efficientnet_lite0", names)
+    with torch.no_grad():
+        model.classifier[1].weight.copy_(imagenet.classifier[1].weight[rows])
+        model.classifier[1].bias.copy_(imagenet.classifier[1].bias[rows])
+    folder = tmp_path_factory.mktemp("bundles") / "three"
+    bundle.save(model, folder, name="three", run_id="0" * 32, metrics={"val_accuracy": 0.9})
+    return folder
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working folder of its own, with an MLflow store and a Bento store of its own."""
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bentoml"))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    yield tmp_path
+    mlflow.end_run()
+
+
+def encoded(picture: PIL.Image.Image | np.ndarray, format: str = "PNG", **options: object) -> bytes:
+    """A picture or an array of pixels as encoded bytes."""
+    if isinstance(picture, np.ndarray):
+        picture = PIL.Image.fromarray(picture)
+    buffer = io.BytesIO()
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def encode() -> object:
+    """The function that encodes pictures, for test modules that cannot import this one."""
+    return encoded

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import timm
+import torch
+
+from models import images
+from models.backbones import BACKBONES, backbone, imagenet_classes
+from models.errors import UnknownChoice, WeightsUnavailable
+from models.predictions import rank
+from models.transfer import TransferModel
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def pair(request):
+    """(uncut network, the same network cut into blocks)."""
+    torch.manual_seed(0)
+    row = backbone(request.param)
+    network = row.network("imagenet" if request.param == "efficientnet_lite0" else "none")
+    return network, TransferModel(row, network, classes=imagenet_classes(), keep_classifier=True).eval()
+
+
+@torch.no_grad()
+def test_cut_logits_are_bit_equal_to_the_uncut_network(pair):
+    network, model = pair
+    x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(model(x), network(x))
+
+
+@torch.no_grad()
+def test_until_and_after_meet_at_every_block(pair):
+    _, model = pair
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    logits = model(x)
+    for block in model.block_names:
+        assert torch.equal(model.after(block, model.until(block, x)), logits), block
+
+
+@torch.no_grad()
+def test_no_later_block_overwrites_an_earlier_ones_value(pair):
+    _, model = pair
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(3))
+    kept = [(name, value, value.clone()) for name, value in model.walk(x)]
+    assert [name for name, _, _ in kept] == [*model.block_names, "head"]
+    for name, value, copy in kept:
+        assert torch.equal(value, copy), f"{name} was changed in place by a later block"
+
+
+@torch.no_grad()
+def test_the_cam_and_top_blocks_are_maps_of_the_model(pair):
+    _, model = pair
+    assert model.row.top_block in model.block_names
+    activation = model.until(model.cam_block, torch.randn(1, 3, 224, 224))
+    assert activation.ndim == 4
+    assert min(activation.shape[-2:]) >= 7
+
+
+@torch.no_grad()
+def test_the_embedded_network_is_timms_with_the_packaged_weights():
+    row = backbone("efficientnet_lite0")
+    peer = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    peer.load_state_dict(dict(zip(peer.state_dict(), row.pretrained().values(), strict=True)))
+    for side in (224, 201):
+        x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(side))
+        torch.testing.assert_close(row.network()(x), peer(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("folder", "names"),
+    [
+        ("hymenoptera/val/ants", {"ant"}),
+        ("hymenoptera/val/bees", {"bee"}),
+        ("caltech_animals/val/elephant", {"African elephant", "Indian elephant", "tusker"}),
+        ("caltech_animals/val/flamingo", {"flamingo"}),
+    ],
+)
+def test_the_packaged_weights_know_real_photographs(imagenet, photos, folder, names):
+    pictures = sorted((photos / folder).glob("*.jpg"))[:24]
+    x = torch.stack([imagenet.geometry.prepare(images.read(path))[0] for path in pictures])
+    with torch.no_grad():
+        found = [rank(logits, imagenet.classes)[0].label for logits in imagenet(x)]
+    hits = sum(label in names for label in found) / len(found)
+    assert hits >= 0.55, f"only {hits:.0%} of {folder} are {names}: {found}"
+
+
+def test_missing_weights_say_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(WeightsUnavailable) as caught:
+        backbone("resnet18").network()
+    for wanted in ("resnet18", str(tmp_path), "TORCH_HOME", "efficientnet_lite0"):
+        assert wanted in str(caught.value)
+
+
+def test_cached_weights_are_used_without_a_network(tmp_path, monkeypatch):
+    row = backbone("squeezenet1_1")
+    weights = torch.hub.get_dir()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.manual_seed(5)
+    state = row.build().state_dict()
+    torch.save(state, folder / "squeezenet1_1-b8a52dc0.pth")
+    loaded = row.network()
+    assert weights != str(tmp_path)
+    assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+
+
+def test_an_unknown_backbone_names_the_choices():
+    with pytest.raises(UnknownChoice, match="efficientnet_lite0"):
+        backbone("resnet19")
+
+
+def test_geometry_of_each_row_is_plain_data():
+    for row in BACKBONES.values():
+        assert json.loads(json.dumps(row.geometry().to_dict()))["crop_height"] == 224

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models import bundle
+from models.errors import BundleError
+
+
+@pytest.fixture
+def copy(bundle_folder, tmp_path) -> Path:
+    return Path(shutil.copytree(bundle_folder, tmp_path / "copy"))
+
+
+def resign(folder: Path, **changes: object) -> None:
+    """Write a manifest whose digests are right, as somebody who wants to deceive would."""
+    manifest = json.loads((folder / "bundle.json").read_text()) | changes
+    manifest["files"] = {name: bundle._sha256((folder / name).read_bytes()) for name in manifest["files"]}
+    manifest["digest"] = bundle._manifest_digest(manifest)
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+
+
+def test_a_saved_bundle_answers_as_the_model_did(bundle_folder, imagenet):
+    loaded = bundle.load(bundle_folder)
+    assert loaded.model.classes == ["ant", "bee", "flamingo"]
+    assert loaded.provenance.run_id == "0" * 32
+    assert loaded.provenance.version is None
+    assert loaded.model.geometry == imagenet.geometry
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+    assert not any(m.training for m in loaded.model.modules())
+    x = torch.randn(2, 3, 224, 224)
+    rows = [imagenet.classes.index(name) for name in loaded.model.classes]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(x), imagenet(x)[:, rows], atol=1e-5, rtol=1e-5)
+
+
+def test_the_folder_holds_no_pickle_and_nothing_else(bundle_folder):
+    assert sorted(path.name for path in bundle_folder.iterdir()) == [
+        "bundle.json",
+        "probe.png",
+        "weights.safetensors",
+    ]
+
+
+def test_saving_twice_gives_the_same_bytes(bundle_folder, tmp_path):
+    model = bundle.load(bundle_folder).model
+    for name in ("a", "b"):
+        bundle.save(model, tmp_path / name, name="three")
+    for file in ("bundle.json", "weights.safetensors", "probe.png"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    with pytest.raises(BundleError, match="never overwritten"):
+        bundle.save(model, tmp_path / "a", name="three")
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "probe.png", "bundle.json"])
+def test_one_flipped_bit_is_found(copy, file):
+    data = bytearray((copy / file).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / file).write_bytes(data)
+    with pytest.raises(BundleError, match=file.split(".")[0]):
+        bundle.load(copy)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "probe.png", "bundle.json"])
+def test_a_missing_or_cut_file_is_named(copy, file):
+    (copy / file).write_bytes((copy / file).read_bytes()[:40])
+    with pytest.raises(BundleError, match=file.split(".")[0]):
+        bundle.load(copy)
+    (copy / file).unlink()
+    with pytest.raises(BundleError, match=file):
+        bundle.load(copy)
+
+
+def poison(state: dict, how: str) -> dict:
+    key = "classifier.1.weight"
+    if how == "nan":
+        state[key][0, 0] = float("nan")
+    elif how == "shape":
+        state[key] = state[key][:2].clone()
+    elif how == "dtype":
+        state[key] = state[key].half()
+    elif how == "name":
+        state["classifier.1.wight"] = state.pop(key)
+    elif how == "values":
+        state[key] = state[key] * 1.01
+    return state
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [("nan", "not finite"), ("shape", "needs"), ("dtype", "needs"), ("name", "names"), ("values", "probe")],
+)
+def test_rightly_signed_but_wrong_weights_are_refused(copy, how, reason):
+    save_file(poison(load_file(copy / "weights.safetensors"), how), copy / "weights.safetensors")
+    resign(copy)
+    with pytest.raises(BundleError, match=reason):
+        bundle.load(copy)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": 99},
+        {"backbone": "resnet999"},
+        {"cam_block": "nowhere"},
+        {"classes": ["ant", "ant", "bee"]},
+        {"classes": ["ant", "bee"]},
+        {"classes": []},
+        {"geometry": {"resize": 1}},
+        {"probe": {"file": "probe.png", "logits": [0.0, 0.0, 0.0]}},
+        {"probe": {}},
+    ],
+    ids=str,
+)
+def test_a_lying_manifest_is_refused(copy, changes):
+    resign(copy, **changes)
+    with pytest.raises(BundleError):
+        bundle.load(copy)
+
+
+def test_another_preprocessing_is_found_by_the_probe(copy):
+    geometry = json.loads((copy / "bundle.json").read_text())["geometry"]
+    resign(copy, geometry={**geometry, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]})
+    with pytest.raises(BundleError, match="probe"):
+        bundle.load(copy)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.system, ("touch exploded",))
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch", "header"])
+def test_hostile_weights_run_no_code(copy, how, monkeypatch):
+    monkeypatch.chdir(copy)
+    path = copy / "weights.safetensors"
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(Bomb()))
+    elif how == "torch":
+        torch.save({"x": Bomb()}, path)
+    else:
+        path.write_bytes((2**60).to_bytes(8, "little") + b'{"__metadata__":{}}')
+    resign(copy)
+    with pytest.raises(BundleError, match="safetensors"):
+        bundle.load(copy)
+    assert not (copy / "exploded").exists()
+
+
+def test_weights_that_are_not_finite_are_never_saved(bundle_folder, tmp_path):
+    model = bundle.load(bundle_folder).model
+    with torch.no_grad():
+        model.classifier[1].bias[0] = float("inf")
+    with pytest.raises(BundleError, match="finite"):
+        bundle.save(model, tmp_path / "bad", name="bad")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_while_saving_leaves_a_whole_bundle_or_none(bundle_folder, tmp_path):
+    script = (
+        "import sys, itertools; from pathlib import Path; from models import bundle\n"
+        "model = bundle.load(Path(sys.argv[1])).model; print('go', flush=True)\n"
+        "for i in itertools.count(): bundle.save(model, Path(sys.argv[2]) / f'b{i}', name='x')\n"
+    )
+    for delay_s in (0.05, 0.21):
+        out = tmp_path / str(delay_s)
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(bundle_folder), str(out)], stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(delay_s)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for folder in out.glob("b*"):
+            bundle.load(folder)

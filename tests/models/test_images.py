@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import images
+from models.errors import ImageError, ImageTooLarge, UnreadableImage, UnsupportedFormat
+from models.images import Limits
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def scene(width: int = 40, height: int = 30) -> PIL.Image.Image:
+    """Left half red, right half blue, a white dot in the upper left."""
+    picture = PIL.Image.new("RGB", (width, height), (0, 0, 255))
+    picture.paste(RED, (0, 0, width // 2, height))
+    picture.paste(WHITE, (2, 2, 8, 8))
+    return picture
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_every_allowed_format_gives_the_same_pixels(format, encode):
+    data = encode(scene(), format, **({"quality": 95, "subsampling": 0} if format == "JPEG" else {}))
+    image = images.decode(data)
+    assert (image.format, image.width, image.height) == (format, 40, 30)
+    assert image.sha256 == hashlib.sha256(data).hexdigest()
+    difference = np.abs(np.asarray(image.pil, int) - np.asarray(scene(), int))
+    assert np.median(difference) <= 3
+    assert np.asarray(image.pil)[15, 10].tolist() == pytest.approx(RED, abs=12)
+
+
+@pytest.mark.parametrize("format", ["ICO", "PPM", "TGA", "JPEG2000", "PDF"])
+def test_other_formats_are_refused_by_name(format, encode):
+    with pytest.raises(UnsupportedFormat, match="JPEG, PNG, WebP"):
+        images.decode(encode(scene(), format))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(orientation, encode):
+    upright = np.asarray(scene())
+    # What a camera held in that orientation stores, worked out by hand from the EXIF standard (row 0, column 0).
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: upright.transpose(1, 0, 2)[::-1],
+        7: upright.transpose(1, 0, 2)[::-1, ::-1],
+        8: upright.transpose(1, 0, 2)[:, ::-1],
+    }[orientation]
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    image = images.decode(encode(np.ascontiguousarray(stored), "PNG", exif=exif))
+    assert image.orientation == orientation
+    np.testing.assert_array_equal(np.asarray(image.pil), upright)
+
+
+@pytest.mark.parametrize("value", [0, 9, 77])
+def test_impossible_orientation_is_ignored_with_a_note(value, encode):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = value
+    image = images.decode(encode(scene(), "PNG", exif=exif))
+    assert image.orientation == 1
+    assert any("orientation" in note for note in image.notes)
+
+
+def test_damaged_exif_in_a_healthy_picture_is_only_a_note(encode):
+    data = encode(scene(), "JPEG", exif=b"Exif\x00\x00" + b"MM\x00*\xff\xff\xff\xff" + b"\x01" * 30)
+    assert images.decode(data).width == 40
+
+
+def test_transparency_lies_on_white(encode):
+    picture = PIL.Image.new("RGBA", (10, 10), (255, 0, 0, 0))
+    picture.paste((255, 0, 0, 255), (0, 0, 5, 10))
+    pixels = np.asarray(images.decode(encode(picture)).pil)
+    assert tuple(pixels[5, 2]) == RED
+    assert tuple(pixels[5, 8]) == WHITE
+
+
+def test_palette_with_a_transparent_colour_lies_on_white(encode):
+    picture = PIL.Image.new("P", (10, 10), 1)
+    picture.putpalette([0, 255, 0, 255, 0, 0])
+    picture.paste(0, (0, 0, 5, 10))
+    pixels = np.asarray(images.decode(encode(picture, "PNG", transparency=0)).pil)
+    assert tuple(pixels[5, 2]) == WHITE
+    assert tuple(pixels[5, 8]) == RED
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "YCbCr"])
+def test_odd_modes_keep_their_scene(mode, encode):
+    format = "TIFF" if mode in {"CMYK", "YCbCr"} else "PNG"
+    pixels = np.asarray(images.decode(encode(scene().convert(mode), format)).pil.convert("L"), int)
+    assert pixels.shape == (30, 40)
+    assert pixels[4, 4] > pixels[20, 5] > pixels[20, 35] - 1, "white dot, red left, blue right"
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(encode):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, 0)
+    for format in ("PNG", "TIFF"):
+        grey = np.asarray(images.decode(encode(PIL.Image.fromarray(ramp), format)).pil)[0, :, 0]
+        np.testing.assert_allclose(grey, np.arange(256), atol=1)
+
+
+@pytest.mark.parametrize(("low", "high", "noted"), [(0.0, 1.0, False), (-50.0, 900.0, True)])
+def test_float_grey_is_scaled_and_said(low, high, noted, encode):
+    ramp = np.linspace(low, high, 256, dtype=np.float32)[None].repeat(4, 0)
+    image = images.decode(encode(PIL.Image.fromarray(ramp), "TIFF"))
+    np.testing.assert_allclose(np.asarray(image.pil)[0, :, 0], np.arange(256), atol=1)
+    assert bool(image.notes) is noted
+
+
+def test_first_frame_of_an_animation(encode):
+    second = PIL.Image.new("RGB", (40, 30), (0, 255, 0))
+    image = images.decode(encode(scene(), "GIF", save_all=True, append_images=[second]))
+    assert np.asarray(image.pil)[20, 5].tolist() == pytest.approx(RED, abs=4)
+    assert any("several frames" in note for note in image.notes)
+
+
+def test_trailing_garbage_is_harmless(encode):
+    assert images.decode(encode(scene(), "JPEG") + b"\x00garbage" * 50).width == 40
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises pixels which it does not have."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 10))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("side", [8_000, 14_000, 60_000])
+def test_bombs_are_refused_from_the_header(side, monkeypatch):
+    def decoded(self: object) -> None:
+        raise AssertionError("pixels were decoded")
+
+    monkeypatch.setattr(PIL.Image.Image, "load", decoded)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
+    with pytest.raises(ImageTooLarge, match="pixels"):
+        images.decode(png_header(side, side))
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused(encode):
+    data = encode(scene(), "JPEG", progressive=True)
+    scan = data.index(b"\xff\xda")
+    bomb = data[:scan] + data[scan:-2] * 300 + b"\xff\xd9"
+    with pytest.raises(ImageTooLarge, match="scans"):
+        images.decode(bomb)
+    assert images.decode(data).width == 40, "a real progressive file passes"
+
+
+def test_limits_are_settings(encode):
+    data = encode(scene())
+    with pytest.raises(ImageTooLarge, match=r"1,200 pixels; the limit is 1,199"):
+        images.decode(data, limits=Limits(max_pixels=1199))
+    with pytest.raises(ImageTooLarge, match="bytes; the limit is 50"):
+        images.decode(data, limits=Limits(max_bytes=50))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_cut_file_is_an_error_not_half_a_picture(format, share, encode):
+    rng = np.random.default_rng(0)
+    data = encode(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8), format)
+    with pytest.raises(ImageError):
+        images.decode(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", b"\xff\xd8\xff"]
+)
+def test_what_is_no_picture(data):
+    with pytest.raises(ImageError) as caught:
+        images.decode(data)
+    assert str(caught.value).endswith(".")
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_damaged_bytes_raise_only_our_errors(data):
+    format = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]))
+    buffer = io.BytesIO()
+    scene().save(buffer, format)
+    damaged = bytearray(buffer.getvalue())
+    for _ in range(data.draw(st.integers(1, 8))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        image = images.decode(bytes(damaged), limits=Limits(max_pixels=1_000_000))
+    except ImageError:
+        return
+    assert image.pil.mode == "RGB"
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(UnreadableImage, match="cannot be read"):
+        images.read(tmp_path / "missing.jpg")
