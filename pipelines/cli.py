@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pipelines.finetune import Epoch, Reporter
 
 SPECIMENS = "specimens"
+_CTRL_C = 130
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
@@ -51,17 +53,18 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # MLflow and alembic narrate each table that they make; our own progress is what a user wants to read.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("alembic").setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        app(standalone_mode=False)
+        # Outside of standalone mode an exit code, that of Ctrl-C among them, comes back as the value.
+        code = app(standalone_mode=False)
     except LucidaError as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        Console(stderr=True).print("stopped")
-        sys.exit(130)
+        code = _CTRL_C
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(
             error, "show"
@@ -69,6 +72,9 @@ def main() -> None:
             error.show()
             sys.exit(int(error.exit_code))
         raise
+    if code == _CTRL_C:
+        Console(stderr=True).print("stopped")
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 @app.command()

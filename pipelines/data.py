@@ -94,7 +94,7 @@ def scan(
     trained on: missing, empty, one class only, a class without pictures on one side, train and val with other
     classes.
     """
-    root = root.resolve()
+    name, root = root.absolute().name, root.resolve()
     if not root.is_dir():
         raise DataError(f"The data folder {root} does not exist.")
     divided = (root / "train").is_dir()
@@ -110,20 +110,18 @@ def scan(
     found: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     skipped: list[Skipped] = []
     for done, (part, label, path) in enumerate(files, start=1):
-        name = path.relative_to(root).as_posix()
+        inner = path.relative_to(root).as_posix()
         try:
             digest = images.read(path).sha256
         except ImageError as error:
-            skipped.append(Skipped(name, str(error)))
+            skipped.append(Skipped(inner, str(error)))
         else:
             split = part or ("val" if int(digest[:8], 16) / 2**32 < val_share else "train")
-            found[split].append(Sample(path=path, name=name, label=label, sha256=digest))
+            found[split].append(Sample(path=path, name=inner, label=label, sha256=digest))
         if progress:
             progress(done, len(files))
     _each_class_on_both_sides(found, classes, skipped, divided=divided)
-    return Dataset(
-        name=root.name, root=root, classes=classes, skipped=skipped, shared=_shared(found), **found
-    )
+    return Dataset(name=name, root=root, classes=classes, skipped=skipped, shared=_shared(found), **found)
 
 
 def _classes(folder: Path) -> list[str]:

@@ -8,7 +8,6 @@ model's own code, are never called.
 from __future__ import annotations
 
 import io
-import logging
 import re
 import tempfile
 import time
@@ -65,7 +64,6 @@ def run(name: str, *, nested: bool = False, tags: Mapping[str, str] | None = Non
     """An MLflow run that always ends: FINISHED, FAILED on an error, KILLED on Ctrl-C or a stop; yields its
     id.
     """
-    _quiet()
     if not nested:
         mlflow.set_experiment(EXPERIMENT)
     started = mlflow.start_run(run_name=name, nested=nested, tags=dict(tags or {}))
@@ -162,7 +160,6 @@ def log_model(folder: Path, *, name: str, metrics: Mapping[str, float]) -> Model
     moment.
     """
     check_name(name)
-    _quiet()
     pictures = Schema([ColSpec(DataType.binary, "image")])
     requirements = [
         f"{name}=={version(name)}" for name in ("torch", "torchvision", "captum", "pillow", "safetensors")
@@ -180,14 +177,18 @@ def log_model(folder: Path, *, name: str, metrics: Mapping[str, float]) -> Model
 
 
 def _log_pyfunc(folder: Path, inputs: Schema, requirements: list[str]) -> Any:
-    return mlflow.pyfunc.log_model(
-        name="model",
-        python_model=str(_PYFUNC),
-        artifacts={BUNDLE: str(folder)},
-        code_paths=[str(Path(models.__file__).parent)],
-        signature=ModelSignature(inputs=inputs),
-        pip_requirements=requirements,
-    )
+    with tempfile.TemporaryDirectory() as aside:
+        # MLflow files an artefact under its folder's own name; fetch_bundle looks for this one.
+        named = Path(aside) / BUNDLE
+        bundle.copy(folder, named)
+        return mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(_PYFUNC),
+            artifacts={BUNDLE: str(named)},
+            code_paths=[str(Path(models.__file__).parent)],
+            signature=ModelSignature(inputs=inputs),
+            pip_requirements=requirements,
+        )
 
 
 def find_version(reference: str) -> ModelVersion:
@@ -270,11 +271,3 @@ def _log_bytes(data: bytes, path: str, *, run_id: str | None = None) -> None:
         file.write_bytes(data)
         parent = str(Path(path).parent)
         mlflow.log_artifact(str(file), None if parent == "." else parent, run_id=run_id)
-
-
-def _quiet() -> None:
-    """MLflow and alembic narrate each table they make; the run's own progress is what a user wants to
-    read.
-    """
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)

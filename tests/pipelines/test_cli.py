@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from models.errors import LucidaError
+
+
+def lucida(*words: str, cwd=None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "-m", "pipelines.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("train", "--data", "nowhere"), "does not exist"),
+        (("train", "--backbone", "vgg"), "efficientnet_lite0"),
+        (("promote", "nothing"), "no version"),
+        (("promote", "../x"), "must be letters"),
+        (("review", "0" * 32, "--data", "."), "no run"),
+        (("explain", ".", "--out", "o", "--bundle", "nowhere"), "bundle.json"),
+        (("specimens", "s", "--shortcut", "monarch"), "argus"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_one_sentence_and_exit_code_1(words, says, in_tmp):
+    done = lucida(*words, cwd=in_tmp)
+    assert done.returncode == 1, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")
+
+
+def test_usage_errors_are_exit_code_2(in_tmp):
+    assert lucida("explain", ".", "--out", "o", cwd=in_tmp).returncode == 2
+    assert lucida("train", "--no-such-option", cwd=in_tmp).returncode == 2
+
+
+def test_every_command_has_a_help_of_its_own():
+    text = lucida("--help").stdout
+    commands = ("specimens", "train", "promote", "package", "explain", "review", "demo")
+    for command in commands:
+        assert re.search(rf"\b{command}\b", text)
+        assert lucida(command, "--help").returncode == 0
+
+
+def test_every_error_of_ours_is_drawn_in_the_tree_and_has_an_answer():
+    from models import errors
+    from service.errors import answer_to
+
+    def below(kind: type) -> list[type]:
+        return [kind, *(each for child in kind.__subclasses__() for each in below(child))]
+
+    assert errors.__doc__ is not None
+    for kind in below(LucidaError):
+        assert kind.__name__ in errors.__doc__
+        error = kind("thing", "value", ["a"]) if kind is errors.UnknownChoice else kind("A sentence.")
+        assert 400 <= answer_to(error).status_code <= 500

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pyarrow.parquet as pq
+import pytest
+
+from models import bundle, images
+from models.errors import DataError, UnknownChoice
+from models.explain.grad_cam import grad_cam, look
+from pipelines.explain_job import job, local
+from pipelines.explain_job.job import overlay_name, plan
+
+
+@pytest.fixture(scope="module")
+def loaded(bundle_folder):
+    return bundle.load(bundle_folder)
+
+
+@pytest.fixture
+def folder(butterflies, tmp_path) -> Path:
+    """Good pictures, broken ones, and names that would like to be somewhere else."""
+    source = tmp_path / "pictures"
+    shutil.copytree(butterflies / "val", source)
+    (source / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    (source / "empty.png").write_bytes(b"")
+    picture = source / "argus" / "argus_000.jpg"
+    for name in ("we ird;$(x)\n.jpg", "..hidden..jpg", "same.jpg", "ünï.jpeg"):
+        shutil.copy(picture, source / name)
+    shutil.copy(picture, source / "argus" / "same.jpg")
+    outside = tmp_path / "secret.jpg"
+    shutil.copy(picture, outside)
+    (source / "link.jpg").symlink_to(outside)
+    return source
+
+
+def rows_of(out: Path) -> list[dict]:
+    return pq.read_table(out / "rows").to_pylist()
+
+
+def test_every_picture_becomes_a_row_and_bad_ones_say_why(folder, loaded, tmp_path):
+    done = local.run(plan(folder, loaded, target=None, block=None), loaded, tmp_path / "out")
+    rows = {row["path"]: row for row in rows_of(done.out)}
+    assert (done.pictures, done.errors) == (len(rows), 2)
+    assert len(rows) == 20 + 2 + 5
+    assert rows["broken.jpg"]["status"] == rows["empty.png"]["status"] == "error"
+    assert "empty" in rows["empty.png"]["error"]
+    assert "link.jpg" not in rows, "a link out of the folder is not followed"
+    good = rows["argus/argus_000.jpg"]
+    image = images.read(folder / "argus/argus_000.jpg")
+    x, frame = loaded.model.geometry.prepare(image)
+    evidence = look(loaded.model, x[None])
+    label = int(evidence.logits[0].argmax())
+    assert good["prediction"] == loaded.model.classes[label]
+    assert sum(score for _, score in good["scores"]) == pytest.approx(1)
+    alone = grad_cam(loaded.model, evidence, 0, [label])[0]
+    np.testing.assert_allclose(np.reshape(good["grid"], (7, 7)), alone.values, atol=1e-5)
+    assert good["seen_box"] == pytest.approx(frame.seen_box)
+    assert good["digest"] == image.sha256
+    assert good["model_digest"] == loaded.provenance.digest
+
+
+def test_overlays_are_safe_distinct_and_of_the_pictures_size(folder, loaded, tmp_path):
+    out = local.run(plan(folder, loaded, target="bee", block=None), loaded, tmp_path / "out").out
+    rows = [row for row in rows_of(out) if row["status"] != "error"]
+    assert len({row["overlay"] for row in rows}) == len(rows), "same stem twice, nothing overwritten"
+    for row in rows:
+        assert (out / row["overlay"]).resolve().is_relative_to(out.resolve())
+        assert PIL.Image.open(out / row["overlay"]).size == (row["width"], row["height"])
+        assert row["target"] == "bee"
+    page = (out / "index.html").read_text()
+    assert "empty.png" in page
+    assert all(row["overlay"] in page for row in rows)
+    assert "<script" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_hostile_name_cannot_write_html(loaded, butterflies, tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    shutil.copy(next(butterflies.glob("val/argus/*.jpg")), source / "<img src=x onerror=alert(1)>.jpg")
+    out = local.run(plan(source, loaded, target=None, block=None), loaded, tmp_path / "out").out
+    assert "<img src=x" not in (out / "index.html").read_text()
+
+
+def test_a_killed_job_resumes_to_the_same_rows(folder, loaded, bundle_folder, tmp_path, monkeypatch):
+    for number in range(150):
+        shutil.copy(folder / "same.jpg", folder / f"more_{number:03d}.jpg")
+    whole = local.run(plan(folder, loaded, target=None, block=None), loaded, tmp_path / "whole").out
+    out = tmp_path / "killed"
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.cli",
+        "explain",
+        str(folder),
+        "--out",
+        str(out),
+        "--bundle",
+        str(bundle_folder),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while not list(out.glob("rows/part-00000.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "_SUCCESS").exists()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "done before" in again.stdout
+    assert rows_of(out) == rows_of(whole)
+    assert (out / "_SUCCESS").exists()
+    assert not list(out.rglob(".*.tmp"))
+
+
+def test_another_jobs_folder_is_refused(folder, loaded, tmp_path):
+    local.run(plan(folder, loaded, target=None, block=None), loaded, tmp_path / "out")
+    with pytest.raises(DataError, match="another job"):
+        local.run(plan(folder, loaded, target="ant", block=None), loaded, tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match="not empty"):
+        local.run(plan(folder, loaded, target=None, block=None), loaded, tmp_path / "full")
+
+
+def test_options_are_checked_before_any_work(folder, loaded, tmp_path):
+    with pytest.raises(UnknownChoice, match="flamingo"):
+        plan(folder, loaded, target="wasp", block=None)
+    with pytest.raises(UnknownChoice, match="stage7"):
+        plan(folder, loaded, target=None, block="layer4")
+    with pytest.raises(DataError, match="no file or folder"):
+        plan(tmp_path / "nowhere", loaded, target=None, block=None)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="no pictures"):
+        plan(tmp_path / "none", loaded, target=None, block=None)
+
+
+def test_ctrl_c_ends_with_130_and_resumes(folder, bundle_folder, tmp_path):
+    for number in range(400):
+        os.link(folder / "same.jpg", folder / f"more_{number:03d}.jpg")
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.cli",
+        "explain",
+        str(folder),
+        "--out",
+        str(out),
+        "--bundle",
+        str(bundle_folder),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not list(out.glob("rows/*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in complaint
+    assert json.loads((out / "job.json").read_text())["pictures"] == 427
+
+
+def test_overlay_names():
+    assert overlay_name("a/x.jpg") != overlay_name("b/x.jpg")
+    assert job.overlay_name("../../etc/passwd").count("/") == 0

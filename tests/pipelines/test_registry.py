@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from models import bundle
+from models.errors import BundleError, RegistryError
+from pipelines import tracking
+from pipelines.promote import promote
+from pipelines.tracking import fetch_bundle, find_version
+
+
+def registered(folder, name: str, accuracy: float, digest: str = "d") -> str:
+    """Log a bundle as a new version with that validation accuracy."""
+    with tracking.run(f"run of {name}") as run_id:
+        mlflow.set_tag("dataset.digest", digest)
+        tracking.log_metrics({"val_accuracy": accuracy})
+        version = tracking.log_model(folder, name=name, metrics={"val_accuracy": accuracy})
+    assert version.run_id == run_id
+    return str(version.version)
+
+
+def test_only_a_version_that_is_not_worse_becomes_champion(in_tmp, bundle_folder):
+    registered(bundle_folder, "three", 0.90)
+    assert promote("three").reason.startswith("first champion")
+    registered(bundle_folder, "three", 0.85)
+    refused = promote("three")
+    assert not refused.promoted
+    assert "0.850 is below 0.900 of champion version 1" in refused.reason
+    assert tracking.champion("three").version == 1 or tracking.champion("three").version == "1"
+    registered(bundle_folder, "three", 0.90, digest="other")
+    better = promote("three/3")
+    assert better.promoted
+    assert "different data" in better.reason
+    assert str(tracking.champion("three").version) == "3"
+    assert "already" in promote("three@champion").reason
+
+
+def test_a_broken_version_never_becomes_champion(in_tmp, bundle_folder):
+    registered(bundle_folder, "three", 0.90)
+    promote("three")
+    registered(bundle_folder, "three", 0.99)
+    weights = sorted(in_tmp.rglob("mlruns/**/weights.safetensors"), key=lambda path: path.stat().st_mtime)[-1]
+    damaged = bytearray(weights.read_bytes())
+    damaged[-5] ^= 255
+    weights.write_bytes(damaged)
+    with pytest.raises(BundleError, match="altered"):
+        promote("three/2")
+    assert str(tracking.champion("three").version) == "1"
+
+
+def test_a_fetched_bundle_knows_its_name_and_version(in_tmp, bundle_folder):
+    registered(bundle_folder, "three", 0.9)
+    registered(bundle_folder, "three", 0.9)
+    for reference, version in (("three", "2"), ("three/1", "1"), ("models:/three/2", "2")):
+        folder = in_tmp / f"got-{reference.replace('/', '_')}"
+        fetch_bundle(reference, folder)
+        origin = bundle.load(folder).provenance
+        assert (origin.model, origin.version) == ("three", version)
+        assert origin.digest == bundle.load(bundle_folder).provenance.digest
+
+
+@pytest.mark.parametrize("reference", ["none", "none/1", "none@champion", "../etc", "a b"])
+def test_what_the_registry_does_not_have(in_tmp, reference):
+    with pytest.raises(RegistryError):
+        find_version(reference)
+
+
+def test_mlflows_own_loader_predicts_in_a_fresh_process(in_tmp, bundle_folder, photos):
+    registered(bundle_folder, "three", 0.9)
+    promote("three")
+    picture = sorted((photos / "hymenoptera/val/bees").glob("*.jpg"))[0]
+    script = (
+        "import sys, mlflow, pandas as pd\n"
+        "model = mlflow.pyfunc.load_model('models:/three@champion')\n"
+        "data = open(sys.argv[1], 'rb').read()\n"
+        "print(model.predict(pd.DataFrame({'image': [data, data]})).to_json())\n"
+    )
+    (in_tmp / "elsewhere").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(picture)],
+        capture_output=True,
+        text=True,
+        cwd=in_tmp / "elsewhere",
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    frame = pd.DataFrame(json.loads(done.stdout.splitlines()[-1]))
+    assert list(frame["label"]) == ["bee", "bee"]
+    np.testing.assert_allclose(frame[["score_ant", "score_bee", "score_flamingo"]].sum(axis=1), 1)
+
+
+def test_the_logged_model_holds_no_pickle(in_tmp, bundle_folder):
+    registered(bundle_folder, "three", 0.9)
+    suffixes = {path.suffix for path in in_tmp.rglob("mlruns/**/*") if path.is_file()}
+    assert not suffixes & {".pkl", ".pickle", ".pt", ".pth", ".bin"}
+
+
+def test_runs_end_as_what_happened_to_them(in_tmp):
+    ended = {}
+    for name, error in (
+        ("killed", KeyboardInterrupt()),
+        ("failed", ValueError()),
+        ("stopped", SystemExit(143)),
+    ):
+        with pytest.raises(type(error)), tracking.run(name) as run_id:
+            ended[name] = run_id
+            raise error
+    status = {name: mlflow.get_run(run_id).info.status for name, run_id in ended.items()}
+    assert status == {"killed": "KILLED", "failed": "FAILED", "stopped": "KILLED"}
+
+
+def test_packaging_needs_no_build_to_make_the_bento_model(in_tmp, bundle_folder):
+    from pipelines.package import package
+
+    registered(bundle_folder, "three", 0.9)
+    promote("three")
+    with pytest.raises(RegistryError):
+        package("four@champion")
+    shutil.rmtree(in_tmp / "bentoml", ignore_errors=True)

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from models.errors import BundleError, UnknownChoice
+from service.engine import Engine
+from service.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def engine(bundle_folder) -> Engine:
+    return Engine(bundle_folder, Settings())
+
+
+@pytest.fixture(scope="module")
+def bee(photos) -> bytes:
+    return sorted((photos / "hymenoptera/val/bees").glob("*.jpg"))[0].read_bytes()
+
+
+def test_the_fixed_fields_of_an_explanation(engine, bee):
+    answer = json.loads(engine.explain(bee, top_k=2, overlay=True).model_dump_json())
+    assert {"predictions", "image", "evidence", "provenance", "warnings", "timing_ms"} <= set(answer)
+    width, height = PIL.Image.open(io.BytesIO(bee)).size
+    assert answer["image"] == {"width": width, "height": height}
+    assert [item["label"] for item in answer["predictions"]][0] == "bee"
+    assert sum(item["score"] for item in answer["predictions"]) == pytest.approx(1)
+    assert len(answer["evidence"]) == 2
+    first = answer["evidence"][0]
+    assert (first["label"], first["method"], first["block"], first["status"]) == (
+        "bee",
+        "grad_cam",
+        "top",
+        "ok",
+    )
+    values = np.array(first["grid"]["values"])
+    assert values.shape == (first["grid"]["rows"], first["grid"]["cols"]) == (7, 7)
+    assert values.max() == pytest.approx(first["grid"]["max"])
+    assert values.min() == pytest.approx(first["grid"]["min"])
+    x0, y0, x1, y1 = first["seen_box"]
+    assert first["cell_px"] == pytest.approx([(x1 - x0) / 7, (y1 - y0) / 7], abs=0.01)
+    drawn = PIL.Image.open(io.BytesIO(base64.b64decode(first["overlay"].split(",")[1])))
+    assert drawn.size == (width, height)
+    assert set(answer["provenance"]) >= {"model", "version", "run_id", "digest"}
+    assert answer["timing_ms"]["total"] >= answer["timing_ms"]["model"] > 0
+
+
+def test_the_same_picture_gives_the_same_answer(engine, bee):
+    def answer() -> dict:
+        return engine.explain(bee, overlay=True).model_dump(exclude={"timing_ms"})
+
+    assert answer() == answer()
+    assert answer()["evidence"][0]["label"] == engine.predict(bee).predictions[0].label
+
+
+def test_eight_orientations_tell_the_same_story(engine, bee, encode):
+    upright = PIL.Image.open(io.BytesIO(bee)).convert("RGB")
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    plain = engine.explain(encode(upright)).evidence[0]
+    for orientation, applied in undo.items():
+        exif = PIL.Image.Exif()
+        exif[0x0112] = orientation
+        twin = engine.explain(
+            encode(upright.transpose(PIL.Image.Transpose(applied)), "PNG", exif=exif)
+        ).evidence[0]
+        assert twin.label == plain.label
+        np.testing.assert_allclose(twin.grid.values, plain.grid.values, atol=0.02 * plain.grid.max)
+
+
+def test_a_class_by_name_a_block_by_name(engine, bee):
+    answer = engine.explain(bee, target="flamingo", block="stage5.2")
+    assert [(item.label, item.block) for item in answer.evidence] == [("flamingo", "stage5.2")]
+    assert (answer.evidence[0].grid.rows, answer.evidence[0].grid.cols) == (14, 14)
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"target": "wasp"}, "ant, bee, flamingo"),
+        ({"block": "layer4"}, "stage7.0"),
+        ({"top_k": 0}, "1 to 20"),
+        ({"top_k": 99}, "1 to 20"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_choices(engine, bee, options, names):
+    with pytest.raises(UnknownChoice, match=names):
+        engine.explain(bee, **options)
+
+
+def test_warnings_say_what_a_reader_should_know(engine, encode):
+    wide = engine.explain(encode(np.full((40, 400, 3), 120, np.uint8)))
+    assert any("cropped away" in text for text in wide.warnings)
+    tiny = engine.explain(encode(np.full((1, 1, 3), 120, np.uint8)))
+    assert any("small" in text for text in tiny.warnings)
+    for answer in (wide, tiny):
+        for item in answer.evidence:
+            assert item.status == "ok" or any(item.label in text for text in answer.warnings)
+
+
+def test_threads_share_one_engine(engine, bee):
+    alone = [engine.explain(bee, target=name).evidence[0].grid.values for name in ("ant", "bee", "flamingo")]
+    with ThreadPoolExecutor(8) as pool:
+        names = ["ant", "bee", "flamingo"] * 16
+        together = list(
+            pool.map(lambda name: engine.explain(bee, target=name).evidence[0].grid.values, names)
+        )
+    assert all(values == alone[i % 3] for i, values in enumerate(together))
+
+
+def test_activations_and_their_sheet(engine, bee):
+    answer = engine.activations(bee, blocks=["stem", "top"], channels=3)
+    assert [(item.block, item.shape) for item in answer.activations] == [
+        ("stem", [32, 112, 112]),
+        ("top", [1280, 7, 7]),
+    ]
+    sheet = PIL.Image.open(io.BytesIO(engine.activation_sheet(bee, blocks=["stem", "top"], channels=3)))
+    assert sheet.format == "PNG"
+    assert sheet.width > 500
+    assert len(engine.activations(bee, blocks=[], channels=1).activations) == 18
+
+
+def test_the_card_is_json_and_says_what_is_served(engine):
+    card = json.loads(json.dumps(engine.card()))
+    assert card["classes"] == ["ant", "bee", "flamingo"]
+    assert card["cam_block"] in card["blocks"]
+
+
+def test_a_broken_bundle_never_becomes_an_engine(bundle_folder, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(bundle_folder, tmp_path / "copy")
+    (copy / "weights.safetensors").write_bytes(b"x")
+    with pytest.raises(BundleError, match="weights"):
+        Engine(copy, Settings())
+
+
+def test_the_service_needs_no_tracker_and_no_torch_to_import():
+    script = "import sys, service.app; print(sorted({'mlflow', 'pipelines', 'ray', 'torch', 'captum'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+    script = "import sys, service.engine; print(sorted({'mlflow', 'pipelines', 'bentoml', 'matplotlib.pyplot'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert "mlflow" not in done.stdout
+    assert "bentoml" not in done.stdout
