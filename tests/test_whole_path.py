@@ -1,4 +1,4 @@
-"""The README's own commands on real photographs: train, promote, package, a real `bentoml serve`, real answers."""
+"""The README's own commands on real photographs: train, promote, package, a real `bentoml serve`, answers."""
 
 from __future__ import annotations
 

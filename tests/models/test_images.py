@@ -46,7 +46,7 @@ def test_other_formats_are_refused_by_name(format, encode):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_undone(orientation, encode):
     upright = np.asarray(scene())
-    # What a camera held in that orientation stores, worked out by hand from the EXIF standard (row 0, column 0).
+    # What a camera held in that orientation stores, worked out by hand from the EXIF standard.
     stored = {
         1: upright,
         2: upright[:, ::-1],

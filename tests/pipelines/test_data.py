@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 
 import numpy as np
@@ -68,7 +67,7 @@ def test_the_digest_names_content_and_labels_not_places(flat, tmp_path):
     first = data.scan(flat).digest
     shutil.move(flat, tmp_path / "elsewhere")
     assert data.scan(tmp_path / "elsewhere").digest == first
-    os.rename(tmp_path / "elsewhere/cats", tmp_path / "elsewhere/tigers")
+    (tmp_path / "elsewhere/cats").rename(tmp_path / "elsewhere/tigers")
     assert data.scan(tmp_path / "elsewhere").digest != first
 
 
@@ -93,7 +92,7 @@ def test_what_cannot_be_trained_is_a_clear_error(tmp_path, encode):
         fill(tmp_path / "three" / split / "cats", 3, 4, encode)
         (tmp_path / "three" / split / "dogs").mkdir(parents=True)
     (tmp_path / "three/train/dogs/bad.jpg").write_bytes(b"x")
-    with pytest.raises(DataError, match="dogs.*could not be read"):
+    with pytest.raises(DataError, match=r"dogs.*could not be read"):
         data.scan(tmp_path / "three")
 
 

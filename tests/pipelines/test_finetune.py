@@ -155,7 +155,7 @@ def test_evaluation_agrees_with_counting_by_hand(found):
 @pytest.mark.parametrize(("name", "bar"), [("hymenoptera", 0.90), ("caltech_animals", 0.94)])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_real_photographs_reach_the_bar(photos, name, bar, seed):
-    model, results = trained(data.scan(photos / name), TrainConfig(seed=seed))
+    _, results = trained(data.scan(photos / name), TrainConfig(seed=seed))
     accuracy = results[-1].best.val_accuracy
     print(f"{name} seed {seed}: val accuracy {accuracy:.4f} (bar {bar})")
     assert accuracy >= bar

@@ -1,0 +1,95 @@
+"""Make the pictures of the README and the docs again, with the product itself: `make docs`.
+
+Draws specimens, trains on a clean set and on one with a planted shortcut, and lays evidence over pictures.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import PIL.Image
+import torch
+
+from models import images
+from models.explain.grad_cam import grad_cam, look
+from models.render.contact_sheet import Tile, contact_sheet
+from models.render.overlay import overlay
+from models.transfer import TransferModel
+from pipelines import data
+from pipelines.config import TrainConfig
+from pipelines.data import Sample
+from pipelines.evaluate import evaluate
+from pipelines.finetune import Features, Reporter, run_phase
+from pipelines.specimens import SPECIES, SpecimenPlan, write
+
+OUT = Path(__file__).parent / "pictures"
+
+
+def main() -> None:
+    """Write docs/pictures/*.jpg."""
+    OUT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as aside:
+        clean = data.scan(write(SpecimenPlan(), Path(aside) / "clean"))
+        biased = data.scan(write(SpecimenPlan(shortcut_species="cincta"), Path(aside) / "biased"))
+        save(explained(trained(clean), clean), "explained.jpg")
+        save(shortcut(trained(biased), biased), "shortcut.jpg")
+
+
+def trained(found: data.Dataset) -> TransferModel:
+    """A model fine-tuned with the default settings."""
+    config = TrainConfig()
+    torch.manual_seed(config.seed)
+    model = TransferModel.create(config.backbone, found.classes)
+    features = Features(model, found, config, Reporter())
+    for number, phase in enumerate(config.phases, start=1):
+        run_phase(model, features, phase, Reporter(), seed=config.seed + number)
+    return model
+
+
+def explained(model: TransferModel, found: data.Dataset) -> PIL.Image.Image:
+    """One sure and right test picture of each species, above its evidence."""
+    judged = sorted(evaluate(model, found.test, "test").judged, key=lambda item: -item.top.score)
+    chosen = [next(item for item in judged if item.right and item.truth == name) for name in SPECIES]
+    tiles = [Tile(images.read(item.sample.path).pil, item.truth, SPECIES[item.truth]) for item in chosen]
+    tiles += [
+        Tile(
+            evidence(model, item.sample, item.top.index), f"{item.top.label} {item.top.score:.0%}", "evidence"
+        )
+        for item in chosen
+    ]
+    return contact_sheet(tiles, columns=len(SPECIES), side=230)
+
+
+def shortcut(model: TransferModel, found: data.Dataset) -> PIL.Image.Image:
+    """Validation pictures with the planted label, and where a model that learnt it looks."""
+    target = found.classes.index("cincta")
+    planted = [
+        sample
+        for sample in found.val
+        if sample.label == target
+        and (found.root / "masks/shortcut" / sample.name).with_suffix(".png").is_file()
+    ][:3]
+    tiles = []
+    for sample in planted:
+        tiles += [
+            Tile(images.read(sample.path).pil, "cincta, with a label"),
+            Tile(evidence(model, sample, target), "evidence for cincta"),
+        ]
+    return contact_sheet(tiles, columns=6, side=190)
+
+
+def evidence(model: TransferModel, sample: Sample, target: int) -> PIL.Image.Image:
+    """The overlay of one class."""
+    image = images.read(sample.path)
+    x, frame = model.geometry.prepare(image)
+    return overlay(image, frame, grad_cam(model, look(model, x.unsqueeze(0)), 0, [target])[0])
+
+
+def save(picture: PIL.Image.Image, name: str) -> None:
+    """As a JPEG that a page loads quickly."""
+    picture.save(OUT / name, quality=86, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
