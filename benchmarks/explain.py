@@ -1,7 +1,7 @@
 """Predict + top-1 Grad-CAM beside the bare forward and beside Captum on the whole model: `make bench`.
 
 All ways run in turn in one process on the same tensors; each figure is the median over the rounds of its time
-divided by that of the bare eager forward of the same model in the same round. Cores are noisy: read the ratios.
+divided by that of the bare eager forward of the same model in the same round. Cores are noisy: read ratios.
 """
 
 from __future__ import annotations

@@ -86,7 +86,9 @@ class Frame:
 
 
 def _seen_along(pixels: int, start: float, stop: float) -> np.ndarray:
-    """Which pixels of a row have their centre in [start, stop); where none has, as in a tiny picture, those it cuts."""
+    """Which pixels of a row have their centre in [start, stop); in a tiny picture without any, those that it
+    cuts.
+    """
     centre = np.arange(pixels) + 0.5
     inside = (centre >= start) & (centre < stop)
     return inside if inside.any() else (centre + 0.5 > start) & (centre - 0.5 < stop)
