@@ -9,8 +9,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,6 +36,14 @@ if TYPE_CHECKING:
 
 SPECIMENS = "specimens"
 _CTRL_C = 130
+
+
+class Where(StrEnum):
+    """What runs a batch."""
+
+    local = "local"
+    ray = "ray"
+
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
@@ -173,11 +183,14 @@ def explain(
         str | None, typer.Option(help="Class to explain; each picture's own prediction by default.")
     ] = None,
     block: Annotated[str | None, typer.Option(help="Block to explain at.")] = None,
+    on: Annotated[
+        Where, typer.Option(help="This process, or Ray workers (needs the extra 'ray').")
+    ] = Where.local,
 ) -> None:
     """Explain a folder of pictures into Parquet rows, overlays and a page to look at."""
     from models import bundle as bundles
+    from pipelines.explain_job import local
     from pipelines.explain_job.job import plan
-    from pipelines.explain_job.local import run
 
     if (model is None) == (bundle is None):
         raise typer.BadParameter("give either --model or --bundle")
@@ -185,7 +198,14 @@ def explain(
         loaded = bundles.load(bundle if bundle is not None else _fetch(str(model), Path(aside)))
         job = plan(source, loaded, target=target, block=block)
         task = progress.add_task("explaining", total=len(job.files))
-        done = run(job, loaded, out, progress=lambda n, total: progress.update(task, completed=n))
+
+        def show(count: int, total: int) -> None:
+            progress.update(task, completed=count, total=total)
+
+        if on is Where.ray:
+            done = _on_ray().run(job, loaded, out, progress=show)
+        else:
+            done = local.run(job, loaded, out, progress=show)
     already = f", {done.resumed} of them done before" if done.resumed else ""
     console.print(f"{done.pictures} pictures{already}, {done.errors} could not be used.")
     console.print(f"Look at {done.out / 'index.html'}", highlight=False)
@@ -235,6 +255,15 @@ def demo(
 
 
 # ---------------------------------------------------------------- what the commands share
+
+
+def _on_ray() -> ModuleType:
+    """The module that needs Ray, or a usage error that says how to have it."""
+    try:
+        from pipelines.explain_job import on_ray
+    except ImportError as error:
+        raise typer.BadParameter("--on ray needs the extra: pip install 'camera-lucida[ray]'") from error
+    return on_ray
 
 
 def _fetch(reference: str, folder: Path) -> Path:

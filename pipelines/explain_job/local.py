@@ -42,18 +42,37 @@ def run(
     Stopped and started again with the same job it goes on where it was. Raises DataError when ``out`` holds
     another.
     """
-    _claim(job, out)
-    resumed = 0
-    starts = range(0, len(job.files), _PART)
-    for start in starts:
-        files = job.files[start : start + _PART]
-        part = out / "rows" / f"part-{start // _PART:05d}.parquet"
-        if part.exists():
-            resumed += len(files)
-        else:
-            _write_part(explain_part(job, bundle, files, out / "overlays"), part)
+    claim(job, out)
+    waiting = missing_parts(job, out)
+    resumed = len(job.files) - sum(len(part.files) for part in waiting)
+    done = resumed
+    for part in waiting:
+        write_part(explain_part(job, bundle, part.files, out / "overlays"), part.path)
+        done += len(part.files)
         if progress:
-            progress(start + len(files), len(job.files))
+            progress(done, len(job.files))
+    return finish(job, bundle, out, resumed=resumed)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some of a job's files, and where their rows belong."""
+
+    files: tuple[str, ...]
+    path: Path
+
+
+def missing_parts(job: ExplainJob, out: Path) -> list[Part]:
+    """The parts that no earlier run has finished."""
+    parts = [
+        Part(job.files[start : start + _PART], out / "rows" / f"part-{start // _PART:05d}.parquet")
+        for start in range(0, len(job.files), _PART)
+    ]
+    return [part for part in parts if not part.path.exists()]
+
+
+def finish(job: ExplainJob, bundle: Bundle, out: Path, *, resumed: int) -> Done:
+    """Write index.html and _SUCCESS once every part is there."""
     rows = pq.read_table(out / "rows", schema=SCHEMA).to_pylist()
     _write(out / "index.html", index_page(job, bundle, rows).encode())
     _write(out / "_SUCCESS", b"")
@@ -87,7 +106,8 @@ def index_page(job: ExplainJob, bundle: Bundle, rows: list[dict[str, Any]]) -> s
     )
 
 
-def _claim(job: ExplainJob, out: Path) -> None:
+def claim(job: ExplainJob, out: Path) -> None:
+    """Make ``out`` this job's folder, or find that it is already; raises DataError when it is another's."""
     note = out / "job.json"
     wanted = json.dumps(
         {
@@ -113,7 +133,8 @@ def _claim(job: ExplainJob, out: Path) -> None:
     _write(note, wanted.encode())
 
 
-def _write_part(rows: list[dict[str, Any]], path: Path) -> None:
+def write_part(rows: list[dict[str, Any]], path: Path) -> None:
+    """Rows as a Parquet file that appears whole."""
     aside = path.with_name(f".{path.name}.tmp")
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), aside)
     aside.replace(path)

@@ -170,6 +170,32 @@ def test_ctrl_c_ends_with_130_and_resumes(folder, bundle_folder, tmp_path):
     assert json.loads((out / "job.json").read_text())["pictures"] == 427
 
 
+def test_ray_gives_the_rows_of_one_machine(folder, loaded, tmp_path):
+    from pipelines.explain_job import on_ray
+
+    for number in range(60):
+        os.link(folder / "same.jpg", folder / f"more_{number:03d}.jpg")
+    planned = plan(folder, loaded, target=None, block=None)
+    alone = local.run(planned, loaded, tmp_path / "alone").out
+    seen = []
+    done = on_ray.run(
+        planned, loaded, tmp_path / "ray", progress=lambda count, total: seen.append((count, total))
+    )
+    assert done.pictures == 87
+    assert seen[-1] == (87, 87)
+    here, there = rows_of(alone), rows_of(done.out)
+    for one, other in zip(here, there, strict=True):
+        assert (one["path"], one["prediction"], one["status"], one["error"]) == (
+            other["path"],
+            other["prediction"],
+            other["status"],
+            other["error"],
+        )
+        if one["grid"] is not None:
+            np.testing.assert_allclose(one["grid"], other["grid"], atol=1e-5)
+    assert on_ray.run(planned, loaded, tmp_path / "ray").resumed == 87
+
+
 def test_overlay_names():
     assert overlay_name("a/x.jpg") != overlay_name("b/x.jpg")
     assert job.overlay_name("../../etc/passwd").count("/") == 0
