@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from models import bundle, images
+from models import bundle, engines, images
 from models.errors import UnknownChoice
 from models.explain.activations import BlockActivation, activations
 from models.explain.attribution import MEANINGS, Attribution
@@ -39,6 +39,9 @@ class Engine:
         self.limits = Limits(
             max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels, max_scans=settings.max_scans
         )
+        self.prefix = engines.prepare(
+            settings.engine, self.model, probe=self.bundle.probe[0], threads=settings.torch_threads
+        )
         self.explain((folder / bundle.PROBE).read_bytes(), overlay=True)
         self.ready = True
 
@@ -46,8 +49,8 @@ class Engine:
         """Scores of all classes for an encoded picture."""
         clock = _Clock()
         image, x, frame = self._prepare(data, clock)
-        with clock.part("model"), torch.no_grad():
-            ranking = rank(self.model(x)[0], self.model.classes)
+        with clock.part("model"):
+            ranking = rank(look(self.model, x, prefix=self.prefix).logits[0], self.model.classes)
         return schemas.PredictAnswer(
             predictions=[_score(item) for item in ranking],
             image=schemas.ImageSize(width=image.width, height=image.height),
@@ -119,6 +122,7 @@ class Engine:
             "run_id": origin.run_id,
             "digest": origin.digest,
             "backbone": origin.backbone,
+            "engine": self.prefix.name,
             "classes": self.model.classes,
             "blocks": list(self.model.block_names),
             "cam_block": self.model.cam_block,
@@ -154,7 +158,7 @@ class Engine:
             self.model.index_of(block)
         image, x, frame = self._prepare(data, clock)
         with clock.part("model"):
-            evidence = look(self.model, x, block=block)
+            evidence = look(self.model, x, block=block, prefix=self.prefix)
             ranking = rank(evidence.logits[0], self.model.classes)
         with clock.part("explain"):
             chosen = [item.index for item in ranking[:top_k]] if wanted is None else [wanted]
@@ -209,6 +213,7 @@ class Engine:
             run_id=origin.run_id,
             digest=origin.digest,
             backbone=origin.backbone,
+            engine=self.prefix.name,
             image_sha256=image.sha256,
         )
 

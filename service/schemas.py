@@ -34,6 +34,7 @@ class Provenance(Answer):
     run_id: str | None = Field(description="MLflow run that trained the model.")
     digest: str = Field(description="SHA-256 of the bundle.")
     backbone: str
+    engine: str = Field(description="What ran the blocks: eager or openvino.")
     image_sha256: str = Field(description="Digest of the picture's bytes as they were sent.")
 
 

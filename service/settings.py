@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+EngineName = Literal["eager", "openvino"]
+"""As in models.engines, whose import would bring torch into the server's supervisor."""
 
 
 class Settings(BaseSettings):
@@ -17,6 +21,7 @@ class Settings(BaseSettings):
     bundle: Path | None = Field(
         None, description="Serve this bundle folder instead of the packaged Bento model."
     )
+    engine: EngineName = Field("eager", description="What runs the blocks: eager, or openvino (extra fast).")
     max_body_bytes: int = Field(20_000_000, ge=1_000, description="Longest request body that is read.")
     max_pixels: int = Field(
         50_000_000, ge=1, description="Largest width x height of a picture, from its header."

@@ -17,6 +17,7 @@ import torch
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
+from models.engines import EagerPrefix, Prefix
 from models.errors import ExplanationError, UnknownChoice
 from models.explain.attribution import Attribution, classify
 from models.transfer import TransferModel
@@ -51,15 +52,20 @@ class Evidence:
     """(N, classes), without autograd."""
 
 
-def look(model: TransferModel, x: Tensor, *, block: str | None = None) -> Evidence:
+def look(
+    model: TransferModel, x: Tensor, *, block: str | None = None, prefix: Prefix | None = None
+) -> Evidence:
     """Run a batch (N, 3, H, W) once, without autograd, and keep the block's output.
+
+    ``prefix`` runs the blocks instead of torch where it was made for this block.
 
     Raises UnknownChoice for an unknown block and ExplanationError for one whose output is no map.
     """
     block = block or model.cam_block
     model.index_of(block)
     with torch.no_grad():
-        activation = model.until(block, x)
+        run = prefix if prefix is not None and prefix.block == block else EagerPrefix(model, block)
+        activation = run(x)
         logits = model.after(block, activation)
     if activation.ndim != 4 or activation.shape[-1] * activation.shape[-2] < 2:
         raise ExplanationError(
