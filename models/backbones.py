@@ -58,6 +58,11 @@ class Backbone:
     geometry: Callable[[], Geometry]
     """The preprocessing that the pretrained weights were made with."""
 
+    def block_names(self) -> tuple[str, ...]:
+        """The names of the blocks, from the input up; the network is built without memory for its weights."""
+        with torch.device("meta"):
+            return tuple(self.cut(self.build()).blocks)
+
     def network(self, pretraining: Pretraining = "imagenet") -> nn.Module:
         """Build the uncut network in eval mode; ``pretraining="none"`` leaves its weights random."""
         network = self.build()

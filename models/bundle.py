@@ -196,7 +196,7 @@ def _read(folder: Path, name: str) -> bytes:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(_read(folder, MANIFEST))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{MANIFEST} is not JSON; it was altered or cut off.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
@@ -208,6 +208,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         "backbone": str,
         "cam_block": str,
         "geometry": dict,
+        "metrics": dict,
+        "dataset": dict,
+        "versions": dict,
         "files": dict,
         "probe": dict,
     }
@@ -224,12 +227,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _empty_model(manifest: Mapping[str, Any]) -> TransferModel:
     """The manifest's architecture with random weights."""
     classes = manifest["classes"]
-    if (
-        len(classes) < 2
-        or len(set(classes)) != len(classes)
-        or not all(isinstance(name, str) for name in classes)
-    ):
-        raise BundleError(f"{MANIFEST} must name at least two different classes.")
+    named = all(isinstance(name, str) and name.isprintable() for name in classes)
+    if not named or len(classes) < 2 or len(set(classes)) != len(classes):
+        raise BundleError(f"{MANIFEST} must name at least two different classes in plain text.")
     if manifest["backbone"] not in BACKBONES:
         raise BundleError(
             f"Unknown backbone {manifest['backbone']!r}; this version has {', '.join(BACKBONES)}."
@@ -266,7 +266,8 @@ def _checked_state(folder: Path, model: TransferModel) -> dict[str, Tensor]:
 
 def _probe(folder: Path, manifest: Mapping[str, Any], geometry: Geometry) -> tuple[Tensor, Tensor]:
     logits = manifest["probe"].get("logits")
-    if not isinstance(logits, list) or len(logits) != len(manifest["classes"]):
+    numbers = isinstance(logits, list) and all(isinstance(value, float | int) for value in logits)
+    if not isinstance(logits, list) or not numbers or len(logits) != len(manifest["classes"]):
         raise BundleError(
             f"{MANIFEST} must hold one probe logit for each of the {len(manifest['classes'])} classes."
         )
@@ -311,7 +312,8 @@ def _provenance(folder: Path, manifest: Mapping[str, Any]) -> Provenance:
 
 def _manifest_digest(manifest: Mapping[str, Any]) -> str:
     content = {key: value for key, value in manifest.items() if key != "digest"}
-    return _sha256(json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode())
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return _sha256(text.encode())
 
 
 def _sha256(data: bytes) -> str:

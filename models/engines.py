@@ -67,8 +67,8 @@ class OpenVinoPrefix:
         geometry = model.geometry
         example = torch.zeros(1, 3, geometry.crop_height, geometry.crop_width)
         with warnings.catch_warnings():
-            # SAME padding is computed from the input's size, which the trace fixes: it is this geometry's, always.
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            # SAME padding is computed from the input's size, which the trace fixes at this geometry's.
+            warnings.simplefilter("ignore", torch.jit._trace.TracerWarning)
             converted = openvino.convert_model(_Until(model, block).eval(), example_input=example)
         converted.reshape([-1, 3, geometry.crop_height, geometry.crop_width])
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}

@@ -35,7 +35,7 @@ class UnsupportedFormat(ImageError):
 
 
 class ImageTooLarge(ImageError):
-    """The picture breaks a limit that is checked before any pixel is decoded."""
+    """The picture breaks a limit on bytes, pixels, scans or sides."""
 
 
 class UnreadableImage(ImageError):

@@ -28,6 +28,7 @@ _TORCHVISION = {"bilinear": InterpolationMode.BILINEAR, "bicubic": Interpolation
 _PILLOW = {"bilinear": PIL.Image.Resampling.BILINEAR, "bicubic": PIL.Image.Resampling.BICUBIC}
 _EXTREME_ASPECT = 12.0
 _MAX_SIDE = 65_500
+_MAX_SIZE = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,9 @@ class Geometry:
         """Refuse what could not be prepared: unknown interpolation, a crop larger than the resized
         picture.
         """
+        sizes = (self.resize, self.crop_height, self.crop_width)
+        if not all(type(size) is int and size <= _MAX_SIZE for size in sizes):
+            raise BundleError(f"Sizes must be whole numbers of at most {_MAX_SIZE} pixels, not {sizes}.")
         if self.interpolation not in _TORCHVISION:
             raise BundleError(
                 f"Unknown interpolation {self.interpolation!r}; choose one of: bilinear, bicubic."

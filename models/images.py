@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """File names that are taken for pictures when a folder is scanned; what a file is, its bytes decide."""
 
+_STRIP_ROWS = 64
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -36,7 +38,9 @@ _UPRIGHT = {
     8: Transpose.ROTATE_90,
 }
 """What undoes each EXIF orientation. Pillow's exif_transpose rewrites the tags too, and fails on odd ones."""
-_START_OF_SCAN = b"\xff\xda"
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
+"""A JPEG segment's marker: neither a stuffed byte, nor a restart, nor one that stands alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,6 @@ def decode(data: bytes, *, limits: Limits | None = None) -> Image:
     opened = _open(data)
     _check_header(opened, data, limits)
     notes: list[str] = []
-    orientation = _orientation(opened, notes)
     try:
         opened.load()
         rgb = _to_rgb(opened, notes)
@@ -104,6 +107,8 @@ def decode(data: bytes, *, limits: Limits | None = None) -> Image:
         raise UnreadableImage(
             f"The picture is a {_name(opened)} but cannot be decoded; it is probably cut off or damaged."
         ) from error
+    # After load(): asked before, a PNG's EXIF reader decodes the pixels itself and hides their damage.
+    orientation = _orientation(opened, notes)
     return Image(
         pil=rgb.transpose(_UPRIGHT[orientation]) if orientation != 1 else rgb,
         sha256=hashlib.sha256(data).hexdigest(),
@@ -170,10 +175,21 @@ def _check_header(opened: PIL.Image.Image, data: bytes, limits: Limits) -> None:
             f"The picture has {opened.width} x {opened.height} = {pixels:,} pixels; "
             f"the limit is {limits.max_pixels:,}."
         )
-    # Entropy-coded data cannot hold this marker (0xFF is stuffed), so counting it counts scans and
-    # thumbnails.
-    if opened.format in {"JPEG", "MPO"} and (scans := data.count(_START_OF_SCAN)) > limits.max_scans:
-        raise ImageTooLarge(f"The JPEG has {scans:,} scans; the limit is {limits.max_scans:,}.")
+    if opened.format in {"JPEG", "MPO"} and _scans(data, limits.max_scans) > limits.max_scans:
+        raise ImageTooLarge(f"The JPEG has more than {limits.max_scans:,} scans, which is the limit.")
+
+
+def _scans(data: bytes, enough: int) -> int:
+    """Scans of a JPEG up to its end marker, counted to ``enough`` + 1; what follows is left out."""
+    position, scans = 2, 0
+    while found := _MARKER.search(data, position):
+        marker = data[found.end() - 1]
+        if marker == _END_OF_IMAGE or scans > enough:
+            break
+        scans += marker == _START_OF_SCAN
+        length = int.from_bytes(data[found.end() : found.end() + 2], "big")
+        position = found.end() + max(length, 2)
+    return scans
 
 
 def _name(opened: PIL.Image.Image) -> str:
@@ -195,7 +211,8 @@ def _orientation(opened: PIL.Image.Image, notes: list[str]) -> int:
 
 
 def _to_rgb(picture: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image:
-    if getattr(picture, "n_frames", 1) > 1 and picture.format in {"GIF", "WEBP", "TIFF", "PNG"}:
+    # Not n_frames: for a TIFF that walks its whole chain of directories, in quadratic time.
+    if getattr(picture, "is_animated", False) and picture.format in {"GIF", "WEBP", "TIFF", "PNG"}:
         notes.append("The picture has several frames; the first one was used.")
     if picture.mode == "F" or picture.mode.startswith("I"):
         return _deep_grey_to_rgb(picture, notes)
@@ -205,7 +222,7 @@ def _to_rgb(picture: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image:
         return PIL.Image.alpha_composite(white, rgba).convert("RGB")
     if picture.mode == "RGB":
         # A plain copy: the opened file's object would keep the encoded bytes and its plugin state alive.
-        return picture.copy() if type(picture) is not PIL.Image.Image else picture
+        return picture.copy()
     return picture.convert("RGB")
 
 
@@ -217,12 +234,26 @@ def _deep_grey_to_rgb(picture: PIL.Image.Image, notes: list[str]) -> PIL.Image.I
     values within [0, 1] (floats) or [0, 65535] (integers) take that scale, anything else is stretched from
     its own range.
     """
-    values = np.asarray(picture).astype(np.float64)
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
+    values = np.asarray(picture)
+    low, high = _finite_range(values)
     white = 1.0 if picture.mode == "F" else 65535.0
+    black = 0.0
     if low < 0.0 or high > white:
         notes.append(f"Grey values from {low:g} to {high:g} were stretched to the range from black to white.")
-        values, white = values - low, max(high - low, 1e-12)
-    grey = np.rint(values / white * 255.0).astype(np.uint8)
+        black, white = low, max(high, low + 1e-12)
+    grey = np.empty(values.shape, dtype=np.uint8)
+    for top in range(
+        0, len(values), _STRIP_ROWS
+    ):  # in strips: the floats of a whole large picture are 8 times it
+        strip = values[top : top + _STRIP_ROWS].astype(np.float64)
+        scaled = (np.nan_to_num(strip, nan=black, posinf=white, neginf=black) - black) / (white - black)
+        grey[top : top + _STRIP_ROWS] = np.rint(np.clip(scaled, 0.0, 1.0) * 255.0)
     return PIL.Image.fromarray(grey).convert("RGB")
+
+
+def _finite_range(values: np.ndarray) -> tuple[float, float]:
+    """Lowest and highest finite value; (0, 0) when there is none."""
+    if values.dtype.kind != "f":
+        return float(values.min()), float(values.max())
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -66,12 +67,13 @@ def main() -> None:
     # MLflow and alembic narrate each table that they make; our own progress is what a user wants to read.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _asked_to_stop)
     try:
         # Outside of standalone mode an exit code, that of Ctrl-C among them, comes back as the value.
         code = app(standalone_mode=False)
     except LucidaError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
         code = _CTRL_C
@@ -85,6 +87,26 @@ def main() -> None:
     if code == _CTRL_C:
         Console(stderr=True).print("stopped")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+_asked: list[int] = []
+
+
+def _asked_to_stop(number: int, frame: object) -> None:
+    """Remember the signal and stop: as KeyboardInterrupt for Ctrl-C, as exit code 143 for SIGTERM."""
+    _asked.append(number)
+    _heed()
+
+
+def _heed() -> None:
+    """Stop if a signal asked for it.
+
+    An interrupt that falls into a library's clean-up code is swallowed there: every progress report looks again.
+    """
+    if _asked:
+        if _asked[-1] == signal.SIGTERM:
+            sys.exit(143)
+        raise KeyboardInterrupt
 
 
 @app.command()
@@ -200,6 +222,7 @@ def explain(
         task = progress.add_task("explaining", total=len(job.files))
 
         def show(count: int, total: int) -> None:
+            _heed()
             progress.update(task, completed=count, total=total)
 
         if on is Where.ray:
@@ -218,11 +241,11 @@ def review(
     out: Annotated[Path, typer.Option(help="Where to write the page as well.")] = Path("review.html"),
 ) -> None:
     """Make the misclassification gallery of a run, as one HTML file, and log it to the run."""
-    from pipelines.review.runs import find_run
+    from pipelines.review.runs import find_run, val_share_of
     from pipelines.review.runs import review as make
 
     run_id = find_run(run)
-    found = _dataset(data)
+    found = _dataset(data, val_share=val_share_of(run_id))
     with _reporting() as reporter:
         html = make(run_id, found, reporter=reporter)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -297,14 +320,15 @@ def _dataset(data: str, *, val_share: float = 0.25) -> Dataset:
     )
     console.print(f"{found.name}: {len(found.classes)} classes, {counts}.", highlight=False)
     for item in found.skipped[:5]:
-        console.print(f"[yellow]skipped[/yellow] {item.name}: {item.reason}", highlight=False)
+        console.print(f"[yellow]skipped[/yellow] {escape(item.name)}: {escape(item.reason)}", highlight=False)
     if len(found.skipped) > 5:
         console.print(
             f"[yellow]skipped[/yellow] {len(found.skipped)} files in all; dataset.json in the run names each."
         )
     for trained, held_out in found.shared[:5]:
         console.print(
-            f"[yellow]same picture on both sides[/yellow] {trained} and {held_out}", highlight=False
+            f"[yellow]same picture on both sides[/yellow] {escape(trained)} and {escape(held_out)}",
+            highlight=False,
         )
     return found
 
@@ -332,6 +356,7 @@ def _reporting() -> Iterator[Reporter]:
         tasks = {}
 
         def step(what: str, done: int, total: int) -> None:
+            _heed()
             if what not in tasks:
                 tasks[what] = progress.add_task(what, total=total)
             progress.update(tasks[what], completed=done, total=total)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from models.backbones import BACKBONES, DEFAULT, backbone
+from models.backbones import DEFAULT, backbone
 from models.errors import ConfigError, UnknownChoice
 from models.transfer import HEAD
 
@@ -94,19 +94,19 @@ class TrainConfig:
         row = backbone(self.backbone)
         if self.weights not in {"imagenet", "none"}:
             raise UnknownChoice("weights", self.weights, ("imagenet", "none"))
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
         _require(self.views >= 1, "views", self.views, "at least 1")
         _require(0 < self.val_share < 1, "val_share", self.val_share, "between 0 and 1")
-        _require(self.cache_gb >= 0, "cache_gb", self.cache_gb, "at least 0")
+        _require(0 <= self.cache_gb < 1e6, "cache_gb", self.cache_gb, "at least 0 and below 1000000")
         _require(self.threads >= 0, "threads", self.threads, "at least 0")
         _require(len(self.phases) > 0, "phases", self.phases, "at least one phase")
         names = [phase.name for phase in self.phases]
         _require(len(set(names)) == len(names), "phase names", names, "all different")
+        choices = (HEAD, TOP_BLOCKS, *row.block_names())
         for phase in self.phases:
-            if phase.train_from in BACKBONES or not phase.train_from:
-                raise ConfigError(
-                    f"Phase {phase.name!r}: train_from names a block, not {phase.train_from!r}."
-                )
+            if phase.train_from not in choices:
+                raise UnknownChoice("train_from", phase.train_from, choices)
         object.__setattr__(
             self,
             "phases",
@@ -141,7 +141,7 @@ def load(path: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
             data = tomllib.loads(path.read_text())
         except OSError as error:
             raise ConfigError(f"The config file {path} cannot be read: {error.strerror}.") from error
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"The config file {path} is not TOML: {error}.") from error
     data |= {key: value for key, value in overrides.items() if value is not None}
     if "phases" in data:

@@ -112,6 +112,12 @@ def scan(
     for done, (part, label, path) in enumerate(files, start=1):
         inner = path.relative_to(root).as_posix()
         try:
+            inner.encode()
+        except UnicodeEncodeError:
+            shown = inner.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            skipped.append(Skipped(shown, "The file's name is not valid UTF-8; rename it."))
+            continue
+        try:
             digest = images.read(path).sha256
         except ImageError as error:
             skipped.append(Skipped(inner, str(error)))
@@ -131,6 +137,8 @@ def _classes(folder: Path) -> list[str]:
         if entry.is_dir() and not entry.name.startswith((".", "_")) and entry.name not in _NOT_CLASSES
     ]
     classes = sorted(found)
+    if odd := [name for name in classes if not name.isprintable()]:
+        raise DataError(f"The class folder {odd[0]!r} has a name that cannot be printed; rename it.")
     if len(classes) < 2:
         have = f"only {classes[0]!r}" if classes else "none"
         raise DataError(

@@ -119,7 +119,8 @@ def _wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             if httpx.get(f"{url}/readyz", timeout=2, trust_env=False).status_code == httpx.codes.OK:
                 return
         except httpx.TransportError:
-            time.sleep(0.3)
+            pass  # not listening yet
+        time.sleep(0.3)
     raise LucidaError(f"The service was not ready within {_START_S} s; see {log}.")
 
 

@@ -103,9 +103,10 @@ class Augmenter:
         if view == 0:
             return self.geometry.see(image)[0]
         digest = hashlib.sha256(f"{self.seed}/{sample.sha256}/{view}".encode()).digest()
-        # torchvision draws from torch's global generator, so it is seeded for each view, by one thread only.
-        torch.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-        varied: PIL.Image.Image = self._transform(image.pil)
+        # torchvision draws from torch's global generator: seeded for each view, and put back as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+            varied: PIL.Image.Image = self._transform(image.pil)
         return varied
 
     def tensor(self, sample: Sample, view: int) -> Tensor:
@@ -114,11 +115,17 @@ class Augmenter:
 
 
 def batches(
-    augmenter: Augmenter, samples: Sequence[Sample], views: Sequence[int], batch_size: int
+    augmenter: Augmenter,
+    samples: Sequence[Sample],
+    views: Sequence[int],
+    batch_size: int,
+    *,
+    ahead: bool = True,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Tensors (N, 3, H, W) and labels (N,), the next batch being read while the caller works on the last.
 
-    Bounded: at most two batches are in memory beside the caller's.
+    Bounded: at most two batches are in memory beside the caller's. While the caller draws random numbers of
+    its own, as in training, ``ahead`` must be off: torch's global generator is one for all threads.
     """
 
     def read(start: int) -> tuple[Tensor, Tensor]:
@@ -126,14 +133,17 @@ def batches(
         stacked = torch.stack([augmenter.tensor(samples[i], views[i]) for i in part])
         return stacked, torch.tensor([samples[i].label for i in part])
 
+    if not ahead:
+        yield from (read(start) for start in range(0, len(samples), batch_size))
+        return
     with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
         starts = list(range(0, len(samples), batch_size))
-        ahead = reader.submit(read, starts[0]) if starts else None
+        coming = reader.submit(read, starts[0]) if starts else None
         for following in [*starts[1:], None]:
-            if ahead is None:
+            if coming is None:
                 return
-            current = ahead.result()
-            ahead = reader.submit(read, following) if following is not None else None
+            current = coming.result()
+            coming = reader.submit(read, following) if following is not None else None
             yield current
 
 
@@ -192,7 +202,9 @@ class Features:
         """Every picture once, in batches, each in a view that changes from epoch to epoch."""
         if not views:
             chosen = [self.samples[i] for i in order]
-            for x, labels in batches(self.augmenter, chosen, [number] * len(order), self.config.batch_size):
+            for x, labels in batches(
+                self.augmenter, chosen, [number] * len(order), self.config.batch_size, ahead=False
+            ):
                 yield self.model.frozen_prefix(x), labels
             return
         view = (number + np.arange(len(order))) % len(views)

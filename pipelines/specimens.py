@@ -120,6 +120,8 @@ def write(plan: SpecimenPlan, folder: Path, *, progress: Callable[[int, int], No
 
     The folder appears whole or not at all. Raises DataError when it holds something else.
     """
+    if plan.seed < 0:
+        raise DataError(f"The seed is {plan.seed}; it must be at least 0.")
     if plan.shortcut_species and plan.shortcut_species not in SPECIES:
         raise DataError(f"Unknown species {plan.shortcut_species!r}; choose one of: {', '.join(SPECIES)}.")
     note = folder / "specimens.json"

@@ -60,13 +60,13 @@ def check_name(name: str) -> str:
 
 
 @contextmanager
-def run(name: str, *, nested: bool = False, tags: Mapping[str, str] | None = None) -> Iterator[str]:
+def run(name: str, *, nested: bool = False) -> Iterator[str]:
     """An MLflow run that always ends: FINISHED, FAILED on an error, KILLED on Ctrl-C or a stop; yields its
     id.
     """
     if not nested:
         mlflow.set_experiment(EXPERIMENT)
-    started = mlflow.start_run(run_name=name, nested=nested, tags=dict(tags or {}))
+    started = mlflow.start_run(run_name=name, nested=nested)
     try:
         yield started.info.run_id
     except (KeyboardInterrupt, SystemExit):
@@ -140,11 +140,11 @@ def log_metrics(metrics: Mapping[str, float]) -> None:
     mlflow.log_metrics(dict(metrics))
 
 
-def log_picture(picture: PIL.Image.Image, path: str) -> None:
-    """A PNG artefact of the present run."""
+def log_picture(picture: PIL.Image.Image, path: str, *, run_id: str | None = None) -> None:
+    """A PNG artefact of the present run, or of a finished one."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    _log_bytes(buffer.getvalue(), path)
+    _log_bytes(buffer.getvalue(), path, run_id=run_id)
 
 
 def log_page(html: str, path: str, *, run_id: str | None = None) -> None:
@@ -219,8 +219,13 @@ def champion(name: str) -> ModelVersion | None:
     """The version that the alias champion names, if any."""
     try:
         return mlflow.MlflowClient().get_model_version_by_alias(check_name(name), CHAMPION)
-    except MlflowException:
-        return None
+    except MlflowException as error:
+        # Only "there is none" is an answer: a store that is away must not make a first champion of anybody.
+        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            return None
+        raise RegistryError(
+            f"The registry at {mlflow.get_registry_uri()} cannot be asked: {error.message}"
+        ) from error
 
 
 def fetch_bundle(reference: str, folder: Path) -> ModelRef:
@@ -246,6 +251,11 @@ def fetch_bundle(reference: str, folder: Path) -> ModelRef:
 def run_metrics(run_id: str) -> dict[str, float]:
     """The final metrics of a run; raises RegistryError when there is no such run."""
     return dict(_get_run(run_id).data.metrics)
+
+
+def run_params(run_id: str) -> dict[str, str]:
+    """The parameters of a run; raises RegistryError when there is no such run."""
+    return dict(_get_run(run_id).data.params)
 
 
 def run_tags(run_id: str) -> dict[str, str]:

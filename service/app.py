@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
+from urllib.parse import quote
 
 import bentoml
 from bentoml.models import BentoModel
@@ -117,8 +118,5 @@ cast("Service[CameraLucida]", CameraLucida).add_asgi_middleware(Edge, max_body_b
 
 
 def _picture(data: bytes, encoding: str, **headers: str) -> Response:
-    named = {
-        f"X-Lucida-{name.title()}": value.encode("ascii", "replace").decode()
-        for name, value in headers.items()
-    }
+    named = {f"X-Lucida-{name.title()}": quote(value) for name, value in headers.items()}
     return Response(data, media_type=f"image/{encoding}", headers=named)

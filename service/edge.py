@@ -25,6 +25,13 @@ from service.errors import answer
 UPLOADS = {"/predict", "/explain", "/heatmap", "/activations"}
 """Routes that take a form with the picture in its field ``image``."""
 
+READ_ONLY = {"/model", "/livez", "/readyz", "/healthz", "/metrics", "/docs.json"}
+
+FIELDS = ("target", "top_k", "block", "overlay", "encoding", "blocks", "channels", "picture")
+"""Every text field that some route takes. Only these names are written into a rebuilt form: a name of the
+client's own could close its quotes and smuggle in a second field ``image`` with a URL as its text.
+"""
+
 _MAX_FIELDS = 20
 _MAX_FIELD_BYTES = 10_000
 _MAX_ERROR_BYTES = 64_000
@@ -53,6 +60,8 @@ class Edge:
             await self.app(scope, receive, _one_shape(send))
             return
         try:
+            if scope["path"] in READ_ONLY:
+                raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", "This route takes GET.")
             if scope["path"] not in UPLOADS:
                 raise Refusal(HTTPStatus.NOT_FOUND, "not_found", "There is no such route for this method.")
             if scope["method"] != "POST":
@@ -72,7 +81,10 @@ class Edge:
             )  # fmt: skip
         body = await self._read(headers, receive)
         form = await _parse(headers, body)
-        picture, fields = await _sound(form)
+        try:
+            picture, fields = await _sound(form)
+        finally:
+            await form.close()
         return _encode(picture, fields)
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes:
@@ -150,9 +162,15 @@ async def _sound(form: FormData) -> tuple[bytes, dict[str, str]]:
     for name, value in form.multi_items():
         if name == "image":
             continue
+        if name not in FIELDS:
+            raise Refusal(
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                "unknown_field",
+                f"There is no such field; besides 'image' there are: {', '.join(FIELDS)}.",
+            )
         if isinstance(value, UploadFile) or name in fields:
             raise Refusal(
-                HTTPStatus.UNPROCESSABLE_ENTITY, "bad_field", "Every field but 'image' must be one text."
+                HTTPStatus.UNPROCESSABLE_ENTITY, "bad_field", f"The field {name!r} must be one text."
             )
         if value.strip():
             fields[name] = value.strip()
@@ -194,9 +212,12 @@ def _one_shape(send: Send) -> Send:
     """Rewrite failures that are not in our shape (BentoML's come as lists, tables or bare text) into it."""
     start: Message | None = None
     parts: list[bytes] = []
+    answered = False
 
     async def shaped(message: Message) -> None:
-        nonlocal start
+        nonlocal start, answered
+        if answered:
+            return
         if message["type"] == "http.response.start" and message["status"] >= HTTPStatus.BAD_REQUEST:
             start = message
             return
@@ -213,7 +234,7 @@ def _one_shape(send: Send) -> Send:
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
         ]
-        status, start = _status(start["status"], body), None
+        status, answered = _status(start["status"], body), True
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 

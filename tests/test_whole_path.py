@@ -225,6 +225,15 @@ def test_activations_as_json_and_as_a_picture(world, val):
     assert PIL.Image.open(io.BytesIO(sheet.content)).format == "PNG"
 
 
+def raw_form(picture: bytes, name: bytes, text: bytes, charset: bytes = b"") -> dict[str, object]:
+    """A form written by hand, whose second field's name tries to close its quotes."""
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="image"; filename="p.jpg"\r\n\r\n' + picture + b"\r\n"
+        b'--b\r\nContent-Disposition: form-data; name="' + name + b'"\r\n\r\n' + text + b"\r\n--b--\r\n"
+    )
+    return {"content": body, "headers": {"content-type": b"multipart/form-data; boundary=b" + charset}}
+
+
 def test_a_url_or_a_path_is_refused_and_never_fetched(world, val, tmp_path):
     with socket.socket() as trap:
         trap.bind(("127.0.0.1", 0))
@@ -234,6 +243,9 @@ def test_a_url_or_a_path_is_refused_and_never_fetched(world, val, tmp_path):
         for text in (address, f'"{address}"', "file:///etc/hostname", "/etc/hostname"):
             for route in ("/predict", "/explain", "/heatmap", "/activations"):
                 for request in (
+                    {"files": {"image": ("p.jpg", val["ants"][0]), 'image"; y="': (None, text)}},
+                    raw_form(val["ants"][0], b'image\\"; y=\\"', text.encode()),
+                    raw_form(val["ants"][0], b"\\ud800", text.encode(), charset=b"; charset=unicode_escape"),
                     {"files": {"image": (None, text)}},
                     {"data": {"image": text}},
                     {"json": {"image": text}},
@@ -287,6 +299,7 @@ def test_malformed_requests_get_one_sentence(world, body):
         ({"top_k": "0"}, "1 to 20"),
         ({"top_k": "many"}, "top_k"),
         ({"overlay": "perhaps"}, "overlay"),
+        ({"topk": "3"}, "top_k"),
     ],
     ids=str,
 )
@@ -339,11 +352,19 @@ def test_open_api_names_every_route(world):
     assert httpx.get(f"{world.url}/livez", trust_env=False).status_code == 200
 
 
+def test_the_review_was_logged_to_the_run_and_to_no_other(world):
+    mlflow.set_tracking_uri(world.environment["MLFLOW_TRACKING_URI"])
+    client = mlflow.MlflowClient()
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    names = sorted(run.info.run_name for run in client.search_runs(experiments))
+    assert names == ["1 head", "2 top blocks", "my_pictures efficientnet_lite0"]
+
+
 def test_the_batch_and_the_review_of_the_readme_are_there(world):
     page = (world.folder / "review.html").read_text()
     assert page.count("<article") >= 3
     assert (world.folder / "explained/_SUCCESS").exists()
-    assert len(list((world.folder / "explained/overlays").glob("*.jpg"))) == 153
+    assert len(list((world.folder / "explained/overlays").glob("*.jpg"))) == 397
 
 
 def test_the_clone_itself_can_be_served_and_sigterm_ends_it(world, val, tmp_path):

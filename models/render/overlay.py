@@ -36,7 +36,7 @@ def overlay(
     pixels a side is shown smaller. Full colour is the map's own maximum, or ``full_scale`` (in the map's raw
     units) so that several maps can be compared.
     """
-    picture, frame = _fit(image.pil, frame, max_side)
+    picture, frame = fit(image.pil, frame, max_side)
     laid = frame.unwarp(attribution.positive(full_scale))
     unseen = np.isnan(laid)
     strength = np.where(unseen, 0.0, laid).astype(np.float32)
@@ -60,7 +60,7 @@ def encode(picture: PIL.Image.Image, encoding: Encoding = "jpeg") -> bytes:
     return buffer.getvalue()
 
 
-def _fit(picture: PIL.Image.Image, frame: Frame, max_side: int) -> tuple[PIL.Image.Image, Frame]:
+def fit(picture: PIL.Image.Image, frame: Frame, max_side: int) -> tuple[PIL.Image.Image, Frame]:
     """Shrink a large picture; the frame keeps its proportions, for its boxes are shares of the picture's
     size.
     """

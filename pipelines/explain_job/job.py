@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from models.explain.grad_cam import grad_cam_batch, look
 from models.geometry import Frame
 from models.images import Image, Limits
 from models.predictions import Prediction, class_index, rank
-from models.render.overlay import encode, overlay
+from models.render.overlay import encode, fit, overlay
 
 SCHEMA = pa.schema(
     [
@@ -49,6 +49,7 @@ SCHEMA = pa.schema(
 )
 """One row a picture. ``grid`` holds the signed map row by row; ``status`` is an attribution's, or "error"."""
 
+_OVERLAY_SIDE = 800
 _SAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -67,8 +68,11 @@ class ExplainJob:
 
     @property
     def key(self) -> str:
-        """Digest of everything that decides the rows, the pictures' names included."""
-        parts = [self.model_digest, self.target, self.block, str(self.limits), *self.files]
+        """Digest of all that decides the rows: model, options, and each picture's name, size and time."""
+        parts: list[object] = [self.model_digest, self.target, self.block, str(self.limits), str(self.source)]
+        for name in self.files:
+            status = (self.source / name).stat()
+            parts += [name, status.st_size, status.st_mtime_ns]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -108,14 +112,8 @@ def explain_part(
 ) -> list[dict[str, Any]]:
     """Rows for some of the job's files, in their order; overlays are written as JPEG files."""
     rows: dict[str, dict[str, Any]] = {}
-    good: list[tuple[str, Image]] = []
-    for name in files:
-        try:
-            good.append((name, images.read(job.source / name, limits=job.limits)))
-        except LucidaError as error:
-            rows[name] = _error_row(job, name, str(error))
-    for start in range(0, len(good), batch_size):
-        for row in _explain_batch(job, bundle, good[start : start + batch_size], overlays):
+    for start in range(0, len(files), batch_size):
+        for row in _explain_batch(job, bundle, files[start : start + batch_size], overlays):
             rows[row["path"]] = row
     return [rows[name] for name in files]
 
@@ -128,43 +126,67 @@ def overlay_name(path: str) -> str:
     return f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:10]}.jpg"
 
 
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A picture on its way through a batch; its full pixels are let go as soon as the tensor is made."""
+
+    name: str
+    sha256: str
+    width: int
+    height: int
+    seen_box: tuple[float, float, float, float]
+    x: torch.Tensor
+    shown: Image
+    frame: Frame
+    """Of the picture as it is shown, at most _OVERLAY_SIDE pixels a side."""
+
+
 def _explain_batch(
-    job: ExplainJob, bundle: Bundle, pictures: Sequence[tuple[str, Image]], overlays: Path
+    job: ExplainJob, bundle: Bundle, files: Sequence[str], overlays: Path
 ) -> Iterator[dict[str, Any]]:
     model = bundle.model
-    ready: list[tuple[str, Image, torch.Tensor, Frame]] = []
-    for name, image in pictures:
+    ready: list[_Ready] = []
+    for name in files:
         try:
-            ready.append((name, image, *model.geometry.prepare(image)))
+            ready.append(_prepare(job, bundle, name))
         except LucidaError as error:
             yield _error_row(job, name, str(error))
     if not ready:
         return
-    evidence = look(model, torch.stack([x for _, _, x, _ in ready]), block=job.block)
-    rankings = [rank(logits, model.classes) for logits in evidence.logits]
+    evidence = look(model, torch.stack([each.x for each in ready]), block=job.block)
+    rankings: list[list[Prediction]] = []
+    for each, logits in zip(ready, evidence.logits, strict=True):
+        try:
+            rankings.append(rank(logits, model.classes))
+        except LucidaError as error:
+            rankings.append([])
+            yield _error_row(job, each.name, str(error))
     fixed = model.classes.index(job.target) if job.target is not None else None
-    targets = [ranking[0].index if fixed is None else fixed for ranking in rankings]
+    targets = [fixed if fixed is not None else (ranking[0].index if ranking else 0) for ranking in rankings]
     maps = grad_cam_batch(model, evidence, targets)
-    for (name, image, _, frame), ranking, attribution in zip(ready, rankings, maps, strict=True):
-        file = overlay_name(name)
-        (overlays / file).write_bytes(encode(overlay(image, frame, attribution, max_side=800)))
-        yield _row(job, name, image, frame, ranking, attribution, file)
+    for each, ranking, attribution in zip(ready, rankings, maps, strict=True):
+        if ranking:
+            file = overlay_name(each.name)
+            (overlays / file).write_bytes(encode(overlay(each.shown, each.frame, attribution)))
+            yield _row(job, each, ranking, attribution, file)
+
+
+def _prepare(job: ExplainJob, bundle: Bundle, name: str) -> _Ready:
+    image = images.read(job.source / name, limits=job.limits)
+    x, frame = bundle.model.geometry.prepare(image)
+    small, small_frame = fit(image.pil, frame, _OVERLAY_SIDE)
+    shown = replace(image, pil=small)
+    return _Ready(name, image.sha256, image.width, image.height, frame.seen_box, x, shown, small_frame)
 
 
 def _row(
-    job: ExplainJob,
-    name: str,
-    image: Image,
-    frame: Frame,
-    ranking: list[Prediction],
-    attribution: Attribution,
-    file: str,
+    job: ExplainJob, each: _Ready, ranking: list[Prediction], attribution: Attribution, file: str
 ) -> dict[str, Any]:
     return {
-        "path": name,
-        "digest": image.sha256,
-        "width": image.width,
-        "height": image.height,
+        "path": each.name,
+        "digest": each.sha256,
+        "width": each.width,
+        "height": each.height,
         "prediction": ranking[0].label,
         "score": ranking[0].score,
         "scores": [(item.label, item.score) for item in ranking],
@@ -173,7 +195,7 @@ def _row(
         "grid_rows": attribution.rows,
         "grid_cols": attribution.cols,
         "grid": attribution.values.ravel().tolist(),
-        "seen_box": list(frame.seen_box),
+        "seen_box": list(each.seen_box),
         "status": attribution.status,
         "error": None,
         "overlay": f"overlays/{file}",

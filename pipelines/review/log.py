@@ -52,9 +52,9 @@ def log_review(
     html = gallery.page(evaluations, wrong, close, title=f"Review of {name}", facts=facts)
     tracking.log_page(html, "review/review.html", run_id=run_id)
     if wrong:
-        tracking.log_picture(
-            gallery.sheet(wrong[:_MOST_ON_SHEET], title=f"{name}: mistakes"), "review/mistakes.png"
-        )
+        mistakes = gallery.sheet(wrong[:_MOST_ON_SHEET], title=f"{name}: mistakes")
+        tracking.log_picture(mistakes, "review/mistakes.png", run_id=run_id)
     if close:
-        tracking.log_picture(gallery.sheet(close, title=f"{name}: close calls"), "review/close_calls.png")
+        nearly = gallery.sheet(close, title=f"{name}: close calls")
+        tracking.log_picture(nearly, "review/close_calls.png", run_id=run_id)
     return html

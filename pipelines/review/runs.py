@@ -10,6 +10,7 @@ import mlflow
 from models import bundle
 from models.errors import RegistryError
 from pipelines import tracking
+from pipelines.config import TrainConfig
 from pipelines.data import Dataset
 from pipelines.evaluate import evaluate
 from pipelines.finetune import Reporter
@@ -36,6 +37,11 @@ def model_of(run_id: str) -> str:
         raise RegistryError(f"The run {run_id} registered no model version, so there is nothing to review.")
     newest = max(versions, key=lambda item: int(item.version))
     return f"{newest.name}/{newest.version}"
+
+
+def val_share_of(run_id: str) -> float:
+    """The share of an undivided folder that the run held out, so that a review divides it the same way."""
+    return float(tracking.run_params(run_id).get("val_share", TrainConfig().val_share))
 
 
 def review(run_id: str, data: Dataset, *, reporter: Reporter | None = None) -> str:

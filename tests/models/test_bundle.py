@@ -120,6 +120,10 @@ def test_rightly_signed_but_wrong_weights_are_refused(copy, how, reason):
         {"geometry": {"resize": 1}},
         {"probe": {"file": "probe.png", "logits": [0.0, 0.0, 0.0]}},
         {"probe": {}},
+        {"probe": {"file": "probe.png", "logits": ["a", "b", "c"]}},
+        {"classes": [["ant"], ["bee"], ["wasp"]]},
+        {"classes": ["ant", "bee", "\ud800"]},
+        {"metrics": None},
     ],
     ids=str,
 )

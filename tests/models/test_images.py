@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -162,6 +163,30 @@ def test_a_jpeg_of_thousands_of_scans_is_refused(encode):
     with pytest.raises(ImageTooLarge, match="scans"):
         images.decode(bomb)
     assert images.decode(data).width == 40, "a real progressive file passes"
+
+
+def test_one_changed_byte_in_a_pngs_pixels_is_an_error_not_a_picture(encode):
+    rng = np.random.default_rng(0)
+    data = encode(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8), "PNG")
+    start = data.index(b"IDAT") + 8
+    for position in rng.integers(start, len(data) - 20, 40):
+        damaged = bytearray(data)
+        damaged[position] ^= 0x55
+        with pytest.raises(UnreadableImage):
+            images.decode(bytes(damaged))
+
+
+def test_what_a_phone_appends_to_a_jpeg_is_not_counted_as_scans(encode):
+    assert images.decode(encode(scene(), "JPEG") + b"\xff\xda" * 5000).width == 40
+
+
+def test_a_long_chain_of_tiff_pages_costs_nothing(encode):
+    pages = [PIL.Image.new("1", (1, 1))] * 3000
+    data = encode(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    start = time.process_time()
+    image = images.decode(data)
+    assert any("several frames" in note for note in image.notes)
+    assert time.process_time() - start < 1.0, "walking the chain took seconds"
 
 
 def test_limits_are_settings(encode):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -33,6 +34,27 @@ def test_mistakes_are_one_sentence_and_exit_code_1(words, says, in_tmp):
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ")
+
+
+def test_brackets_in_a_file_name_are_printed_as_they_are(in_tmp, butterflies):
+    copy = shutil.copytree(butterflies, in_tmp / "set")
+    (copy / "train" / "argus" / "a[/b].jpg").parent.mkdir(parents=True, exist_ok=True)
+    (copy / "train" / "argus" / "photo [red].jpg").write_bytes(b"x")
+    done = lucida(
+        "train",
+        "--data",
+        str(copy),
+        "--backbone",
+        "resnet18",
+        "--weights",
+        "none",
+        "--name",
+        "a b",
+        cwd=in_tmp,
+    )
+    assert "photo [red].jpg" in done.stdout
+    assert done.returncode == 1
+    assert "must be letters" in done.stderr
 
 
 def test_usage_errors_are_exit_code_2(in_tmp):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from models.errors import ConfigError, UnknownChoice
-from pipelines.config import TrainConfig, load
+from pipelines.config import PhaseConfig, TrainConfig, load
 
 TOML = """
 backbone = "resnet18"
@@ -65,4 +65,11 @@ def test_unknown_names(tmp_path):
         load(None, {"weights": "coco"})
     with pytest.raises(ConfigError, match="cannot be read"):
         load(tmp_path / "none.toml", {})
+    with pytest.raises(UnknownChoice, match=r"layer4\.0"):
+        TrainConfig(backbone="resnet18", phases=(PhaseConfig("a", "layer9", 1, 0.1),))
+    with pytest.raises(ConfigError, match="seed is -1"):
+        load(None, {"seed": -1})
+    (tmp_path / "latin.toml").write_bytes(b"# \xff")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load(tmp_path / "latin.toml", {})
     assert load(None, {}) == TrainConfig()

@@ -132,6 +132,16 @@ def test_another_jobs_folder_is_refused(folder, loaded, tmp_path):
         local.run(plan(folder, loaded, target=None, block=None), loaded, tmp_path / "full")
 
 
+def test_the_same_names_in_another_folder_or_changed_are_another_job(folder, loaded, tmp_path):
+    local.run(plan(folder, loaded, target=None, block=None), loaded, tmp_path / "out")
+    other = shutil.copytree(folder, tmp_path / "other", symlinks=True)
+    with pytest.raises(DataError, match="another job"):
+        local.run(plan(other, loaded, target=None, block=None), loaded, tmp_path / "out")
+    shutil.copy(folder / "argus/argus_001.jpg", folder / "same.jpg")
+    with pytest.raises(DataError, match="another job"):
+        local.run(plan(folder, loaded, target=None, block=None), loaded, tmp_path / "out")
+
+
 def test_options_are_checked_before_any_work(folder, loaded, tmp_path):
     with pytest.raises(UnknownChoice, match="flamingo"):
         plan(folder, loaded, target="wasp", block=None)

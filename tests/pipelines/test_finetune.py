@@ -93,7 +93,9 @@ def test_cached_features_are_those_of_the_whole_network(found):
 
 
 def test_a_set_too_large_for_the_cache_is_trained_all_the_same(found):
-    model, results = trained(found, replace(CONFIG, cache_gb=0.0, phases=(replace(HEAD, epochs=3),)))
+    config = replace(CONFIG, cache_gb=0.0, phases=(replace(HEAD, epochs=3),))
+    model, results = trained(found, config)
+    assert state_bytes(model) == state_bytes(trained(found, config)[0]), "the same seed, the same bits"
     assert results[0].cached_views == 0
     assert results[0].best.val_loss < results[0].epochs[0].val_loss
     assert not model.training

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -117,6 +116,17 @@ def test_runs_end_as_what_happened_to_them(in_tmp):
     assert status == {"killed": "KILLED", "failed": "FAILED", "stopped": "KILLED"}
 
 
+def test_a_registry_that_cannot_be_asked_makes_no_first_champion(in_tmp, bundle_folder, monkeypatch):
+    registered(bundle_folder, "three", 0.9)
+
+    def away(*_: object) -> None:
+        raise mlflow.exceptions.MlflowException("database is locked")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_model_version_by_alias", away)
+    with pytest.raises(RegistryError, match="cannot be asked: database is locked"):
+        promote("three/1")
+
+
 def test_packaging_needs_no_build_to_make_the_bento_model(in_tmp, bundle_folder):
     from pipelines.package import package
 
@@ -124,4 +134,3 @@ def test_packaging_needs_no_build_to_make_the_bento_model(in_tmp, bundle_folder)
     promote("three")
     with pytest.raises(RegistryError):
         package("four@champion")
-    shutil.rmtree(in_tmp / "bentoml", ignore_errors=True)
