@@ -101,7 +101,7 @@ def _asked_to_stop(number: int, frame: object) -> None:
 def _heed() -> None:
     """Stop if a signal asked for it.
 
-    An interrupt that falls into a library's clean-up code is swallowed there: every progress report looks again.
+    An interrupt that falls into a library's clean-up is swallowed there: each progress report looks again.
     """
     if _asked:
         if _asked[-1] == signal.SIGTERM:
