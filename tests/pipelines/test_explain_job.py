@@ -84,6 +84,23 @@ def test_overlays_are_safe_distinct_and_of_the_pictures_size(folder, loaded, tmp
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on this machine")
+def test_the_page_opens_in_a_real_browser(folder, loaded, tmp_path):
+    out = local.run(plan(folder, loaded, target=None, block=None), loaded, tmp_path / "out").out
+    shot = tmp_path / "page.png"
+    command = [
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--hide-scrollbars", "--window-size=1200,1400",
+        f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", (out / "index.html").as_uri(),
+    ]  # fmt: skip
+    subprocess.run(command, capture_output=True, timeout=90, check=True)
+    pixels = np.asarray(PIL.Image.open(shot).convert("RGB"), int)
+    assert pixels.shape == (1400, 1200, 3)
+    coloured = (pixels.max(axis=2) - pixels.min(axis=2)) > 60
+    assert coloured.mean() > 0.02, "the overlays are really shown"
+    assert (pixels.min(axis=2) > 240).mean() > 0.2, "on paper"
+
+
 def test_a_hostile_name_cannot_write_html(loaded, butterflies, tmp_path):
     source = tmp_path / "in"
     source.mkdir()
