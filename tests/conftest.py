@@ -19,9 +19,12 @@ from pipelines import specimens
 PROJECT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _threads() -> None:
-    torch.set_num_threads(2)
+    """As the command line has them: an engine made by an earlier test leaves torch with one thread, and sums of
+    floats depend on their number.
+    """
+    torch.set_num_threads(os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="session")
