@@ -21,8 +21,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True)
 def _threads() -> None:
-    """As the command line has them: an engine made by an earlier test leaves torch with one thread, and sums of
-    floats depend on their number.
+    """As the command line has them: an engine made by an earlier test leaves torch with one thread, and
+    sums of floats depend on their number.
     """
     torch.set_num_threads(os.cpu_count() or 1)
 
