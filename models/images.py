@@ -240,11 +240,10 @@ def _deep_grey_to_rgb(picture: PIL.Image.Image, notes: list[str]) -> PIL.Image.I
     black = 0.0
     if low < 0.0 or high > white:
         notes.append(f"Grey values from {low:g} to {high:g} were stretched to the range from black to white.")
-        black, white = low, max(high, low + 1e-12)
+        black, white = low, high if high > low else low + 1.0 + abs(low)
     grey = np.empty(values.shape, dtype=np.uint8)
-    for top in range(
-        0, len(values), _STRIP_ROWS
-    ):  # in strips: the floats of a whole large picture are 8 times it
+    # In strips: the floats of a whole large picture would take eight times its own memory.
+    for top in range(0, len(values), _STRIP_ROWS):
         strip = values[top : top + _STRIP_ROWS].astype(np.float64)
         scaled = (np.nan_to_num(strip, nan=black, posinf=white, neginf=black) - black) / (white - black)
         grey[top : top + _STRIP_ROWS] = np.rint(np.clip(scaled, 0.0, 1.0) * 255.0)

@@ -78,9 +78,8 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = _CTRL_C
     except Exception as error:
-        if hasattr(error, "exit_code") and hasattr(
-            error, "show"
-        ):  # click's usage errors know how to show themselves
+        # Click's usage errors know how to show themselves.
+        if hasattr(error, "exit_code") and hasattr(error, "show"):
             error.show()
             sys.exit(int(error.exit_code))
         raise

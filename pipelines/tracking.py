@@ -44,7 +44,7 @@ _PYFUNC = Path(__file__).with_name("pyfunc.py")
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A registered version and the folder that its checked bundle was copied to."""
+    """A registered version and the folder that its bundle was copied to, not yet checked."""
 
     name: str
     version: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from models.geometry import Frame
 from models.images import Image, Limits
 from models.predictions import Prediction, class_index, rank
 from models.render.contact_sheet import activation_sheet
-from models.render.overlay import Encoding, encode, overlay
+from models.render.overlay import Encoding, data_uri, encode, overlay
 from service import schemas
 from service.settings import Settings
 
@@ -203,7 +202,7 @@ class Engine:
 
     def _data_uri(self, image: Image, frame: Frame, attribution: Attribution) -> str:
         drawn = overlay(image, frame, attribution, max_side=self.settings.max_overlay_side)
-        return "data:image/jpeg;base64," + base64.b64encode(encode(drawn)).decode()
+        return data_uri(drawn)
 
     def _provenance(self, image: Image) -> schemas.Provenance:
         origin = self.bundle.provenance

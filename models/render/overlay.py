@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from typing import Literal
 
@@ -58,6 +59,11 @@ def encode(picture: PIL.Image.Image, encoding: Encoding = "jpeg") -> bytes:
     else:
         picture.save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
+
+
+def data_uri(picture: PIL.Image.Image) -> str:
+    """The picture as a JPEG data URI, for JSON and for pages that stand alone."""
+    return "data:image/jpeg;base64," + base64.b64encode(encode(picture)).decode()
 
 
 def fit(picture: PIL.Image.Image, frame: Frame, max_side: int) -> tuple[PIL.Image.Image, Frame]:

@@ -7,7 +7,6 @@ HTML page and as a contact sheet.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ from models import images
 from models.explain.attribution import MEANINGS, Attribution
 from models.explain.grad_cam import grad_cam, look
 from models.render.contact_sheet import Tile, contact_sheet
-from models.render.overlay import encode, overlay
+from models.render.overlay import data_uri, overlay
 from models.transfer import TransferModel
 from pipelines.evaluate import Evaluation, Judged
 
@@ -111,11 +110,6 @@ def render(template: str, **values: Any) -> str:
     )  # fmt: skip
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return environment.get_template(template).render(made=made, **values)
-
-
-def data_uri(picture: PIL.Image.Image) -> str:
-    """A picture as a JPEG data URI."""
-    return "data:image/jpeg;base64," + base64.b64encode(encode(picture)).decode()
 
 
 def _case(model: TransferModel, judged: Judged, split: str) -> Case:

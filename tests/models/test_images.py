@@ -119,6 +119,13 @@ def test_float_grey_is_scaled_and_said(low, high, noted, encode):
     assert bool(image.notes) is noted
 
 
+@pytest.mark.parametrize("value", [100_000, -7])
+def test_one_grey_beyond_the_agreed_scale_is_black_and_said(value, encode):
+    image = images.decode(encode(PIL.Image.fromarray(np.full((4, 4), value, np.int32)), "TIFF"))
+    assert np.asarray(image.pil).max() == 0
+    assert any("stretched" in note for note in image.notes)
+
+
 def test_first_frame_of_an_animation(encode):
     second = PIL.Image.new("RGB", (40, 30), (0, 255, 0))
     image = images.decode(encode(scene(), "GIF", save_all=True, append_images=[second]))
