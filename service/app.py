@@ -1,8 +1,8 @@
 """The BentoML service: the engine's verbs as endpoints.
 
 Types on the endpoints are what BentoML writes into OpenAPI; a picture goes out as a ready Response. The edge
-has checked and rebuilt every form before it comes here. Torch and the model are loaded in ``__init__``, in the
-worker, not on import.
+has checked and rebuilt every form before it comes here. Torch and the model are loaded in ``__init__``,
+in the worker, not on import.
 """
 
 from __future__ import annotations
