@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -32,9 +32,10 @@ from torch import Tensor
 
 from models import images
 from models.backbones import BACKBONES, backbone
-from models.errors import BundleError
+from models.errors import BundleError, ConfigError, UnknownChoice
 from models.geometry import Geometry
 from models.render.overlay import encode
+from models.scoring import Scoring
 from models.transfer import TransferModel
 
 FORMAT = 1
@@ -107,6 +108,7 @@ def save(
         "backbone": model.row.name,
         "blocks": list(model.block_names),
         "cam_block": model.cam_block,
+        "scoring": asdict(model.scoring),
         "geometry": model.geometry.to_dict(),
         "run_id": run_id,
         "metrics": dict(metrics or {}),
@@ -235,12 +237,25 @@ def _empty_model(manifest: Mapping[str, Any]) -> TransferModel:
             f"Unknown backbone {manifest['backbone']!r}; this version has {', '.join(BACKBONES)}."
         )
     row = backbone(manifest["backbone"])
-    model = TransferModel(row, row.network("none"), classes=classes)
+    scoring = _scoring(manifest)
+    try:
+        model = TransferModel(row, row.network("none"), classes=classes, task=scoring.task)
+    except ConfigError as error:
+        raise BundleError(f"{MANIFEST} contradicts itself: {error}") from error
+    model.scoring = scoring
     model.geometry = Geometry.from_dict(manifest["geometry"])
     if manifest["cam_block"] not in model.block_names:
         raise BundleError(f"The Grad-CAM block {manifest['cam_block']!r} is no block of {row.name}.")
     model.cam_block = manifest["cam_block"]
     return model
+
+
+def _scoring(manifest: Mapping[str, Any]) -> Scoring:
+    """Bundles from before there were tasks and temperatures are multiclass and uncalibrated."""
+    try:
+        return Scoring(**manifest.get("scoring", {}))
+    except (TypeError, ConfigError, UnknownChoice) as error:
+        raise BundleError(f"{MANIFEST} has no proper 'scoring': {error}") from error
 
 
 def _checked_state(folder: Path, model: TransferModel) -> dict[str, Tensor]:

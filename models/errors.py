@@ -12,6 +12,7 @@
     ├── DataError               a data set that cannot be trained or explained
     ├── ConfigError             a training configuration that breaks a rule
     ├── TrainingError           training had to stop
+    ├── TrackerUnavailable      the experiment tracker is away, locked or full
     └── RegistryError           a run, model version or alias that is not there or may not be changed
 
 Each message is one sentence for a person: it names the value, the rule and, where there are any, the choices.
@@ -73,6 +74,10 @@ class ConfigError(LucidaError):
 
 class TrainingError(LucidaError):
     """Training had to stop."""
+
+
+class TrackerUnavailable(LucidaError):
+    """The experiment tracker is away, locked or full; nothing that was meant for it is lost."""
 
 
 class RegistryError(LucidaError):

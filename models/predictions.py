@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models.errors import ExplanationError, UnknownChoice
+from models.scoring import ACCEPTED_FROM, Scoring
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +18,12 @@ class Prediction:
     label: str
     index: int
     score: float
-    """Softmax probability, 0 to 1."""
+    """Calibrated probability, 0 to 1: softmax over the classes, or the label's own where several can hold."""
+    accepted: bool
+    """Whether the model answers with this class: the highest score, or every label from 0.5 upwards."""
 
 
-def rank(logits: Tensor, classes: list[str]) -> list[Prediction]:
+def rank(logits: Tensor, classes: list[str], scoring: Scoring) -> list[Prediction]:
     """All classes of one picture's logits (classes,), highest first; equal scores keep the order of the
     classes.
 
@@ -30,9 +33,18 @@ def rank(logits: Tensor, classes: list[str]) -> list[Prediction]:
         raise ValueError(f"Expected logits of shape ({len(classes)},), not {tuple(logits.shape)}.")
     if not bool(torch.isfinite(logits).all()):
         raise ExplanationError("The model's logits for this picture are not finite numbers.")
-    scores = torch.softmax(logits.double(), dim=0)
+    scores = scoring.scores(logits)
     order = torch.argsort(scores, descending=True, stable=True).tolist()
-    return [Prediction(label=classes[i], index=i, score=float(scores[i])) for i in order]
+    several = scoring.task == "multilabel"
+    return [
+        Prediction(
+            label=classes[i],
+            index=i,
+            score=float(scores[i]),
+            accepted=float(scores[i]) >= ACCEPTED_FROM if several else place == 0,
+        )
+        for place, i in enumerate(order)
+    ]
 
 
 def class_index(target: str, classes: list[str]) -> int:

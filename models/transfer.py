@@ -8,15 +8,16 @@ after each block).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.backbones import Backbone, Pretraining, backbone, imagenet_classes
-from models.errors import UnknownChoice
+from models.errors import ConfigError, UnknownChoice
 from models.geometry import Geometry
+from models.scoring import Scoring, Task, expand_binary
 
 HEAD: Literal["head"] = "head"
 """Name of what follows the last block; freezing up to here leaves only the classifier trainable."""
@@ -29,12 +30,24 @@ class TransferModel(nn.Module):
     """
 
     def __init__(
-        self, row: Backbone, network: nn.Module, *, classes: list[str], keep_classifier: bool = False
+        self,
+        row: Backbone,
+        network: nn.Module,
+        *,
+        classes: list[str],
+        keep_classifier: bool = False,
+        task: Task = "multiclass",
     ) -> None:
         """Cut ``network`` by its row and give it a new classifier, or keep its own for the ImageNet
         classes.
+
+        Raises ConfigError for a binary model that does not have two classes.
         """
         super().__init__()
+        if task == "binary" and len(classes) != 2:
+            raise ConfigError(
+                f"A binary model has two classes, the negative and the positive, not {classes}."
+            )
         cut = row.cut(network)
         self.row = row
         self.classes = list(classes)
@@ -43,7 +56,9 @@ class TransferModel(nn.Module):
         self.cam_block = row.cam_block
         self.blocks = nn.ModuleDict({_key(name): block for name, block in cut.blocks.items()})
         self.pool = cut.pool
-        self.classifier = cut.classifier if keep_classifier else row.classifier(len(self.classes))
+        outputs = 1 if task == "binary" else len(self.classes)
+        self.classifier = cut.classifier if keep_classifier else row.classifier(outputs)
+        self.scoring = Scoring(task)
         self.frozen_blocks = 0
         self.batch_norm_frozen = False
         # Channels last halves the time of a forward on a CPU; set once, so that every path computes the same
@@ -51,10 +66,17 @@ class TransferModel(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     @classmethod
-    def create(cls, name: str, classes: list[str], *, pretraining: Pretraining = "imagenet") -> TransferModel:
+    def create(
+        cls,
+        name: str,
+        classes: list[str],
+        *,
+        pretraining: Pretraining = "imagenet",
+        task: Task = "multiclass",
+    ) -> TransferModel:
         """A model with a new classifier for these classes; raises UnknownChoice or WeightsUnavailable."""
         row = backbone(name)
-        return cls(row, row.network(pretraining), classes=classes).eval()
+        return cls(row, row.network(pretraining), classes=classes, task=task).eval()
 
     @classmethod
     def imagenet(cls, name: str) -> TransferModel:
@@ -76,8 +98,16 @@ class TransferModel(nn.Module):
 
     def head(self, x: Tensor) -> Tensor:
         """The last block's output to logits (N, classes)."""
-        logits: Tensor = self.classifier(self.pool(x))
-        return logits
+        return self.classify(self.pool(x))
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Logits (N, classes) from the pooled output of the last block."""
+        logits: Tensor = self.classifier(pooled)
+        return expand_binary(logits) if self.scoring.task == "binary" else logits
+
+    def block(self, name: str) -> nn.Module:
+        """A block by its name; raises UnknownChoice with the names of all."""
+        return self.blocks[_key(self.block_names[self.index_of(name)])]
 
     def index_of(self, block: str) -> int:
         """Position of a block; raises UnknownChoice with the names of all."""
@@ -130,22 +160,28 @@ class TransferModel(nn.Module):
                     module.eval()
         return self
 
-    def frozen_prefix(self, x: Tensor, *, skip: int = 0) -> Tensor:
-        """Run the frozen part only; with every block frozen that includes the pool, which has nothing to
-        train.
+    def raise_to(self, x: Tensor, level: int, *, start: int = 0) -> Tensor:
+        """What ``level`` blocks pass up, without autograd; ``x`` is a batch of pictures, or what ``start``
+        blocks passed up.
 
-        ``x`` is the input picture, or with ``skip`` the output of that many first blocks.
+        The level of all blocks includes the pool, which has nothing to train.
         """
+        top = len(self.block_names)
         with torch.no_grad():
-            x = self.run_blocks(x, skip, self.frozen_blocks)
-            return self.pool(x) if self.frozen_blocks == len(self.block_names) else x
+            x = self.run_blocks(x, start, level)
+            return self.pool(x) if start < level == top else x
 
     def trainable_rest(self, x: Tensor) -> Tensor:
-        """Logits from :meth:`frozen_prefix`'s output."""
+        """Logits from what the frozen blocks pass up, as :meth:`raise_to` gives it."""
         x = self.run_blocks(x, self.frozen_blocks, len(self.block_names))
         if self.frozen_blocks < len(self.block_names):
             x = self.pool(x)
-        return cast(Tensor, self.classifier(x))
+        return self.classify(x)
+
+    def state_above(self, level: int) -> dict[str, Tensor]:
+        """Weights and buffers of all but the first ``level`` blocks, under the names of the whole state."""
+        below = tuple(f"blocks.{_key(name)}." for name in self.block_names[:level])
+        return {key: value for key, value in self.state_dict().items() if not key.startswith(below)}
 
     def trainable_groups(self) -> list[tuple[str, list[nn.Parameter]]]:
         """(name, parameters) of each trainable block from the lowest to the classifier, for rates by

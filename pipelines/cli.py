@@ -7,8 +7,6 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -18,24 +16,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from models.errors import LucidaError
+from pipelines.console import (
+    SPECIMENS,
+    asked_to_stop,
+    console,
+    dataset,
+    heed,
+    print_evaluation,
+    progress_bars,
+    reporting,
+)
 
 if TYPE_CHECKING:
     from pipelines.data import Dataset
-    from pipelines.evaluate import Evaluation
-    from pipelines.finetune import Epoch, Reporter
+    from pipelines.run_folder import Plan
+    from pipelines.train import Trained
 
-SPECIMENS = "specimens"
 _CTRL_C = 130
 
 
@@ -50,10 +49,17 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
     help="Fine-tune, register, serve and explain image classifiers.",
 )  # fmt: skip
-console = Console()
 
 Data = Annotated[
     str, typer.Option(help="Image folder (train/ and val/, or one folder of classes), or 'specimens'.")
+]
+Config = Annotated[Path | None, typer.Option(help="TOML file with any of the settings and [[phases]].")]
+Preset = Annotated[str | None, typer.Option(help="Settings to start from: quick, default or thorough.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="One setting, such as phases.head.epochs=4; repeatable."
+    ),
 ]
 Model = Annotated[str, typer.Argument(help="Registered model: NAME, NAME@alias or NAME/number.")]
 
@@ -64,11 +70,15 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # MLflow and alembic narrate each table that they make; our own progress is what a user wants to read.
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    # MLflow and alembic narrate each table that they make, and print a traceback for each try at a store that
+    # is away; our own progress and our own sentence are what a user wants to read.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
+    # News for a tracker waits on disk and is tried again, so one request need not be patient.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     logging.getLogger("alembic").setLevel(logging.ERROR)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _asked_to_stop)
+        signal.signal(number, asked_to_stop)
     try:
         # Outside of standalone mode an exit code, that of Ctrl-C among them, comes back as the value.
         code = app(standalone_mode=False)
@@ -88,26 +98,6 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-_asked: list[int] = []
-
-
-def _asked_to_stop(number: int, frame: object) -> None:
-    """Remember the signal and stop: as KeyboardInterrupt for Ctrl-C, as exit code 143 for SIGTERM."""
-    _asked.append(number)
-    _heed()
-
-
-def _heed() -> None:
-    """Stop if a signal asked for it.
-
-    An interrupt that falls into a library's clean-up is swallowed there: each progress report looks again.
-    """
-    if _asked:
-        if _asked[-1] == signal.SIGTERM:
-            sys.exit(143)
-        raise KeyboardInterrupt
-
-
 @app.command()
 def specimens(
     folder: Annotated[Path, typer.Argument(help="New folder to draw into.")] = Path("specimens"),
@@ -123,7 +113,7 @@ def specimens(
     from pipelines.specimens import SpecimenPlan, write
 
     plan = SpecimenPlan(train=train, val=val, test=test, seed=seed, shortcut_species=shortcut)
-    with _progress() as progress:
+    with progress_bars() as progress:
         task = progress.add_task("drawing", total=None)
         write(plan, folder, progress=lambda done, total: progress.update(task, completed=done, total=total))
     console.print(f"Specimens lie in [bold]{folder}[/bold], their masks in {folder}/masks.")
@@ -135,30 +125,58 @@ def train(
     backbone: Annotated[
         str | None, typer.Option(help="Row of the backbone table; efficientnet_lite0 is embedded.")
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file with any of the settings and [[phases]].")
-    ] = None,
+    config: Config = None,
+    preset: Preset = None,
+    settings: Settings = None,
     name: Annotated[
         str | None, typer.Option(help="Registered model's name; the data folder's by default.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed and data, same model.")] = None,
     weights: Annotated[str | None, typer.Option(help="'imagenet' or 'none'.")] = None,
     threads: Annotated[int | None, typer.Option(help="Torch threads; 0 takes one a core.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Go on with an interrupted or killed run, by its id.")
+    ] = None,
 ) -> None:
     """Fine-tune in phases, tracked in MLflow, and register the model version."""
-    from pipelines.config import load
-    from pipelines.train import train as run_training
+    from pipelines import recipes
+    from pipelines import train as training
 
-    settings = load(config, {"backbone": backbone, "seed": seed, "weights": weights, "threads": threads})
-    found = _dataset(data, val_share=settings.val_share)
-    with _reporting() as reporter:
-        done = run_training(found, settings, name=name or found.name, reporter=reporter)
-    for each in done.evaluations.values():
-        _print_evaluation(each)
-    console.print(
-        f"Run [bold]{done.run_id}[/bold] registered [bold]{done.name}[/bold] version {done.version}."
-    )
-    console.print(f"Next: lucida promote {done.name}", highlight=False)
+    if resume is not None:
+        with reporting() as reporter:
+            _print_trained(training.resume(resume, _scan_again, reporter=reporter))
+        return
+    chosen = {"backbone": backbone, "seed": seed, "weights": weights, "threads": threads}
+    made = recipes.load(config, chosen, preset=preset, settings=settings or ())
+    found = dataset(data, val_share=made.val_share)
+    with reporting() as reporter:
+        done = training.train(found, made, name=name or found.name, reporter=reporter)
+    _print_trained(done)
+
+
+@app.command()
+def rates(
+    data: Data = SPECIMENS,
+    config: Config = None,
+    preset: Preset = None,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="Folder for a plot of each phase.")] = Path("rates"),
+) -> None:
+    """Find learning rates: try rising ones on each phase's features, plot the loss, suggest a peak."""
+    from models.render.overlay import encode
+    from pipelines import plots, recipes
+    from pipelines.train import find_rates
+
+    made = recipes.load(config, preset=preset, settings=settings or ())
+    found = dataset(data, val_share=made.val_share)
+    with reporting() as reporter:
+        tests = find_rates(found, made, reporter=reporter)
+    out.mkdir(parents=True, exist_ok=True)
+    for number, (phase, test) in enumerate(zip(made.phases, tests, strict=True), start=1):
+        title = f"phase {phase.name}: suggested {test.suggested:.2g}, set {phase.rate:.2g}"
+        file = out / f"{number}.png"
+        file.write_bytes(encode(plots.rates(test.rates, test.losses, test.suggested, title=title), "png"))
+        console.print(f"{title}; look at {file}", highlight=False)
 
 
 @app.command()
@@ -181,7 +199,7 @@ def package(
 ) -> None:
     """Turn the champion into a Bento model and build the Bento that serves it."""
     from pipelines.package import package as build
-    from pipelines.tracking import CHAMPION
+    from pipelines.tracking.registry import CHAMPION
 
     made = build(model if "@" in model or "/" in model else f"{model}@{CHAMPION}")
     console.print(
@@ -215,13 +233,13 @@ def explain(
 
     if (model is None) == (bundle is None):
         raise typer.BadParameter("give either --model or --bundle")
-    with tempfile.TemporaryDirectory() as aside, _progress() as progress:
+    with tempfile.TemporaryDirectory() as aside, progress_bars() as progress:
         loaded = bundles.load(bundle if bundle is not None else _fetch(str(model), Path(aside)))
         job = plan(source, loaded, target=target, block=block)
         task = progress.add_task("explaining", total=len(job.files))
 
         def show(count: int, total: int) -> None:
-            _heed()
+            heed()
             progress.update(task, completed=count, total=total)
 
         if on is Where.ray:
@@ -244,12 +262,58 @@ def review(
     from pipelines.review.runs import review as make
 
     run_id = find_run(run)
-    found = _dataset(data, val_share=val_share_of(run_id))
-    with _reporting() as reporter:
+    found = dataset(data, val_share=val_share_of(run_id))
+    with reporting() as reporter:
         html = make(run_id, found, reporter=reporter)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(html)
     console.print(f"Logged to run {run_id} as review/review.html; look at {out}", highlight=False)
+
+
+@app.command()
+def compare(
+    one: Annotated[str, typer.Argument(metavar="RUN", help="Run id or registered model.")],
+    other: Annotated[
+        str, typer.Argument(metavar="RUN", help="Run id or registered model to hold against it.")
+    ],
+    data: Data = SPECIMENS,
+    out: Annotated[Path, typer.Option(help="Where to write the page as well.")] = Path("compare.html"),
+) -> None:
+    """Compare two runs on one data set: metrics, pictures that changed sides, evidence that moved."""
+    from pipelines.review.compare import compare as make
+    from pipelines.review.runs import find_run, val_share_of
+
+    first, second = find_run(one), find_run(other)
+    found = dataset(data, val_share=val_share_of(first))
+    with reporting() as reporter:
+        made = make(first, second, found, reporter=reporter)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(made.html)
+    for sentence in made.summary:
+        console.print(sentence, highlight=False)
+    console.print(f"Logged as run {made.run_id}; look at {out}", highlight=False)
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete the cached features.")] = False,
+) -> None:
+    """Show what training keeps on disk: cached features, and the folders of unfinished runs."""
+    from pipelines import feature_store, run_folder
+
+    folder = feature_store.default_folder()
+    if clear:
+        feature_store.clear(folder)
+    files, size = feature_store.size_of(folder)
+    console.print(
+        f"{files} arrays of features, {size / 1e9:.2f} GB, in {folder}", highlight=False, soft_wrap=True
+    )
+    for left in run_folder.unfinished(run_folder.default_root()):
+        plan = left.read_plan()
+        state = "in progress" if left.in_use else f"go on with: lucida train --resume {plan.run_id}"
+        console.print(
+            f"unfinished run of {plan.name} in {left.path}: {state}", highlight=False, soft_wrap=True
+        )
 
 
 @app.command()
@@ -259,7 +323,7 @@ def demo(
     """Run the whole path once: draw, train, register, promote, package, serve, explain, review."""
     from pipelines.demo import run
 
-    with _reporting() as reporter:
+    with reporting() as reporter:
         made = run(out, lambda text: console.print(text, highlight=False), reporter)
     table = Table(title="What lies where", title_justify="left", show_header=False, box=None)
     for what, where in (
@@ -276,7 +340,25 @@ def demo(
     say(f"make serve   then: curl -F image=@{made.picture} http://127.0.0.1:3000/explain")
 
 
-# ---------------------------------------------------------------- what the commands share
+# ---------------------------------------------------------------- what is left over
+
+
+def _scan_again(plan: Plan) -> Dataset:
+    return dataset(plan.data, val_share=plan.config.val_share)
+
+
+def _print_trained(done: Trained) -> None:
+    for each in done.evaluations.values():
+        print_evaluation(each)
+    if done.baseline is not None:
+        console.print(
+            f"A linear probe on the untouched features has {done.baseline:.3f} on val.", highlight=False
+        )
+    console.print(f"Peak memory {done.peak_memory_mb:.0f} MB.", highlight=False)
+    console.print(
+        f"Run [bold]{done.run_id}[/bold] registered [bold]{done.name}[/bold] version {done.version}."
+    )
+    console.print(f"Next: lucida promote {done.name}", highlight=False)
 
 
 def _on_ray() -> ModuleType:
@@ -289,91 +371,9 @@ def _on_ray() -> ModuleType:
 
 
 def _fetch(reference: str, folder: Path) -> Path:
-    from pipelines.tracking import fetch_bundle
+    from pipelines.tracking.registry import fetch_bundle
 
     return fetch_bundle(reference, folder / "bundle").folder
-
-
-def _dataset(data: str, *, val_share: float = 0.25) -> Dataset:
-    """Scan a folder, or draw the specimens first; say what was skipped."""
-    from pipelines.data import scan
-    from pipelines.specimens import SpecimenPlan, write
-
-    root = Path(data)
-    with _progress() as progress:
-        if data == SPECIMENS and not (root / "train").is_dir():
-            drawing = progress.add_task("drawing specimens", total=None)
-            write(
-                SpecimenPlan(),
-                root,
-                progress=lambda done, total: progress.update(drawing, completed=done, total=total),
-            )
-        task = progress.add_task("reading pictures", total=None)
-        found = scan(
-            root,
-            val_share=val_share,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    counts = ", ".join(
-        f"{len(found.samples(split))} {split}" for split in ("train", "val", "test") if found.samples(split)
-    )
-    console.print(f"{found.name}: {len(found.classes)} classes, {counts}.", highlight=False)
-    for item in found.skipped[:5]:
-        console.print(f"[yellow]skipped[/yellow] {escape(item.name)}: {escape(item.reason)}", highlight=False)
-    if len(found.skipped) > 5:
-        console.print(
-            f"[yellow]skipped[/yellow] {len(found.skipped)} files in all; dataset.json in the run names each."
-        )
-    for trained, held_out in found.shared[:5]:
-        console.print(
-            f"[yellow]same picture on both sides[/yellow] {escape(trained)} and {escape(held_out)}",
-            highlight=False,
-        )
-    return found
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        yield progress
-
-
-@contextmanager
-def _reporting() -> Iterator[Reporter]:
-    """A reporter that shows one bar for each kind of work and one for each phase."""
-    from pipelines.finetune import Reporter
-
-    with _progress() as progress:
-        tasks = {}
-
-        def step(what: str, done: int, total: int) -> None:
-            _heed()
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
-
-        def epoch(news: Epoch) -> None:
-            step(f"phase {news.phase}", news.number, news.of)
-            text = f"phase {news.phase}: val accuracy {news.val_accuracy:.3f}"
-            progress.update(tasks[f"phase {news.phase}"], description=text)
-
-        yield Reporter(epoch=epoch, step=step)
-
-
-def _print_evaluation(evaluation: Evaluation) -> None:
-    table = Table(title=f"{evaluation.split}: {len(evaluation.judged)} pictures", title_justify="left")
-    for name in evaluation.metrics:
-        table.add_column(name.replace("_", " "), justify="right")
-    table.add_row(*(f"{value:.3f}" for value in evaluation.metrics.values()))
-    console.print(table)
 
 
 if __name__ == "__main__":

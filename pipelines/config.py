@@ -1,28 +1,33 @@
-"""A training run as data: frozen, checked, read from TOML, overridden by the command line; unknown keys are
-refused.
-"""
+"""A training run as data: frozen dataclasses, each field with its meaning, checked where they are made."""
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
 
 from models.backbones import DEFAULT, backbone
 from models.errors import ConfigError, UnknownChoice
+from models.scoring import TASKS
 from models.transfer import HEAD
-
-T = TypeVar("T")
 
 TOP_BLOCKS = "top blocks"
 """As a phase's ``train_from``: the backbone's own choice of where its top blocks begin."""
+ALL = "all"
+"""As a phase's ``train_from``: every block."""
+
+Schedule = Literal["cosine", "one_cycle", "constant"]
+BatchNorm = Literal["frozen", "trained"]
+Precision = Literal["float32", "bfloat16"]
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:
     if not holds:
         raise ConfigError(f"{name} is {value!r}; it must be {rule}.")
+
+
+def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UnknownChoice(name, value, choices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +36,56 @@ class PhaseConfig:
 
     name: str
     train_from: str
-    """"head", "top blocks", or the lowest block to train; everything below it stays frozen to the bit."""
+    """"head", "top blocks", "all", or the lowest block to train; what is below stays frozen to the bit."""
     epochs: int
     rate: float
-    """Peak learning rate of the head (AdamW, cosine down to a hundredth after a short warm-up)."""
+    """Peak learning rate of the head (AdamW)."""
     block_decay: float = 0.65
     """Each block below the head trains at this share of the rate of the one above it."""
+    schedule: Schedule = "cosine"
+    """"cosine" (short warm-up, down to a hundredth), "one_cycle" (Smith 2018, momentum against it) or
+    "constant"."""
     weight_decay: float = 0.01
+    batch_norm: BatchNorm = "frozen"
+    """Running statistics of the trained blocks: "frozen" as they were learnt, or "trained" on. Frozen blocks
+    keep theirs in any case."""
+    patience: int = 0
+    """Epochs without a lower validation loss after which the phase ends; 0 goes on to the last."""
+    label_smoothing: float = 0.0
+    """Share of each target that is spread over the other answers."""
+    mixup: float = 0.0
+    """Beta parameter of mixup (Zhang et al. 2018) at the frozen boundary; 0 turns it off."""
+    cutmix: float = 0.0
+    """Beta parameter of CutMix (Yun et al. 2019) on the maps at the frozen boundary; 0 turns it off."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of the weights that is validated and kept; 0 keeps the weights as they
+    are."""
+    precision: Precision = "float32"
+    """"bfloat16" runs the trained part under autocast; weights and optimiser stay float32."""
+    clip_norm: float = 5.0
+    """Longest gradient, as the norm over all trained weights; 0 does not clip."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
-        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        _require(self.name.isprintable() and self.name.strip() != "", "name", self.name, "plain text")
+        _require(1 <= self.epochs <= 100_000, "epochs", self.epochs, "from 1 to 100000")
         _require(0 < self.rate <= 1, "rate", self.rate, "above 0 and at most 1")
         _require(0 < self.block_decay <= 1, "block_decay", self.block_decay, "above 0 and at most 1")
+        _choose("schedule", self.schedule, ("cosine", "one_cycle", "constant"))
         _require(0 <= self.weight_decay < 1, "weight_decay", self.weight_decay, "at least 0 and below 1")
+        _choose("batch_norm", self.batch_norm, ("frozen", "trained"))
+        _require(self.patience >= 0, "patience", self.patience, "at least 0")
+        _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "from 0, below 1")
+        _require(0 <= self.mixup <= 10, "mixup", self.mixup, "from 0 to 10")
+        _require(0 <= self.cutmix <= 10, "cutmix", self.cutmix, "from 0 to 10")
+        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and below 1")
+        _choose("precision", self.precision, ("float32", "bfloat16"))
+        _require(0 <= self.clip_norm < float("inf"), "clip_norm", self.clip_norm, "at least 0")
+        if self.cutmix and self.train_from == HEAD:
+            raise ConfigError(
+                f"cutmix is {self.cutmix!r} in phase {self.name!r}, which trains the head on pooled features; it "
+                "cuts maps: train from a block, or use mixup."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +96,25 @@ class Augmentation:
     """Smallest share of the picture that a random crop may keep."""
     flip: bool = True
     """Mirror left and right half of the time."""
+    flip_vertical: bool = False
+    """Mirror top and bottom half of the time."""
     rotate_degrees: float = 12.0
+    shift: float = 0.0
+    """Share of the picture's width and height."""
+    shear_degrees: float = 0.0
     colour: float = 0.2
     """Brightness, contrast and saturation, as a share."""
+    erase: float = 0.0
+    """Largest share of the crop that is covered by a grey box, half of the time (Zhong et al. 2020)."""
 
     def __post_init__(self) -> None:
         """Refuse values that would leave no picture."""
         _require(0.05 <= self.min_crop_area <= 1, "min_crop_area", self.min_crop_area, "from 0.05 to 1")
         _require(0 <= self.rotate_degrees <= 180, "rotate_degrees", self.rotate_degrees, "from 0 to 180")
+        _require(0 <= self.shift <= 0.5, "shift", self.shift, "from 0 to 0.5")
+        _require(0 <= self.shear_degrees <= 45, "shear_degrees", self.shear_degrees, "from 0 to 45")
         _require(0 <= self.colour < 1, "colour", self.colour, "at least 0 and below 1")
+        _require(0 <= self.erase <= 0.5, "erase", self.erase, "from 0 to 0.5")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +124,19 @@ class TrainConfig:
     backbone: str = DEFAULT
     weights: str = "imagenet"
     """"imagenet", or "none" for random weights."""
+    task: str = "auto"
+    """"multiclass", "binary", "multilabel", or "auto" for what the data's labels are."""
     seed: int = 0
     batch_size: int = 32
     views: int = 4
     """Augmented views of each picture whose frozen features are computed once and reused over the epochs."""
     cache_gb: float = 2.0
-    """Memory for those features; a set that needs more gets fewer views, then none cached."""
+    """Memory for those features; what is beyond is read from disk as it is needed."""
+    cache_disk_gb: float = 20.0
+    """Disk for the features of this and earlier runs, the oldest of which go first; a set that needs more
+    gets fewer views, then none cached."""
+    class_weights: str = "none"
+    """"balanced" weighs each class by the inverse of its share of the training pictures."""
     val_share: float = 0.25
     """Share of a folder without train/ and val/ that is held out, chosen by content hash."""
     threads: int = 0
@@ -90,31 +148,31 @@ class TrainConfig:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
-        """Refuse names that do not exist and values that cannot train."""
+        """Refuse names that do not exist and values that cannot train; put the backbone's own block names
+        in.
+        """
         row = backbone(self.backbone)
-        if self.weights not in {"imagenet", "none"}:
-            raise UnknownChoice("weights", self.weights, ("imagenet", "none"))
+        _choose("weights", self.weights, ("imagenet", "none"))
+        _choose("task", self.task, ("auto", *TASKS))
         _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
-        _require(self.views >= 1, "views", self.views, "at least 1")
+        _require(1 <= self.views <= 1000, "views", self.views, "from 1 to 1000")
+        _choose("class_weights", self.class_weights, ("none", "balanced"))
         _require(0 < self.val_share < 1, "val_share", self.val_share, "between 0 and 1")
         _require(0 <= self.cache_gb < 1e6, "cache_gb", self.cache_gb, "at least 0 and below 1000000")
+        _require(0 <= self.cache_disk_gb < 1e6, "cache_disk_gb", self.cache_disk_gb, "from 0, below 1000000")
         _require(self.threads >= 0, "threads", self.threads, "at least 0")
         _require(len(self.phases) > 0, "phases", self.phases, "at least one phase")
         names = [phase.name for phase in self.phases]
         _require(len(set(names)) == len(names), "phase names", names, "all different")
-        choices = (HEAD, TOP_BLOCKS, *row.block_names())
+        blocks = row.block_names()
+        own = {TOP_BLOCKS: row.top_block, ALL: blocks[0]}
         for phase in self.phases:
-            if phase.train_from not in choices:
-                raise UnknownChoice("train_from", phase.train_from, choices)
-        object.__setattr__(
-            self,
-            "phases",
-            tuple(
-                replace(phase, train_from=row.top_block) if phase.train_from == TOP_BLOCKS else phase
-                for phase in self.phases
-            ),
+            _choose("train_from", phase.train_from, (HEAD, TOP_BLOCKS, ALL, *blocks))
+        phases = tuple(
+            replace(phase, train_from=own.get(phase.train_from, phase.train_from)) for phase in self.phases
         )
+        object.__setattr__(self, "phases", phases)
 
     def flat(self) -> dict[str, str | int | float | bool]:
         """All settings as dotted names and plain values, for a tracker."""
@@ -128,53 +186,3 @@ class TrainConfig:
             else:
                 flat[key] = value
         return flat
-
-
-def load(path: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
-    """Read a TOML file (``phases`` as ``[[phases]]``), then apply the overrides that are not None.
-
-    Raises ConfigError for a file that cannot be read, an unknown key or a value that breaks a rule.
-    """
-    data: dict[str, Any] = {}
-    if path is not None:
-        try:
-            data = tomllib.loads(path.read_text())
-        except OSError as error:
-            raise ConfigError(f"The config file {path} cannot be read: {error.strerror}.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"The config file {path} is not TOML: {error}.") from error
-    data |= {key: value for key, value in overrides.items() if value is not None}
-    if "phases" in data:
-        if not isinstance(data["phases"], list):
-            raise ConfigError("phases must be a list: write each as [[phases]].")
-        data["phases"] = tuple(_build(PhaseConfig, phase, "a phase") for phase in data["phases"])
-    if "augmentation" in data:
-        data["augmentation"] = _build(Augmentation, data["augmentation"], "augmentation")
-    return _build(TrainConfig, data, "the config")
-
-
-def _build(kind: type[T], data: Any, where: str) -> T:
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where} must be a table of settings, not {data!r}.")
-    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
-    for key, value in data.items():
-        if key not in known:
-            raise ConfigError(f"Unknown setting {key!r} in {where}; choose from: {', '.join(known)}.")
-        _check_kind(key, value, str(known[key].type))
-    try:
-        return kind(**data)
-    except TypeError as error:
-        raise ConfigError(f"{where} is not complete: {error}.") from error
-
-
-def _check_kind(key: str, value: Any, wanted: str) -> None:
-    kinds: dict[str, tuple[type, ...]] = {
-        "int": (int,),
-        "float": (int, float),
-        "str": (str,),
-        "bool": (bool,),
-    }
-    if wanted in kinds and (
-        not isinstance(value, kinds[wanted]) or (isinstance(value, bool) and wanted != "bool")
-    ):
-        raise ConfigError(f"{key} must be of type {wanted}, not {value!r}.")

@@ -1,23 +1,22 @@
-"""An image folder as a data set: two layouts, split by content where there is no split, broken files named.
+"""A labelled folder as a data set: every picture read once, split by content where the folder does not say,
+broken files named.
 
-Layouts: ``DIR/train/<class>/…`` with ``DIR/val/<class>/…`` (and ``DIR/test/<class>/…`` if there is one), or
-one folder ``DIR/<class>/…`` whose pictures are split by the hash of their bytes, so that the same picture
-lands on the same side on every machine, under every name and however the folder grows.
+Where there is no split, a picture's side is chosen by the hash of its bytes, so that the same picture lands
+on the same side on every machine, under every name and however the folder grows.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models import images
 from models.errors import DataError, ImageError
-
-SPLITS = ("train", "val", "test")
-_NOT_CLASSES = {"masks"}
+from models.scoring import Task
+from pipelines.labels import SPLITS, Entry, Skipped, listing
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +26,15 @@ class Sample:
     path: Path
     name: str
     """Path within the data set, with forward slashes."""
-    label: int
+    labels: tuple[int, ...]
+    """Indices of the classes that hold: exactly one, unless the task is multilabel."""
     sha256: str
 
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A file that was left out, and why."""
-
-    name: str
-    reason: str
+    @property
+    def label(self) -> int:
+        """The class of a picture that has exactly one."""
+        (only,) = self.labels
+        return only
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,7 @@ class Dataset:
 
     name: str
     root: Path
+    task: Task
     classes: list[str]
     train: list[Sample]
     val: list[Sample]
@@ -59,7 +58,7 @@ class Dataset:
     def digest(self) -> str:
         """SHA-256 over split, class and content of every sample."""
         lines = [
-            f"{split}\t{self.classes[sample.label]}\t{sample.sha256}"
+            f"{split}\t{';'.join(self.classes[label] for label in sample.labels)}\t{sample.sha256}"
             for split in SPLITS
             for sample in self.samples(split)
         ]
@@ -80,6 +79,7 @@ class Dataset:
         return {
             "name": self.name,
             "digest": self.digest,
+            "task": self.task,
             **{split: len(self.samples(split)) for split in SPLITS},
             "skipped": len(self.skipped),
         }
@@ -90,89 +90,79 @@ def scan(
 ) -> Dataset:
     """Read every picture once, and sort it by class and split.
 
-    Files that are no readable picture are listed in ``skipped``. Raises DataError for a folder that cannot be
-    trained on: missing, empty, one class only, a class without pictures on one side, train and val with other
-    classes.
+    Layouts are those of :mod:`pipelines.labels`. Files that are no readable picture are listed in
+    ``skipped``. Raises DataError for a folder that cannot be trained on: missing, empty, one class only, a
+    class without pictures on one side, train and val with other classes.
     """
     name, root = root.absolute().name, root.resolve()
     if not root.is_dir():
         raise DataError(f"The data folder {root} does not exist.")
-    divided = (root / "train").is_dir()
-    if divided and not (root / "val").is_dir():
-        raise DataError(
-            f"The data folder {root} has train/ but no val/; add one, or give one folder of classes."
-        )
-    classes = _classes(root / "train" if divided else root)
-    if divided:
-        _same_classes(root, classes)
-    parts = [split for split in SPLITS if (root / split).is_dir()] if divided else [""]
-    files = [(part, label, path) for part in parts for label, path in _files(root / part, classes)]
+    listed = listing(root)
     found: dict[str, list[Sample]] = {split: [] for split in SPLITS}
-    skipped: list[Skipped] = []
-    for done, (part, label, path) in enumerate(files, start=1):
-        inner = path.relative_to(root).as_posix()
-        try:
-            inner.encode()
-        except UnicodeEncodeError:
-            shown = inner.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-            skipped.append(Skipped(shown, "The file's name is not valid UTF-8; rename it."))
-            continue
-        try:
-            digest = images.read(path).sha256
-        except ImageError as error:
-            skipped.append(Skipped(inner, str(error)))
+    skipped = list(listed.skipped)
+    for done, entry in enumerate(listed.entries, start=1):
+        inner = entry.path.relative_to(root).as_posix()
+        read = _read(entry, inner, val_share)
+        if isinstance(read, Skipped):
+            skipped.append(read)
         else:
-            split = part or ("val" if int(digest[:8], 16) / 2**32 < val_share else "train")
-            found[split].append(Sample(path=path, name=inner, label=label, sha256=digest))
+            split, sample = read
+            found[split].append(sample)
         if progress:
-            progress(done, len(files))
-    _each_class_on_both_sides(found, classes, skipped, divided=divided)
-    return Dataset(name=name, root=root, classes=classes, skipped=skipped, shared=_shared(found), **found)
+            progress(done, len(listed.entries))
+    _each_class_on_both_sides(found, listed.classes, skipped, divided=listed.divided)
+    return Dataset(
+        name=name,
+        root=root,
+        task=listed.task,
+        classes=listed.classes,
+        skipped=skipped,
+        shared=_shared(found),
+        **found,
+    )
 
 
-def _classes(folder: Path) -> list[str]:
-    found = [
-        entry.name
-        for entry in folder.iterdir()
-        if entry.is_dir() and not entry.name.startswith((".", "_")) and entry.name not in _NOT_CLASSES
-    ]
-    classes = sorted(found)
-    if odd := [name for name in classes if not name.isprintable()]:
-        raise DataError(f"The class folder {odd[0]!r} has a name that cannot be printed; rename it.")
-    if len(classes) < 2:
-        have = f"only {classes[0]!r}" if classes else "none"
+def with_task(data: Dataset, task: str) -> Dataset:
+    """The data set as an answer to another kind of question; "auto" leaves it as its labels are.
+
+    Raises DataError where the labels do not allow it.
+    """
+    if task in ("auto", data.task):
+        return data
+    if task == "binary" and len(data.classes) != 2:
+        raise DataError(f"task is 'binary', but the data has {len(data.classes)} classes: {data.classes}.")
+    samples = [sample for split in SPLITS for sample in data.samples(split)]
+    if task != "multilabel" and (odd := [each for each in samples if len(each.labels) != 1]):
         raise DataError(
-            f"A classifier needs at least two classes, each a folder of pictures; {folder} has {have}."
+            f"task is {task!r}, but {odd[0].name} has {len(odd[0].labels)} labels; it needs exactly one each."
         )
-    return classes
+    if task == "multilabel" and data.task == "binary":
+        raise DataError("task is 'multilabel', but the data answers one yes-or-no question; use 'binary'.")
+    return replace(data, task=task)  # type: ignore[arg-type]
 
 
-def _same_classes(root: Path, classes: list[str]) -> None:
-    for split in ("val", "test"):
-        if (root / split).is_dir() and set(other := _classes(root / split)) != set(classes):
-            missing, extra = sorted(set(classes) - set(other)), sorted(set(other) - set(classes))
-            raise DataError(
-                f"{split}/ does not have the classes of train/: "
-                f"missing {missing or 'none'}, unknown {extra or 'none'}."
-            )
-
-
-def _files(folder: Path, classes: list[str]) -> Iterator[tuple[int, Path]]:
-    for label, name in enumerate(classes):
-        for path in sorted((folder / name).rglob("*")):
-            if path.suffix.lower() in images.SUFFIXES and path.is_file() and not path.name.startswith("."):
-                yield label, path
+def _read(entry: Entry, inner: str, val_share: float) -> tuple[str, Sample] | Skipped:
+    """(split, sample), or why there is none."""
+    try:
+        inner.encode()
+    except UnicodeEncodeError:
+        shown = inner.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        return Skipped(shown, "The file's name is not valid UTF-8; rename it.")
+    try:
+        digest = images.read(entry.path).sha256
+    except ImageError as error:
+        return Skipped(inner, str(error))
+    split = entry.split or ("val" if int(digest[:8], 16) / 2**32 < val_share else "train")
+    return split, Sample(path=entry.path, name=inner, labels=entry.labels, sha256=digest)
 
 
 def _each_class_on_both_sides(
     found: dict[str, list[Sample]], classes: list[str], skipped: list[Skipped], *, divided: bool
 ) -> None:
     for split in ("train", "val"):
-        counts = Counter(sample.label for sample in found[split])
+        counts = Counter(label for sample in found[split] for label in sample.labels)
         if empty := [name for label, name in enumerate(classes) if not counts[label]]:
-            broken = (
-                f" ({len(skipped)} files could not be read, such as {skipped[0].name})" if skipped else ""
-            )
+            broken = f" ({len(skipped)} files were left out, such as {skipped[0].name})" if skipped else ""
             advice = "" if divided else "; with so few pictures, make train/ and val/ folders yourself"
             raise DataError(
                 f"The {split} split has no readable picture of {', '.join(empty)}{broken}{advice}."

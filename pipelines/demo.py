@@ -21,15 +21,16 @@ import httpx
 
 from models import bundle
 from models.errors import LucidaError
-from pipelines import data, tracking
+from pipelines import data
 from pipelines.config import TrainConfig
 from pipelines.evaluate import Judged
 from pipelines.explain_job import job, local
-from pipelines.finetune import Reporter
 from pipelines.package import package
 from pipelines.promote import promote
+from pipelines.reporter import Reporter
 from pipelines.review import runs
 from pipelines.specimens import SPECIES, SpecimenPlan, write
+from pipelines.tracking import registry
 from pipelines.train import Trained, train
 
 NAME = "specimens"
@@ -63,7 +64,7 @@ def run(out: Path, say: Callable[[str], None], reporter: Reporter) -> Demo:
     decision = promote(f"{NAME}/{trained.version}")
     say(f"     version {trained.version}: {decision.reason}")
     say("4/6  Packaging the champion as a Bento")
-    packaged = package(f"{NAME}@{tracking.CHAMPION}")
+    packaged = package(f"{NAME}@{registry.CHAMPION}")
     say("5/6  Serving it, and asking it to explain one picture")
     picture = _one_picture(trained)
     with served(packaged.bento_tag, log=out / "service.log") as url:
@@ -169,11 +170,11 @@ def _save(out: Path, answer: dict) -> tuple[Path, Path]:  # type: ignore[type-ar
 
 def _batch(source: Path, out: Path, name: str, reporter: Reporter) -> Path:
     """Explain a folder with the champion; each champion's rows go to a folder of its own."""
-    champion = tracking.champion(name)
+    champion = registry.champion(name)
     number = champion.version if champion is not None else "0"
     folder = out / f"champion-v{number}"
     if not folder.exists():
-        tracking.fetch_bundle(f"{name}/{number}", folder)
+        registry.fetch_bundle(f"{name}/{number}", folder)
     loaded = bundle.load(folder)
     target = out / f"batch-v{number}"
     planned = job.plan(source, loaded, target=None, block=None)

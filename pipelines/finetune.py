@@ -1,49 +1,33 @@
 """Fine-tuning in phases: first the head on a frozen backbone, then the top blocks unfrozen. Speaks to no
 platform.
 
-A phase's frozen prefix never changes, so its outputs for a few augmented views of each picture are computed
-once and every epoch trains on those: an epoch of the head costs a thousandth of one through the whole
-network.
+A phase can be left after any epoch and taken up again to the bit: all that it draws at random is drawn from
+(seed, epoch), its rates are functions of the step, and the rest is in the tensors of its state.
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torchvision.transforms import InterpolationMode, v2
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from models import images
 from models.errors import TrainingError
-from models.geometry import Geometry
-from models.transfer import HEAD, TransferModel
-from pipelines.config import Augmentation, PhaseConfig, TrainConfig
-from pipelines.data import Dataset, Sample
+from models.transfer import TransferModel
+from pipelines.config import PhaseConfig
+from pipelines.features import PhaseFeatures
+from pipelines.objective import Mixer, Objective
+from pipelines.reporter import Epoch, Reporter
+from pipelines.schedules import momentum, rate_share
 
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """What one epoch came to."""
-
-    phase: str
-    number: int
-    """From 1; 0 is the state that the phase began with."""
-    of: int
-    train_loss: float
-    val_loss: float
-    val_accuracy: float
-    rates: dict[str, float]
-    """Learning rate of each part, from the lowest trained block to the head, at the end of the epoch."""
-    best: bool
+_BETA_2 = 0.999
+_EMA_WARM_UP = 10
 
 
 @dataclass
@@ -63,265 +47,269 @@ class PhaseResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Reporter:
-    """Where news of the work goes; the defaults keep silent."""
+class PhaseState:
+    """A phase after one of its epochs, all that is needed to go on as if nothing had happened."""
 
-    epoch: Callable[[Epoch], None] = lambda epoch: None
-    step: Callable[[str, int, int], None] = lambda what, done, total: None
-    """(what is being done, done, total), often."""
-
-
-class Augmenter:
-    """Varied views of a picture as the geometry's tensors; the same (seed, picture, view) is always the
-    same view.
-    """
-
-    def __init__(self, geometry: Geometry, policy: Augmentation, *, seed: int) -> None:
-        self.geometry, self.policy, self.seed = geometry, policy, seed
-        mode = (
-            InterpolationMode.BICUBIC if geometry.interpolation == "bicubic" else InterpolationMode.BILINEAR
-        )
-        fill = [round(channel * 255) for channel in geometry.mean]
-        size = (geometry.crop_height, geometry.crop_width)
-        steps: list[torch.nn.Module] = []
-        if policy.rotate_degrees:
-            rotation = v2.RandomRotation(
-                [-policy.rotate_degrees, policy.rotate_degrees], InterpolationMode.BILINEAR
-            )
-            rotation.fill, rotation._fill = fill, {PIL.Image.Image: fill}
-            steps.append(rotation)
-        steps.append(v2.RandomResizedCrop(size, scale=(policy.min_crop_area, 1.0), interpolation=mode))
-        if policy.flip:
-            steps.append(v2.RandomHorizontalFlip())
-        if policy.colour:
-            steps.append(v2.ColorJitter(policy.colour, policy.colour, policy.colour))
-        self._transform = v2.Compose(steps)
-
-    def picture(self, sample: Sample, view: int) -> PIL.Image.Image:
-        """View 0 is the picture as the model will see it in service; the others are varied."""
-        image = images.read(sample.path)
-        if view == 0:
-            return self.geometry.see(image)[0]
-        digest = hashlib.sha256(f"{self.seed}/{sample.sha256}/{view}".encode()).digest()
-        # torchvision draws from torch's global generator: seeded for each view, and put back as it was.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-            varied: PIL.Image.Image = self._transform(image.pil)
-        return varied
-
-    def tensor(self, sample: Sample, view: int) -> Tensor:
-        """(3, H, W) float32."""
-        return self.geometry.normalise(self.picture(sample, view))
-
-
-def batches(
-    augmenter: Augmenter,
-    samples: Sequence[Sample],
-    views: Sequence[int],
-    batch_size: int,
-    *,
-    ahead: bool = True,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tensors (N, 3, H, W) and labels (N,), the next batch being read while the caller works on the last.
-
-    Bounded: at most two batches are in memory beside the caller's. While the caller draws random numbers of
-    its own, as in training, ``ahead`` must be off: torch's global generator is one for all threads.
-    """
-
-    def read(start: int) -> tuple[Tensor, Tensor]:
-        part = range(start, min(start + batch_size, len(samples)))
-        stacked = torch.stack([augmenter.tensor(samples[i], views[i]) for i in part])
-        return stacked, torch.tensor([samples[i].label for i in part])
-
-    if not ahead:
-        yield from (read(start) for start in range(0, len(samples), batch_size))
-        return
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-        starts = list(range(0, len(samples), batch_size))
-        coming = reader.submit(read, starts[0]) if starts else None
-        for following in [*starts[1:], None]:
-            if coming is None:
-                return
-            current = coming.result()
-            coming = reader.submit(read, following) if following is not None else None
-            yield current
-
-
-class Features:
-    """What the lowest boundary of all phases passes up, computed once: several views of each training
-    picture.
-
-    Nothing below that boundary changes in any phase, so every phase trains on these, and a phase that starts
-    higher only runs the blocks between. A set too large for the cache's memory gets fewer views, and then
-    none: its pictures run through the frozen part again in each epoch.
-    """
-
-    def __init__(self, model: TransferModel, data: Dataset, config: TrainConfig, reporter: Reporter) -> None:
-        """Run the frozen blocks over every validation picture and every view that fits."""
-        self.model, self.samples, self.config = model, data.train, config
-        self.augmenter = Augmenter(model.geometry, config.augmentation, seed=config.seed)
-        self.labels = torch.tensor([sample.label for sample in data.train])
-        self.val_labels = torch.tensor([sample.label for sample in data.val])
-        self.boundary = min(_boundary(model, phase) for phase in config.phases)
-        self.val = self._run(
-            data.val, 0, lambda done: reporter.step("validation features", done, len(data.val))
-        )
-        bytes_per_view = max(self.val[0].numel() * self.val.element_size() * len(data.train), 1)
-        self.views = min(config.views, int(config.cache_gb * 1e9 // bytes_per_view))
-        self.train = [self._run_view(data.train, view, reporter) for view in range(self.views)]
-
-    def _run_view(self, samples: Sequence[Sample], view: int, reporter: Reporter) -> Tensor:
-        before, total = view * len(samples), self.views * len(samples)
-        return self._run(samples, view, lambda done: reporter.step("training features", before + done, total))
-
-    def _run(self, samples: Sequence[Sample], view: int, report: Callable[[int], None]) -> Tensor:
-        self.model.eval()
-        parts: list[Tensor] = []
-        done = 0
-        for x, _ in batches(self.augmenter, samples, [view] * len(samples), self.config.batch_size):
-            with torch.no_grad():
-                parts.append(self.model.run_blocks(x, 0, self.boundary))
-            done += len(x)
-            report(done)
-        return torch.cat(parts)
-
-    def for_phase(self) -> tuple[list[Tensor], Tensor]:
-        """(training views, validation) at the model's present boundary; the model must be frozen for its
-        phase.
-        """
-
-        def raise_up(features: Tensor) -> Tensor:
-            return torch.cat(
-                [self.model.frozen_prefix(part, skip=self.boundary) for part in torch.split(features, 64)]
-            )
-
-        self.model.eval()
-        return [raise_up(view) for view in self.train], raise_up(self.val)
-
-    def epoch(self, views: list[Tensor], number: int, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every picture once, in batches, each in a view that changes from epoch to epoch."""
-        if not views:
-            chosen = [self.samples[i] for i in order]
-            for x, labels in batches(
-                self.augmenter, chosen, [number] * len(order), self.config.batch_size, ahead=False
-            ):
-                yield self.model.frozen_prefix(x), labels
-            return
-        view = (number + np.arange(len(order))) % len(views)
-        for start in range(0, len(order), self.config.batch_size):
-            part = order[start : start + self.config.batch_size]
-            yield torch.stack([views[view[i]][i] for i in part]), self.labels[part]
+    epochs: list[Epoch]
+    tensors: Mapping[str, Tensor]
+    """The trained part, its best state, the optimiser's moments and the moving average."""
 
 
 def run_phase(
-    model: TransferModel, features: Features, phase: PhaseConfig, reporter: Reporter, *, seed: int
+    model: TransferModel,
+    features: PhaseFeatures,
+    phase: PhaseConfig,
+    objective: Objective,
+    reporter: Reporter,
+    *,
+    seed: int,
+    state: PhaseState | None = None,
+    save: Callable[[PhaseState], None] = lambda state: None,
 ) -> PhaseResult:
     """Train one phase and leave the model in its best state: the one of the lowest validation loss.
 
     The loss, not the accuracy: on a small validation set accuracy moves in steps of a picture and favours a
     lucky epoch. The state that the phase began with competes too, so a phase that does not help changes
-    nothing.
+    nothing. ``save`` is called after each epoch with what ``state`` takes.
     Raises TrainingError when the loss is not finite; the model then holds the best state before.
     """
-    model.freeze_below(phase.train_from)
-    views, val = features.for_phase()
-    groups = _groups(model, phase)
-    optimiser = torch.optim.AdamW(groups, lr=phase.rate, weight_decay=phase.weight_decay)
-    steps = phase.epochs * -(-len(features.samples) // features.config.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _cosine(step, steps))
-    result = PhaseResult(phase, [name for name, _ in model.trainable_groups()], len(views))
-    keeper = _BestState(model)
-    shuffle = np.random.default_rng(seed)
-
-    def measure(number: int, train_loss: float) -> Epoch:
-        loss, accuracy = _validate(model, val, features.val_labels)
-        if not np.isfinite([loss, train_loss if number else 0.0]).all():
-            keeper.restore()
-            raise TrainingError(
-                f"The loss is not finite (training {train_loss}, validation {loss}) in epoch {number} "
-                f"of phase {phase.name!r}; the state before it is kept. Lower the phase's rate."
-            )
-        rates = {str(group["name"]): float(str(group["lr"])) for group in groups}
-        best = keeper.offer(loss)
-        return Epoch(phase.name, number, phase.epochs, train_loss, loss, accuracy, rates, best)
-
-    result.epochs.append(measure(0, float("nan")))
-    torch.manual_seed(seed)
-    for number in range(1, phase.epochs + 1):
-        model.train()
-        losses: list[float] = []
-        for activation, labels in features.epoch(
-            views, number - 1, shuffle.permutation(len(features.samples))
-        ):
-            optimiser.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(model.trainable_rest(activation), labels)
-            torch.autograd.backward(loss)
-            torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 5.0)
-            optimiser.step()
-            schedule.step()
-            losses.append(float(loss.detach()))
-        epoch = measure(number, float(np.mean(losses)))
-        result.epochs.append(epoch)
-        reporter.epoch(epoch)
-    keeper.restore()
+    training = _Training(model, features, phase, objective, seed)
+    epochs = list(state.epochs) if state is not None else []
+    if state is not None:
+        training.load(state.tensors)
+    else:
+        epochs.append(training.measure(0, None, best_before=float("inf")))
+        save(PhaseState(epochs, training.tensors()))
+        reporter.epoch(epochs[-1])
+    result = PhaseResult(phase, training.parts, len(features.train), epochs)
+    while epochs[-1].number < phase.epochs and not _stalled(result):
+        number = epochs[-1].number + 1
+        loss = training.epoch(number, reporter)
+        epochs.append(training.measure(number, loss, best_before=result.best.val_loss))
+        save(PhaseState(epochs, training.tensors()))
+        reporter.epoch(epochs[-1])
+    training.restore_best()
     return result
 
 
-class _BestState:
-    """The best state so far, kept as a copy of the trainable part only: the rest cannot change."""
-
-    def __init__(self, model: TransferModel) -> None:
-        self.model = model
-        self.loss = float("inf")
-        self.state: dict[str, Tensor] = {}
-
-    def offer(self, loss: float) -> bool:
-        if loss >= self.loss:
-            return False
-        self.loss = loss
-        frozen = {id(p) for p in self.model.parameters() if not p.requires_grad}
-        self.state = {
-            key: copy.deepcopy(value.detach())
-            for key, value in self.model.state_dict(keep_vars=True).items()
-            if id(value) not in frozen
-        }
-        return True
-
-    def restore(self) -> None:
-        self.model.load_state_dict(self.state, strict=False)
-        self.model.eval()
-
-
-def _boundary(model: TransferModel, phase: PhaseConfig) -> int:
-    """How many blocks lie below what the phase trains."""
-    return len(model.block_names) if phase.train_from == HEAD else model.index_of(phase.train_from)
-
-
-def _groups(model: TransferModel, phase: PhaseConfig) -> list[dict[str, Any]]:
+def rate_groups(model: TransferModel, phase: PhaseConfig) -> list[dict[str, Any]]:
     """Optimiser groups, the rate falling by ``block_decay`` with each block below the head (Howard & Ruder
-    2018).
+    2018); ``peak`` is each group's highest rate.
     """
     groups = model.trainable_groups()
+    peaks = [phase.rate * phase.block_decay**depth for depth in range(len(groups) - 1, -1, -1)]
     return [
-        {"params": params, "lr": phase.rate * phase.block_decay**depth, "name": name}
-        for depth, (name, params) in zip(range(len(groups) - 1, -1, -1), groups, strict=True)
+        {"params": params, "lr": peak, "peak": peak, "name": name}
+        for (name, params), peak in zip(groups, peaks, strict=True)
     ]
 
 
-def _cosine(step: int, steps: int) -> float:
-    """Share of the peak rate: linear warm-up over a tenth, then a cosine to a hundredth (Loshchilov &
-    Hutter 2017).
+def _stalled(result: PhaseResult) -> bool:
+    patience = result.phase.patience
+    return patience > 0 and result.epochs[-1].number - result.best.number >= patience
+
+
+class _Training:
+    """The moving parts of one phase."""
+
+    def __init__(
+        self,
+        model: TransferModel,
+        features: PhaseFeatures,
+        phase: PhaseConfig,
+        objective: Objective,
+        seed: int,
+    ) -> None:
+        model.freeze_below(phase.train_from, batch_norm_frozen=phase.batch_norm == "frozen")
+        self.model, self.features, self.phase, self.objective = model, features, phase, objective
+        self.seed = seed
+        self.groups = rate_groups(model, phase)
+        self.parts = [str(group["name"]) for group in self.groups]
+        self.params: list[Tensor] = [p for group in self.groups for p in group["params"]]
+        # A new optimiser for each phase: moments gathered at another boundary would point the wrong way, and
+        # what is frozen must not be in it at all, or weight decay would move it.
+        self.optimiser = torch.optim.AdamW(
+            self.groups, lr=phase.rate, weight_decay=phase.weight_decay, betas=(0.9, _BETA_2)
+        )
+        self.steps_per_epoch = -(-features.pictures // features.source.config.batch_size)
+        self.mixer = Mixer(phase, len(model.classes))
+        self.average = _Average(self.params, phase.ema_decay) if phase.ema_decay else None
+        self.best: dict[str, Tensor] = {}
+
+    def epoch(self, number: int, reporter: Reporter) -> float:
+        """Train on every picture once; returns the mean loss."""
+        steps = self.phase.epochs * self.steps_per_epoch
+        torch.manual_seed(_seed_of(self.seed, number))
+        order = np.random.default_rng([self.seed, number]).permutation(self.features.pictures)
+        self.model.train()
+        losses: list[float] = []
+        for step, (x, targets) in enumerate(
+            self.features.epoch(number - 1, order), start=(number - 1) * self.steps_per_epoch
+        ):
+            self._set_rates(step, steps)
+            loss = self._step(*self.mixer(x, targets))
+            if not np.isfinite(loss):
+                self._refuse(f"The training loss is {loss}", f"in step {len(losses) + 1} of epoch {number}")
+            losses.append(loss)
+            reporter.step(f"phase {self.phase.name}", step + 1, steps)
+        return float(np.mean(losses))
+
+    def _step(self, x: Tensor, targets: Tensor) -> float:
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.phase.precision == "bfloat16"):
+            logits = self.model.trainable_rest(x)
+        loss = self.objective.loss(logits, targets, smoothing=self.phase.label_smoothing)
+        value = float(loss.detach())
+        if np.isfinite(value):
+            torch.autograd.backward(loss)
+            if self.phase.clip_norm:
+                torch.nn.utils.clip_grad_norm_(self.params, self.phase.clip_norm)
+            self.optimiser.step()
+            if self.average is not None:
+                self.average.update()
+        return value
+
+    def _set_rates(self, step: int, steps: int) -> None:
+        share = rate_share(self.phase.schedule, step, steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * share
+            group["betas"] = (momentum(self.phase.schedule, step, steps), _BETA_2)
+
+    def measure(self, number: int, train_loss: float | None, *, best_before: float) -> Epoch:
+        """Validate, and keep the state if it is the best."""
+        with self._judged_weights():
+            loss, accuracy = self._validate()
+            if not np.isfinite(loss):
+                self._refuse(f"The validation loss is {loss}", f"after epoch {number}")
+            best = loss < best_before
+            if best:
+                self.best = {key: value.clone() for key, value in self._trained().items()}
+        rates = {str(group["name"]): float(group["lr"]) for group in self.optimiser.param_groups}
+        return Epoch(
+            self.phase.name,
+            number,
+            self.phase.epochs,
+            train_loss,
+            loss,
+            accuracy,
+            rates,
+            best,
+            ended_ms=int(time.time() * 1000),
+        )
+
+    def _validate(self) -> tuple[float, float]:
+        """(loss, accuracy) from features at the model's boundary."""
+        self.model.eval()
+        with torch.no_grad():
+            logits = torch.cat([self.model.trainable_rest(x) for x in self.features.validation()])
+        wanted = self.features.source.val_targets
+        right = self.objective.right(logits, wanted)
+        return float(self.objective.loss(logits, wanted)), float(right.mean())
+
+    def _refuse(self, what: str, where: str) -> None:
+        if self.best:
+            self.restore_best()
+        raise TrainingError(
+            f"{what} {where} of phase {self.phase.name!r}; the best state before it is kept. "
+            f"Lower the phase's rate (now {self.phase.rate:g}), or look for odd pictures in the data."
+        )
+
+    @contextmanager
+    def _judged_weights(self) -> Iterator[None]:
+        """The moving average in place of the weights, where there is one."""
+        if self.average is None:
+            yield
+            return
+        with self.average.in_place():
+            yield
+
+    # ------------------------------------------------------------ state
+
+    def _trained(self) -> dict[str, Tensor]:
+        """Weights and buffers that this phase may change."""
+        return self.model.state_above(self.model.frozen_blocks)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the phase's future depends on, as named tensors."""
+        # Lower blocks may have been trained by an earlier phase, so everything that any phase changes is
+        # kept.
+        whole = self.model.state_above(self.features.source.lowest)
+        found = {f"model.{key}": value for key, value in whole.items()}
+        found |= {f"best.{key}": value for key, value in self.best.items()}
+        for place, param in enumerate(self.params):
+            for key, value in self.optimiser.state.get(param, {}).items():
+                found[f"adamw.{place}.{key}"] = value
+        if self.average is not None:
+            found |= self.average.tensors()
+        return found
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put a state of :meth:`tensors` back."""
+        self.model.load_state_dict(_under(tensors, "model."), strict=False)
+        trained = self._trained()
+        self.best = {key: _like(value, trained[key]) for key, value in _under(tensors, "best.").items()}
+        for place, param in enumerate(self.params):
+            state = _under(tensors, f"adamw.{place}.")
+            # In the weights' own memory layout, or a vectorised kernel could round otherwise than before.
+            self.optimiser.state[param] = {
+                key: value if value.ndim == 0 else _like(value, param) for key, value in state.items()
+            }
+        if self.average is not None:
+            self.average.load(tensors)
+
+    def restore_best(self) -> None:
+        """Leave the model in its best state, in eval mode."""
+        self.model.load_state_dict(self.best, strict=False)
+        self.model.eval()
+
+
+class _Average:
+    """An exponential moving average of the trained weights (Polyak averaging), warmed up so that early steps
+    do not hang on the start.
     """
-    warm = max(1, steps // 10)
-    if step < warm:
-        return (step + 1) / warm
-    progress = min((step - warm) / max(steps - warm, 1), 1.0)
-    return 0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * progress)))
+
+    def __init__(self, params: list[Tensor], decay: float) -> None:
+        self.params, self.decay, self.updates = params, decay, 0
+        self.values = [p.detach().clone() for p in params]
+
+    def update(self) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (_EMA_WARM_UP + self.updates))
+        with torch.no_grad():
+            get_ema_multi_avg_fn(decay)(self.values, [p.detach() for p in self.params], self.updates)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The averages as the weights, for as long as the context lasts."""
+        own = [p.detach().clone() for p in self.params]
+        try:
+            self._put(self.values)
+            yield
+        finally:
+            self._put(own)
+
+    def _put(self, values: list[Tensor]) -> None:
+        with torch.no_grad():
+            for param, value in zip(self.params, values, strict=True):
+                param.copy_(value)
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = {f"average.{place}": value for place, value in enumerate(self.values)}
+        return found | {"average.updates": torch.tensor(self.updates)}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self.updates = int(tensors["average.updates"])
+        self.values = [_like(tensors[f"average.{place}"], p) for place, p in enumerate(self.params)]
 
 
-def _validate(model: TransferModel, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """(cross-entropy, accuracy) from features at the model's boundary."""
-    model.eval()
-    with torch.no_grad():
-        logits = torch.cat([model.trainable_rest(part) for part in torch.split(x, 64)])
-    return float(F.cross_entropy(logits, y)), float((logits.argmax(1) == y).float().mean())
+def _seed_of(seed: int, number: int) -> int:
+    return int(np.random.default_rng([seed, number, 1]).integers(2**63))
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _like(value: Tensor, pattern: Tensor) -> Tensor:
+    """A copy in the pattern's memory layout."""
+    return torch.empty_like(pattern).copy_(value).detach()

@@ -14,7 +14,7 @@ import bentoml
 import models
 from models import bundle
 from models.errors import RegistryError
-from pipelines import tracking
+from pipelines.tracking import registry
 
 MODEL = "camera-lucida"
 """Name of the Bento model that the service loads; its labels say which registered model and version it is."""
@@ -43,7 +43,7 @@ def package(reference: str, *, build: bool = True) -> Packaged:
             f"There is no bentofile.yaml in {project}; build the Bento from a clone of the project."
         )
     with tempfile.TemporaryDirectory() as aside:
-        ref = tracking.fetch_bundle(reference, Path(aside) / "bundle")
+        ref = registry.fetch_bundle(reference, Path(aside) / "bundle")
         checked = bundle.load(ref.folder)
         labels = {
             "model": ref.name,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from models import bundle
 from models.errors import RegistryError
-from pipelines import tracking
+from pipelines.tracking import registry
 
 METRIC = "val_accuracy"
 
@@ -30,29 +30,29 @@ def promote(reference: str) -> Promotion:
     Raises RegistryError or BundleError when the version cannot be judged at all; the alias then stays where
     it was.
     """
-    found = tracking.find_version(reference)
+    found = registry.find_version(reference)
     name, number = found.name, str(found.version)
     with tempfile.TemporaryDirectory() as aside:
-        bundle.load(tracking.fetch_bundle(f"{name}/{number}", Path(aside) / "bundle").folder)
+        bundle.load(registry.fetch_bundle(f"{name}/{number}", Path(aside) / "bundle").folder)
     accuracy = _accuracy(name, number, found.run_id)
-    present = tracking.champion(name)
+    present = registry.champion(name)
     if present is not None and str(present.version) == number:
         return Promotion(name, number, promoted=True, reason="it is the champion already")
     if present is None:
-        tracking.set_champion(name, number)
+        registry.set_champion(name, number)
         return Promotion(name, number, promoted=True, reason=f"first champion, {METRIC} {accuracy:.3f}")
     other = _accuracy(name, str(present.version), present.run_id)
     note = "" if _same_data(found.run_id, present.run_id) else " (measured on different data)"
     if accuracy < other:
         reason = f"{METRIC} {accuracy:.3f} is below {other:.3f} of champion version {present.version}{note}"
         return Promotion(name, number, promoted=False, reason=reason)
-    tracking.set_champion(name, number)
+    registry.set_champion(name, number)
     reason = f"{METRIC} {accuracy:.3f} is not below {other:.3f} of version {present.version}{note}"
     return Promotion(name, number, promoted=True, reason=reason)
 
 
 def _accuracy(name: str, number: str, run_id: str | None) -> float:
-    metrics = tracking.run_metrics(run_id or "")
+    metrics = registry.run_metrics(run_id or "")
     if METRIC not in metrics:
         raise RegistryError(
             f"{name} version {number} comes from a run without {METRIC}; it cannot be judged."
@@ -61,5 +61,5 @@ def _accuracy(name: str, number: str, run_id: str | None) -> float:
 
 
 def _same_data(run_a: str | None, run_b: str | None) -> bool:
-    tags = [tracking.run_tags(run_id or "").get("dataset.digest") for run_id in (run_a, run_b)]
+    tags = [registry.run_tags(run_id or "").get("dataset.digest") for run_id in (run_a, run_b)]
     return tags[0] is not None and tags[0] == tags[1]

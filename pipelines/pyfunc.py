@@ -43,11 +43,14 @@ class LucidaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
                 )
             x, _ = model.geometry.prepare(images.decode(data))
             with torch.no_grad():
-                ranking = rank(model(x.unsqueeze(0))[0], model.classes)
+                ranking = rank(model(x.unsqueeze(0))[0], model.classes, model.scoring)
             scores = {
                 f"score_{item.label}": item.score for item in sorted(ranking, key=lambda item: item.index)
             }
-            rows.append({"label": ranking[0].label, "score": ranking[0].score, **scores})
+            accepted = [item.label for item in ranking if item.accepted]
+            rows.append(
+                {"label": ranking[0].label, "score": ranking[0].score, "accepted": accepted, **scores}
+            )
         return pd.DataFrame(rows)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,11 @@ class Engine:
         clock = _Clock()
         image, x, frame = self._prepare(data, clock)
         with clock.part("model"):
-            ranking = rank(look(self.model, x, prefix=self.prefix).logits[0], self.model.classes)
+            ranking = rank(
+                look(self.model, x, prefix=self.prefix).logits[0], self.model.classes, self.model.scoring
+            )
         return schemas.PredictAnswer(
+            task=self.model.scoring.task,
             predictions=[_score(item) for item in ranking],
             image=schemas.ImageSize(width=image.width, height=image.height),
             provenance=self._provenance(image),
@@ -79,6 +83,7 @@ class Engine:
                 self._evidence(image, frame, each, scores[each.index], overlay=overlay) for each in maps
             ]
         return schemas.ExplainAnswer(
+            task=self.model.scoring.task,
             predictions=[_score(item) for item in ranking],
             image=schemas.ImageSize(width=image.width, height=image.height),
             evidence=evidence,
@@ -123,6 +128,7 @@ class Engine:
             "backbone": origin.backbone,
             "engine": self.prefix.name,
             "classes": self.model.classes,
+            "scoring": asdict(self.model.scoring),
             "blocks": list(self.model.block_names),
             "cam_block": self.model.cam_block,
             "methods": [METHOD],
@@ -158,7 +164,7 @@ class Engine:
         image, x, frame = self._prepare(data, clock)
         with clock.part("model"):
             evidence = look(self.model, x, block=block, prefix=self.prefix)
-            ranking = rank(evidence.logits[0], self.model.classes)
+            ranking = rank(evidence.logits[0], self.model.classes, self.model.scoring)
         with clock.part("explain"):
             chosen = [item.index for item in ranking[:top_k]] if wanted is None else [wanted]
             maps = grad_cam(self.model, evidence, 0, chosen)
@@ -237,7 +243,7 @@ class _Clock:
 
 
 def _score(item: Prediction) -> schemas.Score:
-    return schemas.Score(label=item.label, index=item.index, score=item.score)
+    return schemas.Score(label=item.label, index=item.index, score=item.score, accepted=item.accepted)
 
 
 def _block(each: BlockActivation) -> schemas.BlockAnswer:

@@ -12,11 +12,15 @@ class Answer(BaseModel):
 
 
 class Score(Answer):
-    """One class with its softmax score."""
+    """One class with its calibrated score."""
 
     label: str
     index: int
     score: float = Field(ge=0, le=1)
+    accepted: bool = Field(
+        description="Whether the model answers with this class: the highest score, or, where several labels "
+        "can hold at once, every score from 0.5."
+    )
 
 
 class ImageSize(Answer):
@@ -70,6 +74,10 @@ class Evidence(Answer):
 class PredictAnswer(Answer):
     """All classes, highest score first."""
 
+    task: str = Field(
+        description="multiclass or binary: one class holds, the scores sum to 1; multilabel: each label has a "
+        "score of its own."
+    )
     predictions: list[Score]
     image: ImageSize
     provenance: Provenance

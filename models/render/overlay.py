@@ -12,7 +12,7 @@ import PIL.Image
 from models.explain.attribution import Attribution
 from models.geometry import Frame
 from models.images import Image
-from models.render.colour import colourise
+from models.render.colour import colourise, colourise_contrast
 
 Encoding = Literal["jpeg", "png"]
 
@@ -39,13 +39,36 @@ def overlay(
     """
     picture, frame = fit(image.pil, frame, max_side)
     laid = frame.unwarp(attribution.positive(full_scale))
-    unseen = np.isnan(laid)
-    strength = np.where(unseen, 0.0, laid).astype(np.float32)
+    strength = np.nan_to_num(laid, nan=0.0)
+    return _blend(picture, strength, colourise(strength), np.isnan(laid))
+
+
+def overlay_contrast(
+    image: Image, frame: Frame, one: Attribution, other: Attribution, *, max_side: int = _MAX_SIDE
+) -> PIL.Image.Image:
+    """The upright picture with what speaks for one class rather than the other: orange for the one, blue for
+    the other.
+
+    The map is the difference of the two signed maps, which for Grad-CAM is the map of the difference of the
+    two logits. Full colour is the strongest value of either side.
+    """
+    picture, frame = fit(image.pil, frame, max_side)
+    difference = one.values - other.values
+    top = float(np.abs(difference).max())
+    laid = frame.unwarp(difference / top if top > 0 else difference)
+    signed = np.nan_to_num(laid, nan=0.0)
+    return _blend(picture, np.abs(signed), colourise_contrast(signed), np.isnan(laid))
+
+
+def _blend(
+    picture: PIL.Image.Image, strength: np.ndarray, colours: np.ndarray, unseen: np.ndarray
+) -> PIL.Image.Image:
+    """Colours over the greyed picture, opaque where strong; what was never seen is hatched."""
     pixels = np.asarray(picture, dtype=np.float32)
     grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     quiet = pixels * (1.0 - _GREYED) + grey[..., None] * _GREYED
-    alpha = (_STRENGTH * strength**0.9)[..., None]
-    blended = quiet * (1.0 - alpha) + colourise(strength).astype(np.float32) * alpha
+    alpha = (_STRENGTH * strength.astype(np.float32) ** 0.9)[..., None]
+    blended = quiet * (1.0 - alpha) + colours.astype(np.float32) * alpha
     if unseen.any():
         blended = _hatch(blended, unseen)
     return PIL.Image.fromarray(np.rint(np.clip(blended, 0, 255)).astype(np.uint8))

@@ -34,6 +34,7 @@ SCHEMA = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("prediction", pa.string()),
         pa.field("score", pa.float64()),
+        pa.field("accepted", pa.list_(pa.string())),
         pa.field("scores", pa.map_(pa.string(), pa.float64())),
         pa.field("target", pa.string()),
         pa.field("block", pa.string()),
@@ -157,7 +158,7 @@ def _explain_batch(
     rankings: list[list[Prediction]] = []
     for each, logits in zip(ready, evidence.logits, strict=True):
         try:
-            rankings.append(rank(logits, model.classes))
+            rankings.append(rank(logits, model.classes, model.scoring))
         except LucidaError as error:
             rankings.append([])
             yield _error_row(job, each.name, str(error))
@@ -189,6 +190,7 @@ def _row(
         "height": each.height,
         "prediction": ranking[0].label,
         "score": ranking[0].score,
+        "accepted": [item.label for item in ranking if item.accepted],
         "scores": [(item.label, item.score) for item in ranking],
         "target": attribution.label,
         "block": attribution.block,

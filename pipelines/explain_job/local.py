@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from models.bundle import Bundle
 from models.errors import DataError
 from pipelines.explain_job.job import SCHEMA, ExplainJob, explain_part
-from pipelines.review.gallery import render
+from pipelines.pages import render
 
 _PART = 64
 _MOST_ON_PAGE = 600

@@ -1,60 +1,76 @@
-"""The gallery of a model's mistakes, made and logged to its run."""
+"""The review of a model, made and kept with its run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from models.render.overlay import encode
 from models.transfer import TransferModel
-from pipelines import tracking
+from pipelines.data import Sample
 from pipelines.evaluate import Evaluation, Judged
-from pipelines.finetune import Reporter
-from pipelines.review import gallery
+from pipelines.reporter import Reporter
+from pipelines.review import gallery, summary
+from pipelines.review.cases import Case, Neighbours, as_rows, explain
 
 _CLOSE_CALLS = 6
 _MOST_MISTAKES = 60
 _MOST_ON_SHEET = 24
 
+Keep = Callable[[bytes | str, str], None]
+"""Takes (content, path of the artefact)."""
+
 
 def log_review(
     model: TransferModel,
     evaluations: Sequence[Evaluation],
+    trained_on: Sequence[Sample],
     *,
     name: str,
     run_id: str,
     digest: str,
+    baseline: float | None,
+    keep: Keep,
+    keep_table: Callable[[dict[str, list[object]], str], None],
     reporter: Reporter,
 ) -> str:
-    """Make the misclassification gallery, log it to the run as a page and a sheet, and return the page."""
+    """Make the review, keep it as a page, sheets and a table, and return the page."""
+    near = Neighbours(
+        model, trained_on, lambda done, total: reporter.step("looking for neighbours", done, total)
+    )
 
-    def explained(split: str, what: str, judged: list[Judged]) -> list[gallery.Case]:
-        return gallery.cases(
-            model, judged, split, report=lambda done, total: reporter.step(what, done, total)
+    def explained(each: Evaluation, what: str, chosen: list[Judged]) -> list[Case]:
+        places = {item.sample.name: place for place, item in enumerate(each.judged)}
+        pooled = [each.pooled[places[item.sample.name]] for item in chosen]
+        return explain(
+            model, chosen, pooled, each.split, near, lambda done, total: reporter.step(what, done, total)
         )
 
     wrong = [
-        c
-        for each in evaluations
-        for c in explained(each.split, "explaining mistakes", each.wrong[:_MOST_MISTAKES])
+        c for each in evaluations for c in explained(each, "explaining mistakes", each.wrong[:_MOST_MISTAKES])
     ]
-    close = [
-        c
-        for each in evaluations[:1]
-        for c in explained(each.split, "explaining close calls", each.least_sure[:_CLOSE_CALLS])
-    ]
+    wrong.sort(key=lambda case: -case.judged.error)
+    first = evaluations[0]
+    close = explained(first, "explaining close calls", first.least_sure[:_CLOSE_CALLS])
     facts = {
         "model": name,
         "run": run_id,
         "bundle digest": digest,
         "backbone": model.row.name,
         "Grad-CAM block": model.cam_block,
+        "task": model.scoring.task,
+        "temperature": f"{model.scoring.temperature:.3f}",
         "mistakes shown": f"{len(wrong)} of {sum(len(e.wrong) for e in evaluations)}",
     }
-    html = gallery.page(evaluations, wrong, close, title=f"Review of {name}", facts=facts)
-    tracking.log_page(html, "review/review.html", run_id=run_id)
+    html = gallery.page(
+        evaluations, wrong, close, title=f"Review of {name}", facts=facts,
+        summary=summary.sentences(evaluations, baseline),
+    )  # fmt: skip
+    keep(html, "review/review.html")
     if wrong:
-        mistakes = gallery.sheet(wrong[:_MOST_ON_SHEET], title=f"{name}: mistakes")
-        tracking.log_picture(mistakes, "review/mistakes.png", run_id=run_id)
+        sheet = gallery.sheet(wrong[:_MOST_ON_SHEET], title=f"{name}: mistakes")
+        keep(encode(sheet, "png"), "review/mistakes.png")
+        keep_table(as_rows(wrong), "review/mistakes.json")
     if close:
-        nearly = gallery.sheet(close, title=f"{name}: close calls")
-        tracking.log_picture(nearly, "review/close_calls.png", run_id=run_id)
+        sheet = gallery.sheet(close, title=f"{name}: close calls")
+        keep(encode(sheet, "png"), "review/close_calls.png")
     return html

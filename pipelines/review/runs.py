@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import mlflow
 
 from models import bundle
+from models.bundle import Bundle
 from models.errors import RegistryError
-from pipelines import tracking
 from pipelines.config import TrainConfig
 from pipelines.data import Dataset
-from pipelines.evaluate import evaluate
-from pipelines.finetune import Reporter
+from pipelines.evaluate import Evaluation, evaluate
+from pipelines.reporter import Reporter
 from pipelines.review.log import log_review
+from pipelines.tracking import registry, runs
 
 
 def find_run(reference: str) -> str:
     """A run id from a run id or from a registered model (NAME, NAME@alias, NAME/number)."""
     if len(reference) == 32 and all(c in "0123456789abcdef" for c in reference):
-        tracking.run_tags(reference)
+        registry.run_tags(reference)
         return reference
-    found = tracking.find_version(reference)
+    found = registry.find_version(reference)
     if not found.run_id:
         raise RegistryError(f"{found.name} version {found.version} does not say which run it came from.")
     return str(found.run_id)
@@ -41,37 +43,55 @@ def model_of(run_id: str) -> str:
 
 def val_share_of(run_id: str) -> float:
     """The share of an undivided folder that the run held out, so that a review divides it the same way."""
-    return float(tracking.run_params(run_id).get("val_share", TrainConfig().val_share))
+    return float(registry.run_params(run_id).get("val_share", TrainConfig().val_share))
+
+
+def bundle_of(run_id: str, data: Dataset) -> Bundle:
+    """The checked model of a run, if it knows the data's classes; raises RegistryError."""
+    reference = model_of(run_id)
+    with tempfile.TemporaryDirectory() as aside:
+        checked = bundle.load(registry.fetch_bundle(reference, Path(aside) / "bundle").folder)
+    if checked.model.classes != data.classes:
+        raise RegistryError(f"{reference} knows {checked.model.classes}, the data has {data.classes}.")
+    return checked
+
+
+def held_out(checked: Bundle, data: Dataset, reporter: Reporter) -> list[Evaluation]:
+    """The data's validation split and, if there is one, its test split, judged."""
+    return [
+        evaluate(
+            checked.model,
+            data.samples(split),
+            split,
+            report=lambda done, total: reporter.step("evaluating", done, total),
+        )
+        for split in ("val", "test")
+        if data.samples(split)
+    ]
 
 
 def review(run_id: str, data: Dataset, *, reporter: Reporter | None = None) -> str:
-    """Judge the run's model on the data's held-out splits, log the gallery to the run, and return its page.
+    """Judge the run's model on the data's held-out splits, log the review to the run, and return its page.
 
     Raises RegistryError when the data set is not the one that the model was trained and judged on.
     """
     reporter = reporter or Reporter()
-    reference = model_of(run_id)
-    with tempfile.TemporaryDirectory() as aside:
-        checked = bundle.load(tracking.fetch_bundle(reference, Path(aside) / "bundle").folder)
-        if checked.model.classes != data.classes:
-            raise RegistryError(f"{reference} knows {checked.model.classes}, the data has {data.classes}.")
-        trained_on = checked.manifest.get("dataset", {}).get("digest")
-        if trained_on != data.digest:
-            raise RegistryError(
-                f"{reference} was trained on another data set "
-                f"(digest {str(trained_on)[:12]}, not {data.digest[:12]})."
-            )
-        judged = [
-            evaluate(
-                checked.model,
-                data.samples(split),
-                split,
-                report=lambda done, total: reporter.step("evaluating", done, total),
-            )
-            for split in ("val", "test")
-            if data.samples(split)
-        ]
-        origin = checked.provenance
-        return log_review(
-            checked.model, judged, name=origin.model, run_id=run_id, digest=origin.digest, reporter=reporter
+    checked = bundle_of(run_id, data)
+    trained_on = checked.manifest.get("dataset", {}).get("digest")
+    if trained_on != data.digest:
+        raise RegistryError(
+            f"{model_of(run_id)} was trained on another data set "
+            f"(digest {str(trained_on)[:12]}, not {data.digest[:12]})."
         )
+    return log_review(
+        checked.model,
+        held_out(checked, data, reporter),
+        data.train,
+        name=checked.provenance.model,
+        run_id=run_id,
+        digest=checked.provenance.digest,
+        baseline=checked.manifest["metrics"].get("baseline_accuracy"),
+        keep=partial(runs.log_file, run_id),
+        keep_table=partial(runs.log_columns, run_id),
+        reporter=reporter,
+    )

@@ -12,6 +12,7 @@ from models.predictions import class_index, rank
 from models.render.colour import colourise, evidence_table
 from models.render.contact_sheet import Tile, contact_sheet
 from models.render.overlay import overlay
+from models.scoring import Scoring
 
 GEOMETRY = Geometry(64, 56, 56, (0.5,) * 3, (0.5,) * 3, "bilinear")
 
@@ -111,17 +112,17 @@ def test_colourise_clips_and_keeps_shape():
 def test_ranking_is_a_softmax_highest_first():
     import torch
 
-    ranking = rank(torch.tensor([1.0, 3.0, 2.0, 3.0]), ["a", "b", "c", "d"])
+    ranking = rank(torch.tensor([1.0, 3.0, 2.0, 3.0]), ["a", "b", "c", "d"], Scoring())
     assert [item.label for item in ranking] == ["b", "d", "c", "a"]
     assert sum(item.score for item in ranking) == pytest.approx(1)
     assert ranking[0].score / ranking[2].score == pytest.approx(np.e)
     with pytest.raises(ExplanationError):
-        rank(torch.tensor([float("nan"), 1.0]), ["a", "b"])
+        rank(torch.tensor([float("nan"), 1.0]), ["a", "b"], Scoring())
 
 
 def test_a_class_is_found_by_name_before_number():
     assert class_index("1", ["0", "2", "1"]) == 2
-    assert class_index("1", ["a", "b"]) == 1
+    assert class_index("1", ["a", "b"], Scoring()) == 1
     for wrong in ("7", "c", "-1", "1.0", ""):
         with pytest.raises(UnknownChoice, match="a, b"):
-            class_index(wrong, ["a", "b"])
+            class_index(wrong, ["a", "b"], Scoring())

@@ -92,7 +92,7 @@ def test_what_cannot_be_trained_is_a_clear_error(tmp_path, encode):
         fill(tmp_path / "three" / split / "cats", 3, 4, encode)
         (tmp_path / "three" / split / "dogs").mkdir(parents=True)
     (tmp_path / "three/train/dogs/bad.jpg").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"dogs.*could not be read"):
+    with pytest.raises(DataError, match=r"dogs.*were left out"):
         data.scan(tmp_path / "three")
 
 

@@ -1,0 +1,188 @@
+"""Computed features on disk, keyed by all that they depend on, so that a rerun reads instead of computing.
+
+What fits into the memory budget is held there; the rest is memory-mapped and its pages are let go after each
+read, so that memory stays bounded however large the set is. The oldest files go first when the disk budget is
+met. A file is written aside and renamed: what carries a key's name is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.errors import TrainingError
+
+FOLDER_VARIABLE = "LUCIDA_CACHE"
+_SUFFIX = ".npy"
+
+
+def default_folder() -> Path:
+    """$LUCIDA_CACHE, or camera-lucida/features in the user's cache folder."""
+    if named := os.environ.get(FOLDER_VARIABLE):
+        return Path(named)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "camera-lucida" / "features"
+
+
+def key_of(parts: Mapping[str, Any]) -> str:
+    """The name of what these plain values determine."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class Stored:
+    """An array (N, …) float32 of which rows are taken, from memory or from its file."""
+
+    def __init__(self, path: Path | None, held: np.ndarray | None, shape: tuple[int, ...]) -> None:
+        self.shape, self._held, self._map = shape, held, None
+        if held is None and path is not None:
+            with path.open("rb") as file:
+                np.lib.format.read_magic(file)
+                np.lib.format.read_array_header_1_0(file)
+                offset = file.tell()
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._view = np.frombuffer(self._map, np.float32, offset=offset).reshape(shape)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the rows are held rather than read from disk."""
+        return self._held is not None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def rows(self, wanted: np.ndarray | slice) -> Tensor:
+        """A copy of those rows."""
+        if self._held is not None:
+            return torch.from_numpy(np.ascontiguousarray(self._held[wanted]).copy())
+        taken = np.array(self._view[wanted])
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
+        return torch.from_numpy(taken)
+
+
+class FeatureStore:
+    """A folder of arrays under two budgets."""
+
+    def __init__(self, folder: Path, *, memory_gb: float, disk_gb: float) -> None:
+        self.folder = folder
+        self._memory_left, self._disk = int(memory_gb * 1e9), int(disk_gb * 1e9)
+        self._own: set[str] = set()
+
+    def room(self, row_bytes: int, rows: int) -> int:
+        """How many arrays of that size can be kept at once."""
+        return max(self._disk, self._memory_left) // max(row_bytes * rows, 1)
+
+    def get(
+        self, key: str, shape: tuple[int, ...], fill: Callable[[Callable[[int, Tensor], None]], None]
+    ) -> Stored:
+        """The array of that key; where there is none yet, ``fill`` is called with a function that takes
+        (first row, rows) and must be called until all rows are given.
+
+        Raises TrainingError when the disk is full; nothing half-written keeps the key's name.
+        """
+        path = self.folder / f"{key}{_SUFFIX}"
+        size = int(np.prod(shape)) * 4
+        if self._disk < size:
+            held = np.empty(shape, np.float32)
+            fill(lambda start, rows: _put(held, start, rows))
+            self._memory_left -= size
+            return Stored(None, held, shape)
+        self._own.add(path.name)
+        if not _is_complete(path, size):
+            self._write(path, shape, fill)
+        os.utime(path)
+        if size > self._memory_left:
+            return Stored(path, None, shape)
+        self._memory_left -= size
+        return Stored(None, np.load(path, allow_pickle=False), shape)
+
+    def release(self, stored: Stored) -> None:
+        """Give back the memory of an array that is no longer used."""
+        if stored.in_memory:
+            self._memory_left += int(np.prod(stored.shape)) * 4
+
+    def _write(
+        self, path: Path, shape: tuple[int, ...], fill: Callable[[Callable[[int, Tensor], None]], None]
+    ) -> None:
+        size = int(np.prod(shape)) * 4
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_room(size)
+        aside = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            with aside.open("wb") as file:
+                np.lib.format.write_array_header_1_0(
+                    file, {"descr": "<f4", "fortran_order": False, "shape": shape}
+                )
+
+                def append(start: int, rows: Tensor) -> None:
+                    # Written in order, so the place in the file is where the last call ended.
+                    file.write(rows.contiguous().numpy().astype("<f4", copy=False).tobytes())
+
+                fill(append)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.rename(path)
+        except OSError as error:
+            raise TrainingError(
+                f"The feature cache {self.folder} cannot take {size / 1e9:.2f} GB more: {error.strerror}. "
+                f"Free space there, point {FOLDER_VARIABLE} elsewhere, or set cache_disk_gb = 0."
+            ) from error
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def _make_room(self, size: int) -> None:
+        """Delete what crashed runs left, then the files that were used longest ago, until the new one
+        fits.
+        """
+        for part in self.folder.glob("*.part"):
+            if not _alive(int(part.name.split(".")[-2])):
+                part.unlink(missing_ok=True)
+        files = sorted(
+            (path for path in self.folder.glob(f"*{_SUFFIX}") if path.name not in self._own),
+            key=lambda path: path.stat().st_mtime,
+        )
+        used = sum(path.stat().st_size for path in self.folder.glob(f"*{_SUFFIX}"))
+        while files and used + size > self._disk:
+            oldest = files.pop(0)
+            used -= oldest.stat().st_size
+            # Whoever has it mapped keeps it until they are done.
+            oldest.unlink(missing_ok=True)
+
+
+def size_of(folder: Path) -> tuple[int, int]:
+    """(files, bytes) of the cache."""
+    files = [path for path in folder.glob(f"*{_SUFFIX}")] if folder.is_dir() else []
+    return len(files), sum(path.stat().st_size for path in files)
+
+
+def clear(folder: Path) -> None:
+    """Delete the whole cache."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put(held: np.ndarray, start: int, rows: Tensor) -> None:
+    held[start : start + len(rows)] = rows.numpy()
+
+
+def _is_complete(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size > size
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

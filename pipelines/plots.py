@@ -1,0 +1,172 @@
+"""Plots of a training run, as pictures: made by matplotlib without a window, on the house's colours."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from models import images
+from pipelines.evaluate import Bin, Evaluation
+from pipelines.reporter import Epoch
+
+INK, FAINT, LINE = "#201e28", "#6d6878", "#d9d4ca"
+PURPLE, ORANGE = "#5b2a86", "#e07b39"
+"""Far apart in lightness as well as in hue."""
+
+
+def confusion(evaluation: Evaluation) -> PIL.Image.Image:
+    """The confusion matrix: counts in each cell, shaded by the share of the true class. For several labels,
+    one row a label: hits, misses, false alarms, rightly silent.
+    """
+    counts = evaluation.confusion.numpy()
+    columns = evaluation.classes
+    if counts.ndim == 3:
+        # A label's four counts in the order in which a reviewer asks for them.
+        counts = np.stack([counts[:, 1, 1], counts[:, 1, 0], counts[:, 0, 1], counts[:, 0, 0]], axis=1)
+        columns = ["hit", "missed", "false alarm", "rightly silent"]
+        share = counts / max(len(evaluation.judged), 1)
+    else:
+        share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    height = max(3.2, 0.5 * len(counts) + 2.0)
+    figure, axes = _figure(max(4.4, 0.75 * len(columns) + 2.4), height)
+    axes.imshow(share, cmap="Purples", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
+    axes.set_yticks(range(len(counts)), evaluation.classes)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    accuracy = evaluation.metrics["accuracy"]
+    axes.set_title(f"{evaluation.split}: accuracy {accuracy:.3f} of {len(evaluation.judged)}", fontsize=11)
+    for row, col in np.ndindex(*counts.shape):
+        if counts[row, col]:
+            axes.text(col, row, str(int(counts[row, col])), ha="center", va="center", fontsize=10,
+                      color="white" if share[row, col] > 0.55 else INK)  # fmt: skip
+    return _picture(figure)
+
+
+def reliability(before: Sequence[Bin], after: Sequence[Bin], *, title: str) -> PIL.Image.Image:
+    """How often answers of each score are right, before and after calibration; the area of a dot is the
+    number of answers, the diagonal a model whose scores mean what they say.
+    """
+    figure, axes = _figure(5.2, 5.0)
+    axes.plot([0, 1], [0, 1], color=LINE, linewidth=1.5, zorder=1)
+    total = max(sum(each.answers for each in after), 1)
+    for bins, colour, label in ((before, FAINT, "as trained"), (after, PURPLE, "calibrated")):
+        used = [each for each in bins if each.answers]
+        x, y = [each.confidence for each in used], [each.accuracy for each in used]
+        sizes = [20 + 600 * each.answers / total for each in used]
+        axes.plot(x, y, color=colour, linewidth=1.2, zorder=2)
+        axes.scatter(x, y, s=sizes, color=colour, alpha=0.65, label=label, edgecolors="white", zorder=3)
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(-0.02, 1.05)
+    axes.set_xlabel("score of the answer")
+    axes.set_ylabel("share of these answers that is right")
+    axes.set_title(title, fontsize=11)
+    legend = axes.legend(loc="upper left", frameon=False)
+    for handle in legend.legend_handles:
+        handle.set_sizes([60])  # type: ignore[union-attr]
+    return _picture(figure)
+
+
+def history(phases: Sequence[Sequence[Epoch]]) -> PIL.Image.Image:
+    """Loss and accuracy along all epochs, the phases side by side, the kept epoch of each marked."""
+    figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    start = 0
+    for epochs in phases:
+        x = [start + epoch.number for epoch in epochs]
+        kept = max((i for i, epoch in enumerate(epochs) if epoch.best), default=0)
+        trained = [
+            (place, e.train_loss) for place, e in zip(x, epochs, strict=True) if e.train_loss is not None
+        ]
+        left.plot(*zip(*trained, strict=True), color=ORANGE, linewidth=1.6) if trained else None
+        left.plot(x, [epoch.val_loss for epoch in epochs], color=PURPLE, linewidth=1.6)
+        right.plot(x, [epoch.val_accuracy for epoch in epochs], color=PURPLE, linewidth=1.6)
+        left.scatter([x[kept]], [epochs[kept].val_loss], color=PURPLE, s=36, zorder=3)
+        right.scatter([x[kept]], [epochs[kept].val_accuracy], color=PURPLE, s=36, zorder=3)
+        for axes in (left, right):
+            axes.axvline(start, color=LINE, linewidth=1)
+            axes.annotate(f" {epochs[0].phase}", (start, 1), xycoords=("data", "axes fraction"),
+                          va="top", fontsize=9, color=FAINT)  # fmt: skip
+        start = x[-1]
+    left.set_ylabel("loss (training orange, validation purple)", fontsize=9)
+    right.set_ylabel("validation accuracy", fontsize=9)
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        _quiet(axes)
+    return _picture(figure)
+
+
+def rates(
+    tried: Sequence[float], losses: Sequence[float], suggested: float, *, title: str
+) -> PIL.Image.Image:
+    """The loss along rising learning rates, and the one suggested."""
+    figure, axes = _figure(6.4, 3.8)
+    axes.plot(tried, losses, color=PURPLE, linewidth=1.8)
+    axes.axvline(suggested, color=ORANGE, linewidth=1.4)
+    axes.annotate(f" {suggested:.2g}", (suggested, 0.96), xycoords=("data", "axes fraction"),
+                  va="top", color=INK)  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate of the head")
+    axes.set_ylabel("loss, smoothed")
+    axes.set_title(title, fontsize=11)
+    return _picture(figure)
+
+
+def movement(stages: Sequence[str], moved: Sequence[dict[str, float]]) -> PIL.Image.Image:
+    """How far each block's weights have moved from where they began, after each phase; what stayed frozen has
+    no bar.
+    """
+    blocks = list(moved[-1])
+    figure, axes = _figure(max(6.0, 0.42 * len(blocks) + 2), 3.8)
+    width = 0.8 / len(stages)
+    shades = [PURPLE, ORANGE, FAINT, "#8f6bb1", "#b98b4e", INK]
+    for number, (stage, each) in enumerate(zip(stages, moved, strict=True)):
+        x = np.arange(len(blocks)) + (number - (len(stages) - 1) / 2) * width
+        axes.bar(x, [100 * each[block] for block in blocks], width * 0.92, label=f"after {stage}",
+                 color=shades[number % len(shades)])  # fmt: skip
+    axes.set_xticks(range(len(blocks)), blocks, rotation=50, ha="right", fontsize=9)
+    axes.set_ylabel("weights moved, % of their length")
+    axes.legend(frameon=False)
+    return _picture(figure)
+
+
+def moved_evidence(pairs: Sequence[tuple[str, float]]) -> PIL.Image.Image:
+    """How many pictures had how much of their evidence moved, those that changed sides set apart."""
+    figure, axes = _figure(5.2, 3.2)
+    same = [moved for kind, moved in pairs if kind == "same"]
+    changed = [moved for kind, moved in pairs if kind != "same"]
+    axes.hist([same, changed], bins=np.linspace(0, 1, 21).tolist(), stacked=True, color=[PURPLE, ORANGE],
+              label=["same answer", "changed answer"])  # fmt: skip
+    axes.set_xlabel("share of the evidence that moved")
+    axes.set_ylabel("pictures")
+    axes.legend(frameon=False)
+    return _picture(figure)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _quiet(axes)
+    return figure, axes
+
+
+def _quiet(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(LINE)
+    axes.tick_params(colors=FAINT, labelcolor=INK)
+
+
+def _picture(figure: Figure) -> PIL.Image.Image:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    return images.decode(buffer.getvalue()).pil

@@ -1,0 +1,227 @@
+"""Two runs on the same held-out pictures: metrics, pictures that changed sides, and evidence that moved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from models import images
+from models.bundle import Bundle
+from models.errors import RegistryError
+from models.explain.attribution import Attribution
+from models.explain.grad_cam import grad_cam_batch, look
+from models.render.overlay import data_uri, overlay
+from models.transfer import TransferModel
+from pipelines import plots
+from pipelines.data import Dataset
+from pipelines.evaluate import Evaluation, Judged
+from pipelines.forensics import evidence_moved
+from pipelines.pages import render
+from pipelines.reporter import Reporter
+from pipelines.review.runs import bundle_of, held_out
+from pipelines.tracking import runs
+
+_SHOWN_SIDE = 360
+_MOST_SHOWN = 24
+_MOVED_FAR = 0.5
+_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One picture as both models judge it; each explains its own answer."""
+
+    judged: tuple[Judged, Judged]
+    split: str
+    maps: tuple[Attribution, Attribution]
+    moved: float
+    """Share of the evidence that lies elsewhere, 0 to 1."""
+
+    @property
+    def kind(self) -> str:
+        """What happened to the picture: fixed, broken, other mistake, or same."""
+        before, after = self.judged
+        if before.right != after.right:
+            return "fixed" if after.right else "broken"
+        return "same" if before.answer == after.answer else "other mistake"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What was found, and the run that keeps it."""
+
+    run_id: str
+    html: str
+    summary: list[str]
+    pairs: list[Pair]
+
+
+def compare(one: str, other: str, data: Dataset, *, reporter: Reporter | None = None) -> Comparison:
+    """Judge the models of two runs on the data's held-out splits and explain each answer.
+
+    Logs metrics and the page to a run of its own. Raises RegistryError when the runs have no models, or
+    models that do not know the data's classes.
+    """
+    reporter = reporter or Reporter()
+    bundles = (bundle_of(one, data), bundle_of(other, data))
+    if bundles[0].model.scoring.task != bundles[1].model.scoring.task:
+        tasks = [each.model.scoring.task for each in bundles]
+        raise RegistryError(f"The runs answer different questions, {tasks[0]} and {tasks[1]}.")
+    judged = tuple(held_out(each, data, reporter) for each in bundles)
+    pairs = [
+        pair
+        for before, after in zip(*judged, strict=True)
+        for pair in _pairs(bundles, before, after, reporter)
+    ]
+    summary = _summary(judged, pairs, bundles, data)
+    html = _page((one, other), bundles, judged, pairs, summary)
+    run_id = runs.log_comparison(
+        (one, other), _metrics(judged, pairs), {"compare/compare.html": html}, data.digest
+    )
+    return Comparison(run_id, html, summary, pairs)
+
+
+def _pairs(
+    bundles: tuple[Bundle, Bundle], before: Evaluation, after: Evaluation, reporter: Reporter
+) -> list[Pair]:
+    both = list(zip(before.judged, after.judged, strict=True))
+    found: list[Pair] = []
+    for start in range(0, len(both), _BATCH):
+        part = both[start : start + _BATCH]
+        maps = [_maps(each.model, [pair[place] for pair in part]) for place, each in enumerate(bundles)]
+        for pair, first, second in zip(part, *maps, strict=True):
+            moved = evidence_moved(_on_one_grid(first, second), _on_one_grid(second, first))
+            found.append(Pair(pair, before.split, (first, second), moved))
+        reporter.step("comparing evidence", len(found), len(both))
+    return found
+
+
+def _maps(model: TransferModel, judged: Sequence[Judged]) -> list[Attribution]:
+    x = torch.stack([model.geometry.prepare(images.read(item.sample.path))[0] for item in judged])
+    return grad_cam_batch(model, look(model, x), [item.top.index for item in judged])
+
+
+def _on_one_grid(wanted: Attribution, other: Attribution) -> list[list[float]]:
+    """The map with each cell repeated until both maps have the same grid: two backbones may differ in
+    theirs.
+    """
+    rows = int(np.lcm(wanted.rows, other.rows)) // wanted.rows
+    cols = int(np.lcm(wanted.cols, other.cols)) // wanted.cols
+    repeated: list[list[float]] = wanted.values.repeat(rows, axis=0).repeat(cols, axis=1).tolist()
+    return repeated
+
+
+def _metrics(judged: tuple[list[Evaluation], ...], pairs: Sequence[Pair]) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for before, after in zip(*judged, strict=True):
+        for name in before.metrics.keys() & after.metrics.keys():
+            metrics[f"{before.split}_{name}_change"] = after.metrics[name] - before.metrics[name]
+        here = [pair for pair in pairs if pair.split == before.split]
+        for kind in ("fixed", "broken", "other mistake"):
+            metrics[f"{before.split}_{kind.replace(' ', '_')}"] = sum(pair.kind == kind for pair in here)
+        metrics[f"{before.split}_evidence_moved"] = float(np.mean([pair.moved for pair in here]))
+    return metrics
+
+
+def _summary(
+    judged: tuple[list[Evaluation], ...], pairs: Sequence[Pair], bundles: tuple[Bundle, Bundle], data: Dataset
+) -> list[str]:
+    found = []
+    for before, after in zip(*judged, strict=True):
+        here = [pair for pair in pairs if pair.split == before.split]
+        fixed, broken = (sum(pair.kind == kind for pair in here) for kind in ("fixed", "broken"))
+        found.append(
+            f"{before.split}: accuracy {before.metrics['accuracy']:.3f} → {after.metrics['accuracy']:.3f}; "
+            f"of {len(here)} pictures {fixed} were fixed and {broken} broken."
+        )
+    same = [pair for pair in pairs if pair.kind == "same" and pair.judged[0].right]
+    far = sum(pair.moved >= _MOVED_FAR for pair in same)
+    found.append(
+        f"{far} of the {len(same)} pictures that both get right are right for another reason: half or more of "
+        "the evidence lies elsewhere."
+    )
+    for name, each in zip(("first", "second"), bundles, strict=True):
+        if each.manifest["dataset"].get("digest") != data.digest:
+            found.append(
+                f"The {name} model was trained on another data set: it may have seen these pictures in training."
+            )
+    return found
+
+
+def _page(
+    runs_compared: tuple[str, str],
+    bundles: tuple[Bundle, Bundle],
+    judged: tuple[list[Evaluation], ...],
+    pairs: Sequence[Pair],
+    summary: Sequence[str],
+) -> str:
+    def some(kind: str) -> list[Pair]:
+        return [pair for pair in pairs if pair.kind == kind]
+
+    elsewhere = sorted((pair for pair in some("same") if pair.judged[0].right), key=lambda pair: -pair.moved)
+    sections = [
+        ("Broken", "Right before, wrong now.", some("broken")),
+        ("Fixed", "Wrong before, right now.", some("fixed")),
+        ("Another mistake", "Wrong before and now, with different answers.", some("other mistake")),
+        ("Right for another reason", "The same right answer, the evidence moved furthest.", elsewhere[:12]),
+    ]
+    return render(
+        "compare.html.j2",
+        title=f"{_called(bundles[0])} and {_called(bundles[1])}",
+        names=[_called(each) for each in bundles],
+        summary=summary,
+        splits=[
+            {
+                "split": before.split,
+                "rows": [
+                    (name, before.metrics[name], after.metrics[name])
+                    for name in before.metrics
+                    if name in after.metrics
+                ],
+            }
+            for before, after in zip(*judged, strict=True)
+        ],
+        plot=data_uri(plots.moved_evidence([(pair.kind, pair.moved) for pair in pairs])),
+        sections=[
+            {"name": name, "lead": lead, "count": len(found),
+             "cases": [_for_page(bundles, pair) for pair in found[:_MOST_SHOWN]]}
+            for name, lead, found in sections
+        ],
+        facts={
+            "first run": runs_compared[0],
+            "first bundle": bundles[0].provenance.digest,
+            "second run": runs_compared[1],
+            "second bundle": bundles[1].provenance.digest,
+        },
+    )  # fmt: skip
+
+
+def _called(each: Bundle) -> str:
+    origin = each.provenance
+    return f"{origin.model} v{origin.version}" if origin.version else origin.model
+
+
+def _for_page(bundles: tuple[Bundle, Bundle], pair: Pair) -> dict[str, Any]:
+    image = images.read(pair.judged[0].sample.path)
+    picture = image.pil.copy()
+    picture.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
+
+    def shown(place: int) -> PIL.Image.Image:
+        _, frame = bundles[place].model.geometry.prepare(image)
+        return overlay(image, frame, pair.maps[place], max_side=_SHOWN_SIDE)
+
+    return {
+        "name": pair.judged[0].sample.name,
+        "split": pair.split,
+        "truth": pair.judged[0].truth,
+        "picture": data_uri(picture),
+        "maps": [data_uri(shown(place)) for place in (0, 1)],
+        "answers": [(item.answer, item.top.score, item.right) for item in pair.judged],
+        "strongest": [each.maximum for each in pair.maps],
+        "moved": pair.moved,
+    }

@@ -1,0 +1,69 @@
+"""What a reviewer should know after one minute, in sentences that claim no more than was measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from pipelines.evaluate import Evaluation
+
+_SURE = 0.8
+_FEW = 50
+_BADLY_CALIBRATED = 0.1
+
+
+def sentences(evaluations: Sequence[Evaluation], baseline: float | None = None) -> list[str]:
+    """The state of a model from its judged splits; the last is the one to believe most."""
+    last = evaluations[-1]
+    found = [_result(each) for each in evaluations]
+    if baseline is not None:
+        gain = evaluations[0].metrics["accuracy"] - baseline
+        verdict = "no better than" if gain < 0.005 else f"{gain:.1%} above"
+        split = evaluations[0].split
+        found.append(
+            f"On {split} that is {verdict} a linear probe on the untouched features ({baseline:.1%})."
+        )
+    found += _confusions(last)
+    found += _weakest(last)
+    found += _calibration(last)
+    if len(last.judged) < _FEW:
+        found.append(
+            f"{last.split} has only {len(last.judged)} pictures: one more mistake would move its accuracy by "
+            f"{1 / len(last.judged):.1%}."
+        )
+    return found
+
+
+def _result(evaluation: Evaluation) -> str:
+    count, wrong = len(evaluation.judged), len(evaluation.wrong)
+    sure = sum(item.said.score >= _SURE for item in evaluation.wrong)
+    said = f"{evaluation.split}: {count - wrong} of {count} pictures right"
+    if not wrong:
+        return f"{said}."
+    return f"{said}; {sure} of the {wrong} mistakes were made with a score of {_SURE:.0%} or more."
+
+
+def _confusions(evaluation: Evaluation) -> list[str]:
+    pairs = Counter((item.truth, item.answer) for item in evaluation.wrong)
+    if not pairs:
+        return []
+    (truth, answer), count = pairs.most_common(1)[0]
+    if count < 2:
+        return [f"No mistake on {evaluation.split} was made twice."]
+    return [f"The most frequent mistake on {evaluation.split}: {truth} taken for {answer}, {count} times."]
+
+
+def _weakest(evaluation: Evaluation) -> list[str]:
+    row = min(evaluation.table, key=lambda each: each.recall)
+    if row.recall >= 1:
+        return []
+    found = round(row.recall * row.pictures)
+    return [f"The class found least often: {row.label}, {found} of {row.pictures} on {evaluation.split}."]
+
+
+def _calibration(evaluation: Evaluation) -> list[str]:
+    error = evaluation.metrics["ece"]
+    before = evaluation.metrics.get("uncalibrated_ece")
+    was = f", {before:.1%} before calibration" if before is not None else ""
+    means = "do not mean what they say" if error > _BADLY_CALIBRATED else "are close to what they claim"
+    return [f"Scores on {evaluation.split} {means}: off by {error:.1%} on average{was}."]

@@ -1,0 +1,182 @@
+"""What a training run keeps on disk until it is done: its plan, its last checkpoint, and news for the
+tracker.
+
+``runs/<run id>/`` holds run.json (config, data, name), checkpoint.safetensors and outbox.jsonl. Each file is
+written aside, flushed and renamed, so a reader sees the last good one whole or, before the first, none. A
+lock says whether somebody works in the folder; the kernel takes it from a process that dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+
+from models.errors import TrainingError, UnknownChoice
+from pipelines import recipes
+from pipelines.config import TrainConfig
+from pipelines.finetune import PhaseState
+from pipelines.forensics import Snapshot
+from pipelines.reporter import Epoch
+
+FOLDER_VARIABLE = "LUCIDA_RUNS"
+_PLAN, _CHECKPOINT, _LOCK = "run.json", "checkpoint.safetensors", "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What was started, all that is needed to start it again."""
+
+    run_id: str
+    phase_runs: tuple[str, ...]
+    """The tracker's ids of the phases' own runs."""
+    name: str
+    data: str
+    """Absolute path of the data folder."""
+    digest: str
+    """Of the data set."""
+    config: TrainConfig
+    threads: int
+    """Torch threads that it was started with: sums of floats depend on them."""
+
+
+@dataclass(frozen=True, slots=True)
+class DonePhase:
+    """A finished phase: its epochs, and the network after it."""
+
+    epochs: list[Epoch]
+    after: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How far a run had come: the phases that are done, and the state within the present one."""
+
+    done: list[DonePhase]
+    state: PhaseState
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def outbox(self) -> Path:
+        """Where news for the tracker waits."""
+        return self.path / "outbox.jsonl"
+
+    def write_plan(self, plan: Plan) -> None:
+        """Keep the plan; raises TrainingError when the disk is full."""
+        plain = asdict(plan) | {"config": recipes.to_toml(plan.config)}
+        self._write(_PLAN, json.dumps(plain, indent=2).encode())
+
+    def read_plan(self) -> Plan:
+        """The plan; raises TrainingError when it cannot be read."""
+        try:
+            plain = json.loads((self.path / _PLAN).read_text())
+            plain["config"] = recipes.from_toml(plain["config"])
+            plain["phase_runs"] = tuple(plain["phase_runs"])
+            return Plan(**plain)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise TrainingError(f"The run folder {self.path} has no readable {_PLAN}: {error}.") from error
+
+    def write_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Replace the checkpoint; raises TrainingError when the disk is full, the one before then stays."""
+        facts = {
+            "done": [asdict(phase) for phase in checkpoint.done],
+            "epochs": [asdict(epoch) for epoch in checkpoint.state.epochs],
+        }
+        tensors = {key: value.detach().contiguous() for key, value in checkpoint.state.tensors.items()}
+        self._write(_CHECKPOINT, save_tensors(tensors, metadata={"lucida": json.dumps(facts)}))
+
+    def read_checkpoint(self) -> Checkpoint | None:
+        """The last checkpoint, or None before the first; raises TrainingError for a damaged one."""
+        path = self.path / _CHECKPOINT
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads(file.metadata()["lucida"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            done = [
+                DonePhase([Epoch(**epoch) for epoch in phase["epochs"]], Snapshot(**phase["after"]))
+                for phase in facts["done"]
+            ]
+            return Checkpoint(done, PhaseState([Epoch(**epoch) for epoch in facts["epochs"]], tensors))
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+            raise TrainingError(f"The checkpoint {path} is damaged: {error}.") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; raises TrainingError while another process holds it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / _LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise TrainingError(
+                    f"The run {self.path.name} is being trained by another process."
+                ) from error
+            yield
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a living process works in the folder."""
+        try:
+            with (self.path / _LOCK).open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def remove(self) -> None:
+        """Delete the folder of a run that is done."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _write(self, name: str, data: bytes) -> None:
+        aside = self.path / f".{name}.part"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with aside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.rename(self.path / name)
+        except OSError as error:
+            aside.unlink(missing_ok=True)
+            raise TrainingError(
+                f"{name} cannot be written to {self.path} ({error.strerror}); what was kept there before is "
+                f"whole. Make room, then: lucida train --resume {self.path.name}"
+            ) from error
+
+
+def default_root() -> Path:
+    """$LUCIDA_RUNS, or runs/ in the working folder."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or "runs")
+
+
+def unfinished(root: Path) -> list[RunFolder]:
+    """The folders of runs that were not finished, the newest first."""
+    found = [path for path in root.glob("*") if (path / _PLAN).is_file()] if root.is_dir() else []
+    return [RunFolder(p) for p in sorted(found, key=lambda p: (p / _PLAN).stat().st_mtime, reverse=True)]
+
+
+def find(root: Path, run_id: str) -> RunFolder:
+    """The folder of an unfinished run by its id or the beginning of it; raises UnknownChoice."""
+    folders = {folder.path.name: folder for folder in unfinished(root)}
+    matching = [name for name in folders if len(run_id) >= 6 and name.startswith(run_id)]
+    if len(matching) != 1:
+        raise UnknownChoice(f"unfinished run in {root}", run_id, list(folders) or ["there is none"])
+    return folders[matching[0]]

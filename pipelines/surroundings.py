@@ -1,0 +1,75 @@
+"""What a run ran on: packages, git commit, machine, and how busy it was."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import time
+from importlib.metadata import distributions, version
+from pathlib import Path
+
+import psutil
+from git import GitError, Repo
+
+_PAUSE_S = 5.0
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a model's bits, as tags."""
+    named = ("camera-lucida", "torch", "torchvision", "captum", "pillow", "numpy")
+    return {
+        "version.python": platform.python_version(),
+        **{f"version.{name}": version(name) for name in named},
+    }
+
+
+def environment() -> str:
+    """Interpreter, machine and every installed distribution, a line each."""
+    installed = sorted({f"{each.name}=={each.version}" for each in distributions()}, key=str.lower)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"
+    return "\n".join([f"# Python {platform.python_version()}", f"# {platform.platform()}", f"# {machine}",
+                      *installed]) + "\n"  # fmt: skip
+
+
+def git_tags(folder: Path) -> dict[str, str]:
+    """Commit of the repository around a folder, and whether it has changes that are not committed; nothing
+    outside of one.
+    """
+    try:
+        with Repo(folder, search_parent_directories=True) as repository:
+            commit = repository.head.commit.hexsha
+            return {"mlflow.source.git.commit": commit, "git.changed": str(repository.is_dirty()).lower()}
+    except (GitError, ValueError, OSError):
+        return {}
+
+
+def peak_memory_mb() -> float:
+    """Most memory that this process ever held, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class SystemMetrics:
+    """Load of the machine under the names that MLflow's system metrics page draws, at most every five
+    seconds.
+    """
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._last, self._step = 0.0, 0
+        psutil.cpu_percent()
+
+    def sample(self) -> tuple[int, dict[str, float]] | None:
+        """(number of the sample, metrics), or None when the last one is not old enough."""
+        now = time.monotonic()
+        if now - self._last < _PAUSE_S:
+            return None
+        self._last, self._step = now, self._step + 1
+        memory, disk = psutil.virtual_memory(), psutil.disk_usage("/")
+        return self._step - 1, {
+            "system/cpu_utilization_percentage": psutil.cpu_percent(),
+            "system/system_memory_usage_megabytes": memory.used / 1e6,
+            "system/system_memory_usage_percentage": memory.percent,
+            "system/process_memory_usage_megabytes": self._process.memory_info().rss / 1e6,
+            "system/disk_usage_percentage": disk.percent,
+        }

@@ -1,0 +1,152 @@
+"""News for the tracker, kept on disk until it has been delivered, in order, and delivered by a thread of its
+own.
+
+Training never waits for the tracker: what it says is appended to a file at once. While the tracker is away or
+its database locked, the file grows; later, or when the run is resumed, everything is replayed. Every kind of
+news may be delivered twice without a double: a crash between delivering and noting it does no harm.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from models.errors import TrackerUnavailable, TrainingError
+
+AWAY = (MlflowException, SQLAlchemyError, OSError)
+"""What a tracker that is away, locked or full raises."""
+
+_PAUSES_S = (0.2, 1.0, 3.0, 10.0, 30.0)
+"""Between attempts after the first, second, … failure in a row."""
+
+News = dict[str, Any]
+
+
+class Outbox:
+    """An ordered file of news and the thread that delivers it."""
+
+    def __init__(self, path: Path, deliver: Callable[[News], None]) -> None:
+        """Take up what an earlier process left undelivered."""
+        self._path, self._mark = path, path.with_suffix(".delivered")
+        self._deliver = deliver
+        self._changed = threading.Condition()
+        self._last_failure = ""
+        self._hurried = False
+        self._closed = False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._delivered = int(self._mark.read_text()) if self._mark.is_file() else 0
+        self._waiting: list[News] = self._left_over()
+        self._file = path.open("ab")
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+        self._thread.start()
+
+    def add(self, **news: Any) -> None:
+        """Keep a piece of news and let it be delivered; raises TrainingError when the disk is full."""
+        line = json.dumps(news).encode() + b"\n"
+        with self._changed:
+            try:
+                self._file.write(line)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise TrainingError(
+                    f"The run's news cannot be kept in {self._path.parent} ({error.strerror}); what was kept "
+                    "before is whole. Make room and resume the run."
+                ) from error
+            self._waiting.append(news)
+            self._changed.notify_all()
+
+    def flush(self, patience_s: float) -> None:
+        """Wait until everything is delivered; raises TrackerUnavailable with the reason after that time."""
+        until = time.monotonic() + patience_s
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
+            while self._waiting:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise TrackerUnavailable(
+                        f"MLflow has not taken {len(self._waiting)} pieces of news within {patience_s:.0f} s "
+                        f"({self._last_failure or 'it does not answer'}); they are kept in {self._path}."
+                    )
+                self._changed.wait(left)
+            self._hurried = False
+
+    def close(self) -> None:
+        """Stop delivering; what was not delivered stays in the file."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(timeout=5)
+        # A thread that hangs in a call is left to the process's end; the file is no longer its concern.
+        self._file.close()
+
+    # ------------------------------------------------------------ the delivering thread
+
+    def _run(self) -> None:
+        failures = 0
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    return
+                news = self._waiting[0]
+            try:
+                self._deliver(news)
+            except AWAY as error:
+                failures += 1
+                self._pause(str(error), failures)
+                continue
+            failures = 0
+            with self._changed:
+                self._waiting.pop(0)
+                self._note_delivered()
+                self._changed.notify_all()
+
+    def _pause(self, reason: str, failures: int) -> None:
+        pause = _PAUSES_S[min(failures, len(_PAUSES_S)) - 1]
+        with self._changed:
+            self._last_failure = " ".join(reason.split())[:300]
+            self._changed.wait_for(lambda: self._closed, timeout=min(pause, 1.0) if self._hurried else pause)
+
+    # ------------------------------------------------------------ the file
+
+    def _note_delivered(self) -> None:
+        self._delivered += 1
+        # Lost at a crash, this only means that some news is delivered again.
+        with suppress(OSError):
+            aside = self._mark.with_suffix(".part")
+            aside.write_text(str(self._delivered))
+            aside.rename(self._mark)
+
+    def _left_over(self) -> list[News]:
+        """What the file holds beyond what was delivered; a line that a crash cut off is dropped."""
+        if not self._path.is_file():
+            return []
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):
+            with self._path.open("r+b") as file:
+                file.truncate(sum(map(len, lines[:-1])))
+            lines.pop()
+        return [json.loads(line) for line in lines[self._delivered :]]
+
+
+def packed(data: bytes) -> str:
+    """Bytes as text for a piece of news."""
+    return base64.b64encode(data).decode()
+
+
+def unpacked(text: str) -> bytes:
+    """The bytes of :func:`packed`."""
+    return base64.b64decode(text)

@@ -1,0 +1,197 @@
+"""The logged model, the registry of versions, and what can be asked about a run.
+
+A model is taken from the registry as files and checked as a bundle; MLflow's loaders, which run a
+model's own code, are never called.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Metric
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+
+import models
+from models import bundle
+from models.errors import RegistryError, TrackerUnavailable
+from pipelines.tracking.outbox import AWAY
+
+CHAMPION = "champion"
+BUNDLE = "bundle"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_PYFUNC = Path(__file__).parents[1] / "pyfunc.py"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A registered version and the folder that its bundle was copied to, not yet checked."""
+
+    name: str
+    version: str
+    run_id: str
+    folder: Path
+
+
+def check_name(name: str) -> str:
+    """A registered model's name that is safe in a URI and as a folder; raises RegistryError."""
+    if not _NAME.fullmatch(name):
+        raise RegistryError(f"The model name {name!r} must be letters, digits, '.', '_' or '-', at most 100.")
+    return name
+
+
+def register(
+    folder: Path, *, name: str, run_id: str, metrics: Mapping[str, float], timestamp_ms: int
+) -> ModelVersion:
+    """Log a bundle as a models-from-code pyfunc of a run and register it as a new version of ``name``.
+
+    The version is made after everything that it names has been stored, so it is complete from its first
+    moment; a run that has a version already keeps that one, and what an interrupted attempt left is deleted.
+    ``metrics`` are linked to the logged model under the timestamp that they have in the run.
+    Raises TrackerUnavailable when MLflow is away.
+    """
+    check_name(name)
+    client = mlflow.MlflowClient()
+    try:
+        done = client.search_model_versions(f"run_id = '{run_id}'")
+        if done:
+            return max(done, key=lambda item: int(item.version))
+        _delete_half_logged(client, run_id)
+        with mlflow.start_run(run_id=run_id):
+            info = _log_pyfunc(folder)
+        linked = [
+            Metric(key, value, timestamp_ms, 0, model_id=info.model_id) for key, value in metrics.items()
+        ]
+        client.log_batch(run_id, metrics=linked)
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        tags = {f"metric.{metric}": f"{value:.6f}" for metric, value in metrics.items()}
+        return client.create_model_version(name, info.model_uri, run_id, tags=tags, model_id=info.model_id)
+    except AWAY as error:
+        raise TrackerUnavailable(
+            f"{name} could not be registered in {mlflow.get_registry_uri()}: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def _delete_half_logged(client: mlflow.MlflowClient, run_id: str) -> None:
+    """Delete the logged models of a run that no version names."""
+    experiment = client.get_run(run_id).info.experiment_id
+    for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+        client.delete_logged_model(model.model_id)
+
+
+def _log_pyfunc(folder: Path) -> Any:
+    requirements = [
+        f"{name}=={version(name)}" for name in ("torch", "torchvision", "captum", "pillow", "safetensors")
+    ]
+    with tempfile.TemporaryDirectory() as aside, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*input example.*")
+        # MLflow files an artefact under its folder's own name; fetch_bundle looks for this one.
+        named = Path(aside) / BUNDLE
+        bundle.copy(folder, named)
+        return mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(_PYFUNC),
+            artifacts={BUNDLE: str(named)},
+            code_paths=[str(Path(models.__file__).parent)],
+            signature=ModelSignature(inputs=Schema([ColSpec(DataType.binary, "image")])),
+            pip_requirements=requirements,
+        )
+
+
+def find_version(reference: str) -> ModelVersion:
+    """A registered version by "NAME@alias", "NAME/number", or "NAME" for its newest; raises RegistryError."""
+    client = mlflow.MlflowClient()
+    reference = reference.removeprefix("models:/")
+    try:
+        if "@" in reference:
+            name, alias = reference.split("@", 1)
+            return client.get_model_version_by_alias(check_name(name), alias)
+        name, _, number = reference.partition("/")
+        check_name(name)
+        if number:
+            return client.get_model_version(name, number)
+        versions = client.search_model_versions(f"name = '{name}'")
+    except MlflowException as error:
+        raise RegistryError(
+            f"The registry at {mlflow.get_registry_uri()} has no model {reference!r}: {error.message}"
+        ) from error
+    if not versions:
+        raise RegistryError(
+            f"The registry at {mlflow.get_registry_uri()} has no version of the model {name!r}."
+        )
+    return max(versions, key=lambda item: int(item.version))
+
+
+def champion(name: str) -> ModelVersion | None:
+    """The version that the alias champion names, if any."""
+    try:
+        return mlflow.MlflowClient().get_model_version_by_alias(check_name(name), CHAMPION)
+    except MlflowException as error:
+        # Only "there is none" is an answer: a store that is away must not make a first champion of anybody.
+        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            return None
+        raise RegistryError(
+            f"The registry at {mlflow.get_registry_uri()} cannot be asked: {error.message}"
+        ) from error
+
+
+def fetch_bundle(reference: str, folder: Path) -> ModelRef:
+    """Copy a registered version's bundle to a new ``folder``, noting name and version; its files are not
+    yet trusted.
+    """
+    found = find_version(reference)
+    with tempfile.TemporaryDirectory() as aside:
+        try:
+            # Only the bundle: what code was logged beside it is none of our business.
+            files = mlflow.artifacts.download_artifacts(
+                f"models:/{found.name}/{found.version}/artifacts/{BUNDLE}", dst_path=aside
+            )
+        except MlflowException as error:
+            raise RegistryError(
+                f"{found.name} version {found.version} has no model files: {error.message}"
+            ) from error
+        bundle.copy(Path(files), folder)
+    bundle.register(folder, name=found.name, version=str(found.version), source="mlflow")
+    return ModelRef(name=found.name, version=str(found.version), run_id=found.run_id or "", folder=folder)
+
+
+def run_metrics(run_id: str) -> dict[str, float]:
+    """The final metrics of a run; raises RegistryError when there is no such run."""
+    return dict(_get_run(run_id).data.metrics)
+
+
+def run_params(run_id: str) -> dict[str, str]:
+    """The parameters of a run; raises RegistryError when there is no such run."""
+    return dict(_get_run(run_id).data.params)
+
+
+def run_tags(run_id: str) -> dict[str, str]:
+    """The tags of a run; raises RegistryError when there is no such run."""
+    return dict(_get_run(run_id).data.tags)
+
+
+def set_champion(name: str, number: str) -> None:
+    """Move the alias champion to a version."""
+    mlflow.MlflowClient().set_registered_model_alias(name, CHAMPION, number)
+
+
+def _get_run(run_id: str) -> Any:
+    try:
+        return mlflow.MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        raise RegistryError(f"The store at {mlflow.get_tracking_uri()} has no run {run_id!r}.") from error

@@ -1,0 +1,239 @@
+"""A training run and the runs of its phases in MLflow, told by way of an outbox.
+
+The store is MLflow's own choice (sqlite:///mlflow.db in the working folder) or what MLFLOW_TRACKING_URI
+names.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import PIL.Image
+from mlflow.data.dataset_source_registry import resolve_dataset_source
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+
+from models import images
+from models.errors import TrackerUnavailable
+from models.render.overlay import encode
+from pipelines.data import Dataset
+from pipelines.tracking.outbox import AWAY, News, Outbox, packed, unpacked
+
+EXPERIMENT = "camera-lucida"
+_FOLDER_TAG = "lucida.folder"
+_MOST_PARAMS, _MOST_METRICS, _MOST_TAGS = 100, 1000, 100
+"""MLflow's limits for one call."""
+_LONGEST = 6000
+"""Characters of a parameter's or a tag's value that MLflow keeps for certain."""
+
+
+def open_runs(name: str, phases: Iterable[str], *, folder: str) -> tuple[str, list[str]]:
+    """Open a run and one child run for each phase; returns their ids.
+
+    ``folder`` marks them, so that :func:`end_abandoned` finds them whatever happens to this process.
+    Raises TrackerUnavailable: training does not begin without a run.
+    """
+    client = mlflow.MlflowClient()
+    try:
+        experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
+        tags = {_FOLDER_TAG: folder, "mlflow.source.name": "lucida train", "mlflow.source.type": "LOCAL"}
+        parent = client.create_run(experiment, tags=tags, run_name=name).info.run_id
+        children = []
+        for number, phase in enumerate(phases, start=1):
+            nested = tags | {"mlflow.parentRunId": parent}
+            child = client.create_run(experiment, tags=nested, run_name=f"{number} {phase}")
+            client.update_run(child.info.run_id, status="SCHEDULED")
+            children.append(child.info.run_id)
+    except AWAY as error:
+        raise TrackerUnavailable(
+            f"No run can be opened in {mlflow.get_tracking_uri()}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    return parent, children
+
+
+def end_abandoned(folder: str) -> list[str]:
+    """Mark the unended runs of a process that died as KILLED, and return their ids; a tracker that is away is
+    left for the next time.
+    """
+    client = mlflow.MlflowClient()
+    try:
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return []
+        found = client.search_runs([experiment.experiment_id], f"tags.`{_FOLDER_TAG}` = '{folder}'")
+        dead = [run.info.run_id for run in found if run.info.status in ("RUNNING", "SCHEDULED")]
+        for run_id in dead:
+            client.set_terminated(run_id, status="KILLED")
+    except AWAY:
+        return []
+    return dead
+
+
+class RunLog:
+    """What is said about one run; nothing here waits for MLflow but :meth:`flush`."""
+
+    def __init__(self, run_id: str, outbox: Path) -> None:
+        self.run_id = run_id
+        self._outbox = Outbox(outbox, _deliver)
+
+    def params(self, values: Mapping[str, Any], *, run_id: str | None = None) -> None:
+        """Parameters, which never change."""
+        self._add("params", run_id, values={key: str(value)[:_LONGEST] for key, value in values.items()})
+
+    def tags(self, values: Mapping[str, Any], *, run_id: str | None = None) -> None:
+        """Tags, which may be set again."""
+        self._add("tags", run_id, values={key: str(value)[:_LONGEST] for key, value in values.items()})
+
+    def metrics(
+        self,
+        values: Mapping[str, float],
+        *,
+        step: int = 0,
+        run_id: str | None = None,
+        timestamp_ms: int | None = None,
+    ) -> int:
+        """Metrics of one step; returns the timestamp that makes them the same metrics when said again."""
+        now = int(time.time() * 1000) if timestamp_ms is None else timestamp_ms
+        self._add("metrics", run_id, values=dict(values), step=step, timestamp=now)
+        return now
+
+    def dataset(self, data: Dataset) -> None:
+        """The data set as the run's input, by name and digest."""
+        self._add("dataset", None, root=str(data.root), name=data.name, digest=data.digest)
+
+    def picture(self, picture: PIL.Image.Image, path: str, *, run_id: str | None = None) -> None:
+        """A PNG artefact."""
+        self.file(encode(picture, "png"), path, run_id=run_id)
+
+    def file(self, data: bytes | str, path: str, *, run_id: str | None = None) -> None:
+        """An artefact."""
+        raw = data.encode() if isinstance(data, str) else data
+        self._add("file", run_id, path=path, data=packed(raw))
+
+    def table(self, columns: dict[str, list[Any]], path: str) -> None:
+        """A table that MLflow's page can show; uint8 arrays (height, width, 3) become pictures in it."""
+        plain, pictures = _packed_columns(columns)
+        self._add("table", None, columns=plain, pictures=pictures, path=path)
+
+    def status(self, status: str, *, run_id: str | None = None) -> None:
+        """RUNNING, or how the run ended: FINISHED, FAILED or KILLED."""
+        self._add("status", run_id, status=status, timestamp=int(time.time() * 1000))
+
+    def flush(self, patience_s: float) -> None:
+        """Wait until MLflow has it all; raises TrackerUnavailable after that time."""
+        self._outbox.flush(patience_s)
+
+    def close(self) -> None:
+        """Stop delivering; what is left stays for a resumed run."""
+        self._outbox.close()
+
+    def _add(self, kind: str, run_id: str | None, **news: Any) -> None:
+        self._outbox.add(kind=kind, run=run_id or self.run_id, **news)
+
+
+def _deliver(news: News) -> None:
+    """Say one piece of news to MLflow; saying it twice leaves the same."""
+    client, run_id, kind = mlflow.MlflowClient(), news["run"], news["kind"]
+    if kind == "metrics":
+        metrics = [Metric(k, v, news["timestamp"], news["step"]) for k, v in news["values"].items()]
+        for part in _parts(metrics, _MOST_METRICS):
+            client.log_batch(run_id, metrics=part)
+    elif kind == "params":
+        for part in _parts([Param(k, v) for k, v in news["values"].items()], _MOST_PARAMS):
+            client.log_batch(run_id, params=part)
+    elif kind == "tags":
+        for part in _parts([RunTag(k, v) for k, v in news["values"].items()], _MOST_TAGS):
+            client.log_batch(run_id, tags=part)
+    elif kind == "file":
+        log_file(run_id, unpacked(news["data"]), news["path"])
+    elif kind == "table":
+        _log_table(run_id, news["columns"], news["pictures"], news["path"])
+    elif kind == "dataset":
+        _deliver_dataset(client, run_id, news)
+    elif news["status"] == "RUNNING":
+        client.update_run(run_id, status="RUNNING")
+    else:
+        client.set_terminated(run_id, status=news["status"], end_time=news["timestamp"])
+
+
+def log_file(run_id: str, data: bytes | str, path: str) -> None:
+    """An artefact of a run, at once."""
+    data = data.encode() if isinstance(data, str) else data
+    with tempfile.TemporaryDirectory() as aside:
+        file = Path(aside) / Path(path).name
+        file.write_bytes(data)
+        parent = str(Path(path).parent)
+        mlflow.MlflowClient().log_artifact(run_id, str(file), None if parent == "." else parent)
+
+
+def log_comparison(
+    compared: tuple[str, str], metrics: Mapping[str, float], files: Mapping[str, str], digest: str
+) -> str:
+    """A finished run of its own that compares two others; returns its id."""
+    client = mlflow.MlflowClient()
+    experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
+    tags = {
+        "compare.first": compared[0],
+        "compare.second": compared[1],
+        "dataset.digest": digest,
+        "mlflow.source.name": "lucida compare",
+    }
+    name = f"compare {compared[0][:8]} {compared[1][:8]}"
+    run_id: str = client.create_run(experiment, tags=tags, run_name=name).info.run_id
+    now = int(time.time() * 1000)
+    client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
+    for path, content in files.items():
+        log_file(run_id, content, path)
+    client.set_terminated(run_id)
+    return run_id
+
+
+def log_columns(run_id: str, columns: dict[str, list[Any]], path: str) -> None:
+    """A table of a run, at once; see :meth:`RunLog.table`."""
+    _log_table(run_id, *_packed_columns(columns), path)
+
+
+def _packed_columns(columns: dict[str, list[Any]]) -> tuple[dict[str, list[Any]], list[str]]:
+    """The columns with arrays as PNG files in text, and the names of those columns."""
+    pictures = [name for name, values in columns.items() if values and isinstance(values[0], np.ndarray)]
+    packed_columns = {
+        name: [packed(encode(PIL.Image.fromarray(value), "png")) for value in values]
+        if name in pictures
+        else list(values)
+        for name, values in columns.items()
+    }
+    return packed_columns, pictures
+
+
+def _log_table(run_id: str, columns: dict[str, list[Any]], pictures: list[str], path: str) -> None:
+    """A table of a run, unless the run has it already: MLflow would append the same rows again."""
+    client = mlflow.MlflowClient()
+    parent = str(Path(path).parent)
+    if path in [file.path for file in client.list_artifacts(run_id, None if parent == "." else parent)]:
+        return
+    shown = dict(columns)
+    for name in pictures:
+        shown[name] = [mlflow.Image(images.decode(unpacked(each)).pil) for each in columns[name]]
+    client.log_table(run_id, pd.DataFrame(shown), path)
+
+
+def _deliver_dataset(client: mlflow.MlflowClient, run_id: str, news: News) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        source = resolve_dataset_source(news["root"])
+    # MLflow allows a digest 36 characters; the whole one is a tag.
+    described = MetaDataset(source, name=news["name"], digest=news["digest"][:36])
+    entity = DatasetInput(described._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")])
+    client.log_inputs(run_id, datasets=[entity])
+
+
+def _parts(items: list[Any], size: int) -> Iterable[list[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
