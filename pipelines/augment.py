@@ -23,8 +23,9 @@ from torchvision.transforms.v2 import functional as TF
 
 from models import images
 from models.geometry import Geometry
-from pipelines.config import Augmentation
-from pipelines.data import Sample
+from models.render.contact_sheet import Tile, contact_sheet
+from pipelines.config import Augmentation, TrainConfig
+from pipelines.data import Dataset, Sample
 
 _ASPECT = (3 / 4, 4 / 3)
 """Narrowest and widest crop, width to height before it is resized to the model's input."""
@@ -141,6 +142,24 @@ def _pixels(box: tuple[float, float, float, float], width: int, height: int) -> 
     """(left, top, width, height) in whole pixels, at least one each way."""
     wide, high = max(1, round(box[2] * width)), max(1, round(box[3] * height))
     return min(round(box[0] * width), width - wide), min(round(box[1] * height), height - high), wide, high
+
+
+def views_sheet(geometry: Geometry, data: Dataset, config: TrainConfig) -> PIL.Image.Image:
+    """A few training pictures, each as the model will see it in service and in three varied views."""
+    augmenter = Augmenter(geometry, config.augmentation, seed=config.seed)
+    by_class: dict[tuple[int, ...], Sample] = {}
+    for sample in data.train:
+        by_class.setdefault(sample.labels, sample)
+    tiles = [
+        Tile(
+            augmenter.picture(sample, view),
+            " + ".join(data.classes[label] for label in labels) or "none",
+            "as served" if view == 0 else f"view {view}",
+        )
+        for labels, sample in list(by_class.items())[:6]
+        for view in range(4)
+    ]
+    return contact_sheet(tiles, columns=8, side=150, title=f"Training views of {data.name}")
 
 
 def batches(

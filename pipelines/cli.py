@@ -33,7 +33,7 @@ from pipelines.console import (
 if TYPE_CHECKING:
     from pipelines.data import Dataset
     from pipelines.run_folder import Plan
-    from pipelines.train import Trained
+    from pipelines.training_run import Trained
 
 _CTRL_C = 130
 

@@ -83,9 +83,15 @@ class PhaseConfig:
         _require(0 <= self.clip_norm < float("inf"), "clip_norm", self.clip_norm, "at least 0")
         if self.cutmix and self.train_from == HEAD:
             raise ConfigError(
-                f"cutmix is {self.cutmix!r} in phase {self.name!r}, which trains the head on pooled features; it "
-                "cuts maps: train from a block, or use mixup."
+                f"cutmix is {self.cutmix!r} in phase {self.name!r}, which trains the head on pooled "
+                "features; it cuts maps: train from a block, or use mixup."
             )
+
+
+DEFAULT_PHASES = (
+    PhaseConfig(name="head", train_from=HEAD, epochs=16, rate=4e-3),
+    PhaseConfig(name=TOP_BLOCKS, train_from=TOP_BLOCKS, epochs=6, rate=4e-4),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +147,7 @@ class TrainConfig:
     """Share of a folder without train/ and val/ that is held out, chosen by content hash."""
     threads: int = 0
     """Torch threads; 0 takes one for each core."""
-    phases: tuple[PhaseConfig, ...] = (
-        PhaseConfig(name="head", train_from=HEAD, epochs=16, rate=4e-3),
-        PhaseConfig(name=TOP_BLOCKS, train_from=TOP_BLOCKS, epochs=6, rate=6e-4),
-    )
+    phases: tuple[PhaseConfig, ...] = DEFAULT_PHASES
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:

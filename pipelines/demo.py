@@ -31,7 +31,8 @@ from pipelines.reporter import Reporter
 from pipelines.review import runs
 from pipelines.specimens import SPECIES, SpecimenPlan, write
 from pipelines.tracking import registry
-from pipelines.train import Trained, train
+from pipelines.train import train
+from pipelines.training_run import Trained
 
 NAME = "specimens"
 _START_S = 120

@@ -70,7 +70,12 @@ class Judged:
 
     @property
     def error(self) -> float:
-        """How wrong the worst score is, 0 to 1: the mistakes are sorted by it."""
+        """How bad a mistake is, 0 to 1: the score of the surest false answer, or what the missed class lacks. Of a
+        right answer, how far it is from being sure.
+        """
+        if not self.right:
+            false = self.said.index not in self.sample.labels
+            return self.said.score if false else 1 - self.true.score
         return max(abs((item.index in self.sample.labels) - item.score) for item in self.ranking)
 
     def _by_index(self) -> list[Prediction]:

@@ -175,10 +175,10 @@ class PhaseFeatures:
         """
         size = self.source.config.batch_size
         if not self.train:
-            chosen = [self.source.data.train[i] for i in order]
-            rows = self.source.stream(chosen, [number + 1] * len(order), self.level)
-            for start, part in zip(range(0, len(order), size), rows, strict=True):
-                yield channels_last(part), self.source.targets[order[start : start + size]]
+            samples = [self.source.data.train[i] for i in order]
+            rows = self.source.stream(samples, [number + 1] * len(order), self.level)
+            for start, x in zip(range(0, len(order), size), rows, strict=True):
+                yield channels_last(x), self.source.targets[order[start : start + size]]
             return
         views = (number + np.arange(len(order))) % len(self.train)
         for start in range(0, len(order), size):

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models.errors import TrainingError
 from models.transfer import TransferModel
@@ -52,7 +51,8 @@ class PhaseState:
 
     epochs: list[Epoch]
     tensors: Mapping[str, Tensor]
-    """The trained part, its best state, the optimiser's moments and the moving average."""
+    """The trained part, its best state, the optimiser's moments and the moving average; views of what training
+    goes on to change, so write them or copy them at once."""
 
 
 def run_phase(
@@ -276,7 +276,8 @@ class _Average:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (_EMA_WARM_UP + self.updates))
         with torch.no_grad():
-            get_ema_multi_avg_fn(decay)(self.values, [p.detach() for p in self.params], self.updates)
+            for value, param in zip(self.values, self.params, strict=True):
+                value.lerp_(param, 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from models import images
 from pipelines.evaluate import Bin, Evaluation
@@ -132,6 +133,10 @@ def movement(stages: Sequence[str], moved: Sequence[dict[str, float]]) -> PIL.Im
         axes.bar(x, [100 * each[block] for block in blocks], width * 0.92, label=f"after {stage}",
                  color=shades[number % len(shades)])  # fmt: skip
     axes.set_xticks(range(len(blocks)), blocks, rotation=50, ha="right", fontsize=9)
+    # A new head moves a hundred times as far as a pretrained block: only a logarithm shows both.
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.01)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylabel("weights moved, % of their length")
     axes.legend(frameon=False)
     return _picture(figure)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from models.errors import ConfigError, UnknownChoice
 from models.transfer import HEAD
-from pipelines.config import TOP_BLOCKS, Augmentation, PhaseConfig, TrainConfig
+from pipelines.config import DEFAULT_PHASES, TOP_BLOCKS, Augmentation, PhaseConfig, TrainConfig
 
 T = TypeVar("T")
 
@@ -125,7 +125,7 @@ def _apply(data: dict[str, Any], setting: str) -> None:
 
 
 def _apply_to_phase(data: dict[str, Any], parts: list[str], value: Any, setting: str) -> None:
-    phases = data.setdefault("phases", [asdict(phase) for phase in TrainConfig().phases])
+    phases = data.setdefault("phases", [asdict(phase) for phase in DEFAULT_PHASES])
     if len(parts) != 3 or not isinstance(phases, list):
         raise ConfigError(f"A phase's setting is written phases.NAME.setting=value, not {setting!r}.")
     names = [str(phase.get("name")) for phase in phases]

@@ -46,6 +46,8 @@ class Plan:
     config: TrainConfig
     threads: int
     """Torch threads that it was started with: sums of floats depend on them."""
+    started_ms: int
+    """When, in ms since 1970."""
 
 
 @dataclass(frozen=True, slots=True)

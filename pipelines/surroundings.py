@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 from git import GitError, Repo
 
-_PAUSE_S = 5.0
+_PAUSE_MS = 5000
 
 
 def versions() -> dict[str, str]:
@@ -50,23 +50,23 @@ def peak_memory_mb() -> float:
 
 
 class SystemMetrics:
-    """Load of the machine under the names that MLflow's system metrics page draws, at most every five
-    seconds.
+    """Load of the machine under the names that MLflow's system metrics page draws, every five seconds at
+    most.
     """
 
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self._last, self._step = 0.0, 0
+    def __init__(self, started_ms: int) -> None:
+        """Samples are numbered by the time since the run was started, so that a resumed run goes on."""
+        self._process, self._started_ms, self._last = psutil.Process(), started_ms, -1
         psutil.cpu_percent()
 
     def sample(self) -> tuple[int, dict[str, float]] | None:
         """(number of the sample, metrics), or None when the last one is not old enough."""
-        now = time.monotonic()
-        if now - self._last < _PAUSE_S:
+        number = int((time.time() * 1000 - self._started_ms) / _PAUSE_MS)
+        if number <= self._last:
             return None
-        self._last, self._step = now, self._step + 1
+        self._last = number
         memory, disk = psutil.virtual_memory(), psutil.disk_usage("/")
-        return self._step - 1, {
+        return number, {
             "system/cpu_utilization_percentage": psutil.cpu_percent(),
             "system/system_memory_usage_megabytes": memory.used / 1e6,
             "system/system_memory_usage_percentage": memory.percent,

@@ -75,8 +75,8 @@ class PredictAnswer(Answer):
     """All classes, highest score first."""
 
     task: str = Field(
-        description="multiclass or binary: one class holds, the scores sum to 1; multilabel: each label has a "
-        "score of its own."
+        description="multiclass or binary: one class holds, the scores sum to 1; multilabel: each label has "
+        "a score of its own."
     )
     predictions: list[Score]
     image: ImageSize

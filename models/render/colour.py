@@ -55,7 +55,8 @@ def contrast_table() -> np.ndarray:
     """
     share = np.linspace(-1.0, 1.0, 2 * _STEPS - 1)
     lightness = 0.97 - 0.35 * np.abs(share)
-    hue = np.where(share < 0, *np.deg2rad(_SIDES_DEGREES))
+    sides: np.ndarray = np.deg2rad(_SIDES_DEGREES)
+    hue: np.ndarray = np.where(share < 0, sides[0], sides[1])
     # Both sides take the chroma that the narrower one can show, so that neither looks stronger.
     widest = np.minimum(
         *(_widest_chroma(lightness, np.full_like(hue, h)) for h in np.deg2rad(_SIDES_DEGREES))

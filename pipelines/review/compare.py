@@ -142,13 +142,13 @@ def _summary(
     same = [pair for pair in pairs if pair.kind == "same" and pair.judged[0].right]
     far = sum(pair.moved >= _MOVED_FAR for pair in same)
     found.append(
-        f"{far} of the {len(same)} pictures that both get right are right for another reason: half or more of "
-        "the evidence lies elsewhere."
+        f"{far} of the {len(same)} pictures that both get right are right for another reason: half or more "
+        "of the evidence lies elsewhere."
     )
     for name, each in zip(("first", "second"), bundles, strict=True):
         if each.manifest["dataset"].get("digest") != data.digest:
             found.append(
-                f"The {name} model was trained on another data set: it may have seen these pictures in training."
+                f"The {name} model comes from another data set: it may have been trained on these pictures."
             )
     return found
 

@@ -75,7 +75,7 @@ def test_prefix_and_rest_make_the_whole(boundary):
     expected = model(x)
     model.freeze_below(boundary)
     model.eval()
-    assert torch.equal(model.trainable_rest(model.frozen_prefix(x)), expected)
+    assert torch.equal(model.trainable_rest(model.raise_to(x, model.frozen_blocks)), expected)
 
 
 def test_groups_run_from_the_lowest_trained_block_to_the_head():

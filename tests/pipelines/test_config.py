@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from models.errors import ConfigError, UnknownChoice
-from pipelines.config import PhaseConfig, TrainConfig, load
+from pipelines.config import PhaseConfig, TrainConfig
+from pipelines.recipes import PRESETS, from_toml, load, to_toml
 
 TOML = """
 backbone = "resnet18"
@@ -73,3 +74,74 @@ def test_unknown_names(tmp_path):
     with pytest.raises(ConfigError, match="not TOML"):
         load(tmp_path / "latin.toml", {})
     assert load(None, {}) == TrainConfig()
+
+
+def test_one_setting_at_a_time(tmp_path):
+    config = load(
+        None,
+        settings=[
+            "phases.head.epochs=3",
+            "phases.2.rate=1e-4",
+            "augmentation.flip=false",
+            "backbone=resnet18",
+            "cache_gb=0.5",
+        ],
+    )
+    assert (config.phases[0].epochs, config.phases[1].rate) == (3, 1e-4)
+    assert (config.augmentation.flip, config.backbone, config.cache_gb) == (False, "resnet18", 0.5)
+    for setting, says in (
+        ("phases.tail.epochs=3", "'tail'.*head, top blocks, 1, 2"),
+        ("phases.head.lr=3", "'lr'.*a phase.*rate"),
+        ("zoom=3", "'zoom'.*backbone"),
+        ("seed", "name=value"),
+        ("phases.head=3", "phases.NAME.setting"),
+        ("seed=nine", "seed must be of type int, not 'nine'"),
+        ("augmentation.zoom=1", "'zoom'.*augmentation"),
+    ):
+        with pytest.raises((ConfigError, UnknownChoice), match=says):
+            load(None, settings=[setting])
+
+
+def test_presets_are_a_start_that_everything_else_wins_over(tmp_path):
+    assert load(preset="default") == TrainConfig()
+    quick, thorough = load(preset="quick"), load(preset="thorough")
+    assert [phase.name for phase in quick.phases] == ["head"]
+    assert thorough.phases[1].ema_decay > 0
+    assert thorough.augmentation.shift > 0
+    path = tmp_path / "c.toml"
+    path.write_text('preset = "thorough"\nviews = 3\n[augmentation]\nflip = false\n')
+    config = load(path, settings=["phases.head.epochs=1"])
+    assert (config.views, config.augmentation.flip, config.phases[0].epochs) == (3, False, 1)
+    assert config.augmentation.shift == thorough.augmentation.shift
+    assert load(preset="thorough").phases[0].epochs == PRESETS["thorough"]["phases"][0]["epochs"], "untouched"
+    with pytest.raises(UnknownChoice, match="quick, default, thorough"):
+        load(preset="fast")
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_a_config_survives_its_own_toml(preset):
+    config = load(preset=preset, settings=["phases.1.train_from=all", "seed=5", 'phases.1.name="a \\"b\\""'])
+    assert from_toml(to_toml(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("phases.1.schedule=linear", "cosine, one_cycle, constant"),
+        ("phases.1.batch_norm=eval", "frozen, trained"),
+        ("phases.1.precision=float16", "float32, bfloat16"),
+        ("phases.1.cutmix=1.0", "cuts maps"),
+        ("phases.1.patience=-1", "patience is -1"),
+        ("phases.1.rate=nan", "rate is nan"),
+        ("phases.1.ema_decay=1.0", "below 1"),
+        ("phases.1.label_smoothing=1.0", "below 1"),
+        ("phases.1.train_from=layer9", "top blocks, all"),
+        ("class_weights=some", "none, balanced"),
+        ("task=regression", "multiclass, binary, multilabel"),
+        ("augmentation.shear_degrees=90", "from 0 to 45"),
+        ("augmentation.erase=0.9", "from 0 to 0.5"),
+    ],
+)
+def test_each_setting_has_its_rule(setting, says):
+    with pytest.raises((ConfigError, UnknownChoice), match=says):
+        load(None, settings=[setting])
