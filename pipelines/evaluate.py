@@ -70,8 +70,8 @@ class Judged:
 
     @property
     def error(self) -> float:
-        """How bad a mistake is, 0 to 1: the score of the surest false answer, or what the missed class lacks. Of a
-        right answer, how far it is from being sure.
+        """How bad a mistake is, 0 to 1: the score of the surest false answer, or what the missed class
+        lacks. Of a right answer, how far it is from being sure.
         """
         if not self.right:
             false = self.said.index not in self.sample.labels

@@ -51,8 +51,9 @@ class PhaseState:
 
     epochs: list[Epoch]
     tensors: Mapping[str, Tensor]
-    """The trained part, its best state, the optimiser's moments and the moving average; views of what training
-    goes on to change, so write them or copy them at once."""
+    """The trained part, its best state, the optimiser's moments and the moving average; views of what
+    training goes on to change, so write them or copy them at once.
+    """
 
 
 def run_phase(

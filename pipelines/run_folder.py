@@ -1,7 +1,7 @@
 """What a training run keeps on disk until it is done: its plan, its last checkpoint, and news for the
 tracker.
 
-``runs/<run id>/`` holds run.json (config, data, name), checkpoint.safetensors and outbox.jsonl. Each file is
+A run folder holds run.json (config, data, name), checkpoint.safetensors and outbox.jsonl. Each file is
 written aside, flushed and renamed, so a reader sees the last good one whole or, before the first, none. A
 lock says whether somebody works in the folder; the kernel takes it from a process that dies.
 """
@@ -126,9 +126,7 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise TrainingError(
-                    f"The run {self.path.name} is being trained by another process."
-                ) from error
+                raise TrainingError(f"The run in {self.path} is being trained by another process.") from error
             yield
 
     @property
@@ -160,7 +158,7 @@ class RunFolder:
             aside.unlink(missing_ok=True)
             raise TrainingError(
                 f"{name} cannot be written to {self.path} ({error.strerror}); what was kept there before is "
-                f"whole. Make room, then: lucida train --resume {self.path.name}"
+                "whole. Make room and resume the run."
             ) from error
 
 
@@ -176,9 +174,11 @@ def unfinished(root: Path) -> list[RunFolder]:
 
 
 def find(root: Path, run_id: str) -> RunFolder:
-    """The folder of an unfinished run by its id or the beginning of it; raises UnknownChoice."""
-    folders = {folder.path.name: folder for folder in unfinished(root)}
+    """The folder of an unfinished run by its id or the first six or more of its letters; raises
+    UnknownChoice.
+    """
+    folders = {folder.read_plan().run_id: folder for folder in unfinished(root)}
     matching = [name for name in folders if len(run_id) >= 6 and name.startswith(run_id)]
     if len(matching) != 1:
-        raise UnknownChoice(f"unfinished run in {root}", run_id, list(folders) or ["there is none"])
+        raise UnknownChoice("run to resume", run_id, list(folders) or [f"there is none in {root}"])
     return folders[matching[0]]

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from models.backbones import Pretraining
-from models.errors import TrainingError
+from models.errors import TrackerUnavailable, TrainingError
 from models.transfer import TransferModel
 from pipelines import run_folder
 from pipelines.config import TrainConfig
@@ -49,7 +49,11 @@ def train(data: Dataset, config: TrainConfig, *, name: str, reporter: Reporter |
     folder = RunFolder(root / uuid.uuid4().hex)
     with folder.locked():
         phases = [phase.name for phase in config.phases]
-        run_id, children = runs.open_runs(f"{name} {config.backbone}", phases, folder=folder.path.name)
+        try:
+            run_id, children = runs.open_runs(f"{name} {config.backbone}", phases, folder=folder.path.name)
+        except TrackerUnavailable:
+            folder.remove()
+            raise
         plan = Plan(
             run_id=run_id,
             phase_runs=tuple(children),

@@ -74,11 +74,11 @@ def bundle_folder(imagenet: TransferModel, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB of its own, to be filled; a skip where one may not be mounted."""
+    """A file system of 150 MB of its own, to be filled; a skip where one may not be mounted."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder],
+        ["mount", "-t", "tmpfs", "-o", "size=150m", "tmpfs", folder],
         capture_output=True,
         text=True,
         check=False,
@@ -86,7 +86,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture

@@ -123,7 +123,7 @@ def test_flips_shifts_and_holes_land_where_they_are_drawn(arrow):
             inside = covered[int((y + height / 2) * 224), int((x + width / 2) * 224)]
             assert inside
             assert covered.mean() == pytest.approx(width * height, abs=0.02)
-    augmenter, shifted = place(shift=0.2)
+    _, shifted = place(shift=0.2)
     for view, picture in shifted:
         if min(view.shift) > 0:
             x, y, width, height = view.crop

@@ -178,7 +178,7 @@ def test_rows_are_copies_in_the_order_asked_for(tmp_path, rows):
 def test_a_full_disk_is_named_and_leaves_no_half_file(small_disk):
     store = FeatureStore(small_disk / "cache", memory_gb=0, disk_gb=1)
     with pytest.raises(TrainingError, match=r"cache.*No space left.*LUCIDA_CACHE.*cache_disk_gb"):
-        array(store, "big", 1.0, rows=2_000_000)
+        array(store, "big", 1.0, rows=4_000_000)
     assert list((small_disk / "cache").iterdir()) == []
 
 

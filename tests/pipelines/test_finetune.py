@@ -128,7 +128,7 @@ def test_batch_norm_is_trained_only_where_it_is_said(found):
 
 
 def test_a_phase_begins_with_no_moments_and_only_its_own_weights(found):
-    """The optimiser at a boundary: nothing of the phase before, nothing frozen, a first step no longer than any."""
+    """The optimiser at a boundary: nothing of the phase before and nothing frozen."""
     torch.manual_seed(0)
     model = TransferModel.create("efficientnet_lite0", found.classes)
     features = features_of(model, found, CONFIG)
@@ -315,12 +315,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(found):
 
     spoilt = replace(sound, train=[Spoilt(sound.train[0])])
     with pytest.raises(
-        TrainingError, match="loss is nan in step 1 of epoch 1 of phase 'head'.*Lower the phase"
+        TrainingError, match=r"loss is nan in step 1 of epoch 1 of phase 'head'.*Lower the phase"
     ):
         run_phase(model, spoilt, HEAD, Objective("multiclass"), Reporter(), seed=0)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    blind = replace(sound, val=Spoilt(sound.val))
     with pytest.raises(TrainingError, match="validation loss is nan after epoch 0"):
-        blind = replace(sound, val=Spoilt(sound.val))
         run_phase(model, blind, HEAD, Objective("multiclass"), Reporter(), seed=0)
 
 

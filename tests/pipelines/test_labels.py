@@ -31,7 +31,8 @@ PICTURES = ["train/a.png", "train/b.png", "train/c.png", "val/d.png", "val/e.png
 def test_a_table_with_any_number_of_labels(write):
     root = write(
         *PICTURES,
-        table="file,labels\ntrain/a.png,cat;dog\ntrain/b.png,dog\ntrain/c.png,\nval/d.png,cat\nval/e.png,dog; cat\n",
+        table="file,labels\ntrain/a.png,cat;dog\ntrain/b.png,dog\ntrain/c.png,\n"
+        "val/d.png,cat\nval/e.png,dog; cat\n",
     )
     found = data.scan(root)
     assert (found.task, found.classes) == ("multilabel", ["cat", "dog"])
