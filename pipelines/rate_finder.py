@@ -19,6 +19,7 @@ from pipelines.reporter import Reporter
 
 _FROM, _TO = 1e-6, 1.0
 _SMOOTHING = 0.9
+_YOUNG, _REACH = 8, 4
 _DIVERGED = 4.0
 """The test ends when the smoothed loss is this many times its lowest."""
 
@@ -100,9 +101,10 @@ def _endless(features: PhaseFeatures, seed: int) -> Iterator[tuple[Tensor, Tenso
 
 
 def _steepest(rates: list[float], losses: list[float]) -> float:
-    """The rate of the steepest fall before the lowest loss."""
-    lowest = int(np.argmin(losses))
-    if lowest < 2:
-        return rates[0]
-    slope = np.gradient(np.array(losses[: lowest + 1]), np.log10(rates[: lowest + 1]))
-    return rates[int(np.argmin(slope))]
+    """The rate of the steepest fall before the lowest loss, each fall taken over some steps so that the
+    noise of single batches, greatest while the running mean is young, does not decide.
+    """
+    lowest = int(np.argmin(losses[_YOUNG:])) + _YOUNG if len(losses) > _YOUNG else len(losses) - 1
+    places = range(_YOUNG, lowest - _REACH)
+    falls = [losses[place + _REACH] - losses[place - _REACH] for place in places]
+    return rates[places[int(np.argmin(falls))]] if falls else rates[max(lowest // 2, 0)]

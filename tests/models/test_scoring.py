@@ -47,7 +47,7 @@ def test_what_cannot_be_scored():
     with pytest.raises(UnknownChoice, match="multiclass, binary, multilabel"):
         Scoring("regression")  # type: ignore[arg-type]
     for temperature in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ConfigError, match="from 0.01 to 100"):
+        with pytest.raises(ConfigError, match="from 0\\.01 to 100"):
             Scoring("multiclass", temperature)
     with pytest.raises(ConfigError, match="two classes"):
         TransferModel.create("resnet18", ["a", "b", "c"], pretraining="none", task="binary")
@@ -108,5 +108,5 @@ def test_a_scoring_that_lies_is_refused(tmp_path, scoring):
     model = TransferModel.create("resnet18", ["a", "b", "c"], pretraining="none")
     bundle.save(model, tmp_path / "b", name="b")
     altered(tmp_path / "b", scoring=scoring)
-    with pytest.raises(BundleError, match="scoring|two classes"):
+    with pytest.raises(BundleError, match=r"scoring|two classes"):
         bundle.load(tmp_path / "b")

@@ -97,7 +97,7 @@ def test_the_temperature_that_spoilt_the_scores_is_found(true_temperature):
 
 def test_a_faultless_small_split_does_not_ask_for_certainty():
     logits = torch.tensor([[3.0, -3.0], [-3.0, 3.0]])
-    assert fit_temperature(judged(logits, [[0], [1]]), Scoring()) == pytest.approx(0.5, abs=1e-3)
+    assert 0.95 < fit_temperature(judged(logits, [[0], [1]]), Scoring()) <= 1.0
 
 
 def test_mistakes_are_told_the_worst_first():

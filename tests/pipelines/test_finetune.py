@@ -282,10 +282,9 @@ def test_the_rate_finder_suggests_a_rate_that_learns_and_leaves_the_model_alone(
     test = find_rate(model, features.at("head"), HEAD, Objective("multiclass"), Reporter(), seed=0)
     assert state_bytes(model) == before
     assert test.rates == sorted(test.rates)
-    assert 1e-4 < test.suggested < 0.5
-    low = test.losses[0]
+    assert 1e-3 < test.suggested < 0.2
     at = test.rates.index(test.suggested)
-    assert min(test.losses) < 0.8 * low
+    assert min(test.losses) < 0.8 * test.losses[0]
     assert test.losses[at] > min(test.losses), "before the bottom, where it still falls"
     phase = replace(HEAD, rate=test.suggested)
     result = run_phase(model, features.at("head"), phase, Objective("multiclass"), Reporter(), seed=0)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from contextlib import suppress
 
 import mlflow
 import numpy as np
@@ -12,17 +11,19 @@ import pytest
 
 from models import bundle
 from models.errors import BundleError, RegistryError
-from pipelines import tracking
 from pipelines.promote import promote
-from pipelines.tracking import fetch_bundle, find_version
+from pipelines.tracking import registry, runs
+from pipelines.tracking.registry import fetch_bundle, find_version, register
 
 
 def registered(folder, name: str, accuracy: float, digest: str = "d") -> str:
     """Log a bundle as a new version with that validation accuracy."""
-    with tracking.run(f"run of {name}") as run_id:
-        mlflow.set_tag("dataset.digest", digest)
-        tracking.log_metrics({"val_accuracy": accuracy})
-        version = tracking.log_model(folder, name=name, metrics={"val_accuracy": accuracy})
+    run_id, _ = runs.open_runs(f"run of {name}", [], folder="none")
+    client = mlflow.MlflowClient()
+    client.set_tag(run_id, "dataset.digest", digest)
+    client.log_metric(run_id, "val_accuracy", accuracy, timestamp=1000)
+    metrics = {"val_accuracy": accuracy}
+    version = register(folder, name=name, run_id=run_id, metrics=metrics, timestamp_ms=1000)
     assert version.run_id == run_id
     return str(version.version)
 
@@ -34,12 +35,12 @@ def test_only_a_version_that_is_not_worse_becomes_champion(in_tmp, bundle_folder
     refused = promote("three")
     assert not refused.promoted
     assert "0.850 is below 0.900 of champion version 1" in refused.reason
-    assert tracking.champion("three").version == 1 or tracking.champion("three").version == "1"
+    assert registry.champion("three").version == 1 or registry.champion("three").version == "1"
     registered(bundle_folder, "three", 0.90, digest="other")
     better = promote("three/3")
     assert better.promoted
     assert "different data" in better.reason
-    assert str(tracking.champion("three").version) == "3"
+    assert str(registry.champion("three").version) == "3"
     assert "already" in promote("three@champion").reason
 
 
@@ -53,7 +54,7 @@ def test_a_broken_version_never_becomes_champion(in_tmp, bundle_folder):
     weights.write_bytes(damaged)
     with pytest.raises(BundleError, match="altered"):
         promote("three/2")
-    assert str(tracking.champion("three").version) == "1"
+    assert str(registry.champion("three").version) == "1"
 
 
 def test_a_fetched_bundle_knows_its_name_and_version(in_tmp, bundle_folder):
@@ -102,20 +103,6 @@ def test_the_logged_model_holds_no_pickle(in_tmp, bundle_folder):
     assert not suffixes & {".pkl", ".pickle", ".pt", ".pth", ".bin"}
 
 
-def test_runs_end_as_what_happened_to_them(in_tmp):
-    ended = {}
-    for name, error in (
-        ("killed", KeyboardInterrupt()),
-        ("failed", ValueError()),
-        ("stopped", SystemExit(143)),
-    ):
-        with suppress(type(error)), tracking.run(name) as run_id:
-            ended[name] = run_id
-            raise error
-    status = {name: mlflow.get_run(run_id).info.status for name, run_id in ended.items()}
-    assert status == {"killed": "KILLED", "failed": "FAILED", "stopped": "KILLED"}
-
-
 def test_a_registry_that_cannot_be_asked_makes_no_first_champion(in_tmp, bundle_folder, monkeypatch):
     registered(bundle_folder, "three", 0.9)
 
@@ -134,3 +121,14 @@ def test_packaging_needs_no_build_to_make_the_bento_model(in_tmp, bundle_folder)
     promote("three")
     with pytest.raises(RegistryError):
         package("four@champion")
+
+
+def test_registering_a_run_again_finds_the_version_it_has(in_tmp, bundle_folder):
+    registered(bundle_folder, "three", 0.9)
+    version = find_version("three")
+    again = register(
+        bundle_folder, name="three", run_id=version.run_id, metrics={"val_accuracy": 0.9}, timestamp_ms=1000
+    )
+    assert again.version == version.version
+    history = mlflow.MlflowClient().get_metric_history(version.run_id, "val_accuracy")
+    assert [metric.value for metric in history] == [0.9], "linked to the model, not logged again"

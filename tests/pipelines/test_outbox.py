@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from models.errors import TrackerUnavailable, TrainingError
+from pipelines.tracking.outbox import Outbox, packed, unpacked
+
+
+class Tracker:
+    """Takes news in order, when it is there."""
+
+    def __init__(self) -> None:
+        self.got: list[int] = []
+        self.away = False
+        self.tried = threading.Event()
+
+    def __call__(self, news) -> None:
+        self.tried.set()
+        if self.away:
+            raise ConnectionError("nobody\n answers")
+        self.got.append(news["n"])
+
+
+@pytest.fixture
+def tracker() -> Tracker:
+    return Tracker()
+
+
+def test_news_arrives_in_order(tmp_path, tracker):
+    outbox = Outbox(tmp_path / "o.jsonl", tracker)
+    for n in range(50):
+        outbox.add(n=n)
+    outbox.flush(10)
+    outbox.close()
+    assert tracker.got == list(range(50))
+
+
+def test_adding_never_waits_for_the_tracker(tmp_path):
+    release = threading.Event()
+    outbox = Outbox(tmp_path / "o.jsonl", lambda news: release.wait(10))
+    began = time.monotonic()
+    for n in range(20):
+        outbox.add(n=n)
+    assert time.monotonic() - began < 2
+    release.set()
+    outbox.flush(10)
+    outbox.close()
+
+
+def test_what_a_tracker_missed_is_said_when_it_is_back(tmp_path, tracker):
+    outbox = Outbox(tmp_path / "o.jsonl", tracker)
+    tracker.away = True
+    outbox.add(n=1)
+    outbox.add(n=2)
+    assert tracker.tried.wait(5)
+    with pytest.raises(TrackerUnavailable, match=r"not taken 2 pieces .*nobody answers.*kept in .*o\.jsonl"):
+        outbox.flush(0.5)
+    tracker.away = False
+    outbox.add(n=3)
+    outbox.flush(10)
+    outbox.close()
+    assert tracker.got == [1, 2, 3]
+
+
+def test_the_next_process_says_what_the_last_could_not(tmp_path, tracker):
+    tracker.away = True
+    first = Outbox(tmp_path / "o.jsonl", tracker)
+    first.add(n=1)
+    first.add(n=2)
+    first.close()
+    tracker.away = False
+    second = Outbox(tmp_path / "o.jsonl", tracker)
+    second.add(n=3)
+    second.flush(10)
+    second.close()
+    third = Outbox(tmp_path / "o.jsonl", tracker)
+    third.flush(10)
+    third.close()
+    assert tracker.got == [1, 2, 3]
+
+
+def test_a_line_that_a_crash_cut_off_is_dropped_and_overwritten(tmp_path, tracker):
+    path = tmp_path / "o.jsonl"
+    path.write_bytes(b'{"n": 1}\n{"n": 2}\n{"n": ')
+    path.with_suffix(".delivered").write_text("1")
+    outbox = Outbox(path, tracker)
+    outbox.add(n=3)
+    outbox.flush(10)
+    outbox.close()
+    assert tracker.got == [2, 3]
+    assert path.read_bytes() == b'{"n": 1}\n{"n": 2}\n{"n": 3}\n'
+
+
+def test_a_full_disk_is_said(small_disk, tracker):
+    tracker.away = True
+    outbox = Outbox(small_disk / "o.jsonl", tracker)
+    with pytest.raises(TrainingError, match="No space left"):
+        outbox.add(n=0, data="x" * 200_000_000)
+    outbox.close()
+
+
+def test_bytes_survive_the_file():
+    assert unpacked(packed(bytes(range(256)))) == bytes(range(256))

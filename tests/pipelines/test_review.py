@@ -1,0 +1,302 @@
+"""Training's story, its review and a comparison, made once on the specimens and looked at in a real
+browser.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from models import bundle
+from models.errors import RegistryError
+from models.transfer import TransferModel
+from pipelines import data, forensics
+from pipelines.config import Augmentation, PhaseConfig, TrainConfig
+from pipelines.evaluate import evaluate
+from pipelines.recipes import from_toml
+from pipelines.reporter import Reporter
+from pipelines.review import cases, compare, runs, summary
+from pipelines.tracking import registry
+from pipelines.train import find_rates, train
+
+PHASES = (PhaseConfig("head", "head", 4, 4e-3), PhaseConfig("top", "stage7.0", 3, 1e-3))
+CONFIG = TrainConfig(phases=PHASES, views=2, batch_size=8, class_weights="balanced")
+
+
+@pytest.fixture(scope="module")
+def story(butterflies, tmp_path_factory):
+    """A store with two trained runs; (data, runs, client, folder)."""
+    folder = tmp_path_factory.mktemp("story")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        found = data.scan(butterflies)
+        first = train(found, CONFIG, name="wings")
+        second = train(found, replace(CONFIG, seed=1, phases=PHASES[:1]), name="wings")
+        yield found, (first, second), mlflow.MlflowClient(), folder
+
+
+def artefact(client, run, path: str) -> str:
+    with open(client.download_artifacts(run.run_id, path)) as file:  # noqa: PTH123
+        return file.read()
+
+
+def browse(page, folder, script: str = "") -> str:
+    """The page's text content after a real browser has run it, with a script of ours at its end."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium here: apt-get install chromium")
+    copy = folder / "browsed.html"
+    copy.write_text(page.replace("</body>", f"<script>{script}</script></body>"))
+    done = subprocess.run(
+        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         f"--user-data-dir={folder}/chromium", "--virtual-time-budget=2000", "--dump-dom", f"file://{copy}"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-1000:]
+    return done.stdout
+
+
+def test_a_run_says_what_it_was_made_of(story):
+    found, (first, _), client, _ = story
+    run = client.get_run(first.run_id)
+    tags = run.data.tags
+    assert tags["dataset.digest"] == found.digest
+    assert (
+        tags["version.torch"] == torch.__version__.split("+")[0] or tags["version.torch"] in torch.__version__
+    )
+    assert int(tags["peak_memory_mb"]) > 100
+    assert run.data.params["phase2.train_from"] == "stage7.0"
+    assert run.data.params["class_weight.argus"] == "1"
+    assert from_toml(artefact(client, first, "config.toml")) == replace(CONFIG, task="multiclass")
+    assert re.search(r"^torch==", artefact(client, first, "environment.txt"), re.MULTILINE)
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == (found.name, found.digest[:36])
+    assert any(key.startswith("system/cpu") for key in run.data.metrics)
+    children = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{first.run_id}'")
+    assert sorted(child.info.run_name for child in children) == ["1 head", "2 top"]
+    (top,) = [child for child in children if child.info.run_name == "2 top"]
+    assert top.data.params["batch_norm"] == "frozen"
+    assert len(client.get_metric_history(top.info.run_id, "val_loss")) == 4
+
+
+def test_the_commit_is_that_of_the_repository_around(tmp_path, monkeypatch):
+    from pipelines.surroundings import git_tags
+
+    assert git_tags(tmp_path) == {}
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    assert git_tags(tmp_path) == {}, "no commit yet"
+    (tmp_path / "f").write_text("1")
+    subprocess.run(["git", "-C", tmp_path, "add", "f"], check=True)
+    subprocess.run(["git", "-C", tmp_path, *identity, "commit", "-qm", "x"], check=True)
+    head = subprocess.run(["git", "-C", tmp_path, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    assert git_tags(tmp_path) == {"mlflow.source.git.commit": head.strip(), "git.changed": "false"}
+    (tmp_path / "f").write_text("2")
+    assert git_tags(tmp_path)["git.changed"] == "true"
+
+
+def test_metrics_are_those_of_the_bundle_and_linked_to_the_model(story):
+    found, (first, _), client, folder = story
+    source = client.get_model_version("wings", first.version).source
+    model = client.get_logged_model(source.removeprefix("models:/"))
+    linked = {metric.key: metric.value for metric in model.metrics}
+    run = client.get_run(first.run_id)
+    assert linked["val_accuracy"] == run.data.metrics["val_accuracy"]
+    assert linked["test_ece"] == run.data.metrics["test_ece"]
+    assert first.baseline == run.data.metrics["baseline_accuracy"]
+    assert len(client.get_metric_history(first.run_id, "val_accuracy")) == 1
+    checked = bundle.load(registry.fetch_bundle("wings/1", folder / "fetched").folder)
+    assert checked.model.scoring.temperature == pytest.approx(run.data.metrics["temperature"])
+    assert checked.model.scoring.temperature != 1.0
+    again = evaluate(checked.model, found.val, "val")
+    for name, value in again.metrics.items():
+        assert value == pytest.approx(run.data.metrics[f"val_{name}"], abs=1e-4), name
+
+
+def test_forensics_say_what_each_phase_moved(story):
+    found, (first, _), client, _ = story
+    told = json.loads(artefact(client, first, "forensics/forensics.json"))
+    assert [each["phase"] for each in told["phases"]] == ["head", "top"]
+    head, top = (each["moved"] for each in told["phases"])
+    assert {name for name, share in head.items() if share} == {"head"}
+    assert {name for name, share in top.items() if share} == {"stage7.0", "top", "head"}
+    assert told["evidence_moved"]["top"] > 0
+    assert told["probes"] == [sample.name for sample in forensics.choose_probes(found)]
+    for path in ("forensics/probes.png", "forensics/weights_moved.png", "history.png", "reliability_val.png"):
+        assert client.download_artifacts(first.run_id, path)
+
+
+def test_probes_are_the_same_for_everybody_and_of_every_class(story):
+    found, _, _, _ = story
+    probes = forensics.choose_probes(found)
+    shuffled = replace(found, val=found.val[::-1])
+    assert forensics.choose_probes(shuffled) == probes
+    assert {sample.label for sample in probes} == set(range(5))
+    assert len(probes) == len(set(probes)) == forensics.PROBES
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "moved"),
+    [
+        ([[1, 0], [0, 0]], [[5, 0], [0, 0]], 0.0),
+        ([[1, 0], [0, 0]], [[0, 0], [0, 1]], 1.0),
+        ([[1, 1], [0, 0]], [[1, 0], [1, 0]], 0.5),
+        ([[1, -9], [0, 0]], [[1, 0], [0, 0]], 0.0),
+        ([[0, -1], [0, 0]], [[1, 0], [0, 0]], 1.0),
+        ([[0, -1], [0, 0]], [[-1, 0], [0, 0]], 0.0),
+    ],
+)
+def test_evidence_moves_as_shares_of_its_sum(before, after, moved):
+    assert forensics.evidence_moved(before, after) == pytest.approx(moved)
+
+
+def test_weights_move_as_far_as_they_were_pushed(story):
+    found, _, _, _ = story
+    model = TransferModel.create("resnet18", found.classes, pretraining="none")
+    before = forensics.weights_of(model)
+    with torch.no_grad():
+        for parameter in model.block("layer4.1").parameters():
+            parameter.mul_(1.5)
+    taken = forensics.snapshot(model, forensics.choose_probes(found, 2), "p", before)
+    assert taken.moved["layer4.1"] == pytest.approx(0.5, rel=1e-4)
+    assert taken.moved["layer4.0"] == taken.moved["head"] == 0
+
+
+def test_the_review_can_be_read_and_filtered_in_a_browser(story, tmp_path):
+    _, (first, _), client, _ = story
+    page = artefact(client, first, "review/review.html")
+    assert not re.search(r"(?:src|href)=[\"']?(?!data:)(?:https?:|//)", page), "nothing outside"
+    wrong = [item for each in first.evaluations.values() for item in each.wrong]
+    assert wrong, "this model is meant to be imperfect"
+    dom = browse(page, tmp_path)
+    assert f"{len(wrong) + 6} of {len(wrong) + 6} pictures" in dom
+    assert dom.count('class="near"') == len(wrong) + 6
+    assert (
+        sum(each in dom for each in summary.sentences(list(first.evaluations.values()), first.baseline)) >= 4
+    )
+    order = re.findall(r'<span class="name">((?:val|test)/[^<]+)</span>', dom)[: len(wrong)]
+    assert order == [item.sample.name for item in sorted(wrong, key=lambda item: -item.error)]
+    name = wrong[0].truth
+    pick = (
+        "const f = document.querySelector('[data-filter=true]');"
+        f"f.value = '{name}'; f.dispatchEvent(new Event('change'));"
+        "document.querySelectorAll('.case[hidden]').forEach(c => c.remove());"
+    )
+    filtered = browse(page, tmp_path, pick)
+    close = len(re.findall(rf'data-true="[^"]*{name}', dom))
+    assert f"{close} of {len(wrong) + 6} pictures" in filtered
+    assert filtered.count('class="near"') == close
+
+
+def test_mistakes_are_a_table_with_pictures_in_mlflow(story):
+    _, (first, _), client, _ = story
+    table = mlflow.load_table("review/mistakes.json", run_ids=[first.run_id])
+    wrong = [item for each in first.evaluations.values() for item in each.wrong]
+    assert isinstance(table, pd.DataFrame)
+    assert sorted(table["picture"]) == sorted(item.sample.name for item in wrong)
+    stored = [file.path for file in client.list_artifacts(first.run_id, "table_images/review/mistakes")]
+    assert len([path for path in stored if path.endswith(".png")]) == 3 * len(wrong)
+
+
+def test_a_second_review_leaves_one_of_everything(story):
+    found, (first, _), client, _ = story
+    before = artefact(client, first, "review/mistakes.json")
+    html = runs.review(first.run_id, found)
+    assert "Review of wings" in html
+    assert artefact(client, first, "review/mistakes.json") == before
+    with pytest.raises(RegistryError, match="another data set"):
+        runs.review(first.run_id, replace(found, val=found.val[1:]))
+
+
+def test_the_nearest_training_pictures_are_the_nearest(story):
+    found, _, _, folder = story
+    model = bundle.load(registry.fetch_bundle("wings/1", folder / "nearest").folder).model
+    near = cases.Neighbours(model, found.train, lambda done, total: None)
+    result = evaluate(model, found.train, "train")
+    sample, pooled = found.train[7], result.pooled[7]
+    first = near.nearest(pooled, sample.labels, "of another picture")
+    assert first[0].name == sample.name
+    assert first[0].similarity == pytest.approx(1.0, abs=1e-4)
+    others = near.nearest(pooled, sample.labels, sample.sha256)
+    assert sample.name not in [each.name for each in others]
+    cosine = torch.nn.functional.cosine_similarity(result.pooled, pooled.unsqueeze(0))
+    cosine[7] = -1
+    assert others[0].name == found.train[int(cosine.argmax())].name
+    assert others[0].similarity == pytest.approx(float(cosine.max()), abs=1e-5)
+    assert others[0].same_class == (found.train[int(cosine.argmax())].label == sample.label)
+
+
+def test_a_comparison_names_each_picture_that_changed_sides(story, tmp_path):
+    found, (first, second), client, _ = story
+    made = compare.compare(first.run_id, second.run_id, found, reporter=Reporter())
+    kinds = {"fixed": 0, "broken": 0, "other mistake": 0, "same": 0}
+    for split in ("val", "test"):
+        both = zip(first.evaluations[split].judged, second.evaluations[split].judged, strict=True)
+        for before, after in both:
+            if before.right != after.right:
+                kinds["fixed" if after.right else "broken"] += 1
+            else:
+                kinds["same" if before.answer == after.answer else "other mistake"] += 1
+    assert {kind: sum(pair.kind == kind for pair in made.pairs) for kind in kinds} == kinds
+    assert kinds["fixed"] + kinds["broken"] > 0, "these two models are meant to differ"
+    metrics = client.get_run(made.run_id).data.metrics
+    assert metrics["val_fixed"] + metrics["test_fixed"] == kinds["fixed"]
+    difference = (
+        second.evaluations["test"].metrics["accuracy"] - first.evaluations["test"].metrics["accuracy"]
+    )
+    assert metrics["test_accuracy_change"] == pytest.approx(difference)
+    assert 0 < metrics["test_evidence_moved"] < 1
+    assert client.get_run(made.run_id).info.status == "FINISHED"
+    dom = browse(artefact(client, made, "compare/compare.html"), tmp_path)
+    for pair in made.pairs:
+        if pair.kind in ("fixed", "broken"):
+            assert pair.judged[0].sample.name in dom
+    again = compare.compare(first.run_id, first.run_id, found)
+    assert all(pair.kind == "same" and pair.moved == 0 for pair in again.pairs)
+
+
+def test_models_that_cannot_be_compared_are_refused(story):
+    found, (first, second), _, _ = story
+    with pytest.raises(RegistryError, match="the data has"):
+        compare.compare(first.run_id, second.run_id, replace(found, classes=[*found.classes[:-1], "other"]))
+
+
+def test_maps_of_two_backbones_are_compared_on_one_grid():
+    from models.explain.attribution import Attribution
+
+    def of(values):
+        return Attribution("a", 0, "grad_cam", "b", "ok", np.array(values, np.float32))
+
+    coarse, fine = of([[1.0, 0.0]]), of([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+    one, other = compare._on_one_grid(coarse, fine), compare._on_one_grid(fine, coarse)
+    assert np.shape(one) == np.shape(other) == (3, 6)
+    assert forensics.evidence_moved(one, other) == pytest.approx(0.25)
+
+
+def test_rates_are_found_for_each_phase(story):
+    found, _, _, _ = story
+    tests = find_rates(found, replace(CONFIG, augmentation=Augmentation()))
+    assert [test.phase for test in tests] == ["head", "top"]
+    assert all(1e-5 < test.suggested < 1 for test in tests)
+
+
+def test_the_summary_names_what_a_reviewer_asks_first(story):
+    _, (first, _), _, _ = story
+    told = " ".join(summary.sentences(list(first.evaluations.values()), first.baseline))
+    test = first.evaluations["test"]
+    assert f"test: {10 - len(test.wrong)} of 10 pictures right" in told
+    assert "linear probe" in told
+    assert "only 10 pictures: one more mistake would move its accuracy by 10.0%" in told

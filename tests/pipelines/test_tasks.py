@@ -1,0 +1,123 @@
+"""Questions other than one class of many, from the labels to the answers of the service."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+
+import pytest
+
+from models import bundle
+from models.errors import ConfigError, DataError, ImageError
+from pipelines import data
+from pipelines.config import PhaseConfig, TrainConfig
+from pipelines.explain_job import job, local
+from pipelines.tracking.registry import fetch_bundle
+from pipelines.train import train
+from service.engine import Engine
+from service.settings import Settings
+
+CONFIG = TrainConfig(
+    phases=(PhaseConfig("head", "head", 12, 6e-3), PhaseConfig("top", "top", 3, 1e-3, mixup=0.1)),
+    views=2,
+    batch_size=8,
+    class_weights="balanced",
+)
+MARKED = {
+    "argus": ("eyed", "banded"),
+    "apicata": ("banded",),
+    "caudata": ("tailed",),
+    "cincta": ("banded", "tailed"),
+}
+
+
+def labelled(butterflies, folder, header, row):
+    """The specimens without their class folders, labelled by a table."""
+    folder.mkdir()
+    with (folder / "labels.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(header)
+        for path in sorted(butterflies.glob("[tv]*/*/*.jpg")):
+            split, species = path.parts[-3:-1]
+            (folder / split).mkdir(exist_ok=True)
+            shutil.copy(path, folder / split / path.name)
+            table.writerow([f"{split}/{path.name}", *row(species)])
+    return data.scan(folder)
+
+
+def served(name, folder) -> Engine:
+    return Engine(fetch_bundle(name, folder).folder, Settings())
+
+
+def test_any_number_of_labels(in_tmp, butterflies):
+    def row(species):
+        return [";".join(MARKED.get(species, ()))]
+
+    found = labelled(butterflies, in_tmp / "marks", ["file", "labels"], row)
+    assert found.task == "multilabel"
+    assert () in {sample.labels for sample in found.train}, "some have no label at all"
+    done = train(found, CONFIG, name="marks")
+    val = done.evaluations["val"]
+    assert val.metrics["accuracy"] > 0.7
+    assert 0 < val.metrics["mean_average_precision"] <= 1
+    engine = served("marks", in_tmp / "b")
+    both = next(item for item in val.judged if len(item.sample.labels) == 2 and item.right)
+    answer = engine.explain(both.sample.path.read_bytes(), top_k=2)
+    assert answer.task == "multilabel"
+    assert {score.label for score in answer.predictions if score.accepted} == set(both.truth.split(" + "))
+    assert sum(score.score for score in answer.predictions) > 1
+    assert {score.label: score.score for score in answer.predictions} == pytest.approx(
+        {item.label: item.score for item in both.ranking}, abs=1e-4
+    )
+    assert engine.card()["scoring"]["task"] == "multilabel"
+    loaded = bundle.load(in_tmp / "b")
+    explained = local.run(
+        job.plan(found.root / "val", loaded, target=None, block=None), loaded, in_tmp / "out"
+    )
+    assert explained.errors == 0
+    assert (explained.out / "index.html").is_file()
+
+
+def test_a_yes_or_no_question(in_tmp, butterflies):
+    found = labelled(
+        butterflies, in_tmp / "eyes", ["file", "eyed"], lambda species: [int(species == "argus")]
+    )
+    assert (found.task, found.classes) == ("binary", ["not eyed", "eyed"])
+    done = train(found, CONFIG, name="eyes")
+    val = done.evaluations["val"]
+    assert val.metrics["auroc"] > 0.8
+    assert {"precision", "recall", "specificity", "average_precision"} <= val.metrics.keys()
+    engine = served("eyes", in_tmp / "b")
+    assert engine.model.classifier[-1].out_features == 1, "one logit"
+    sample = val.judged[0].sample
+    answer = engine.explain(sample.path.read_bytes(), top_k=2)
+    assert answer.task == "binary"
+    assert sum(score.score for score in answer.predictions) == pytest.approx(1)
+    first, second = answer.evidence
+    assert first.grid.values == [[-value for value in row] for row in second.grid.values]
+
+
+def test_a_task_that_the_labels_do_not_allow_is_refused_before_any_work(in_tmp, butterflies):
+    from dataclasses import replace
+
+    with pytest.raises(DataError, match="binary"):
+        train(data.scan(butterflies), replace(CONFIG, task="binary"), name="x")
+    assert not (in_tmp / "runs").exists()
+
+
+def test_a_run_that_fails_says_so_and_stays_resumable(in_tmp, butterflies):
+    import mlflow
+
+    copy = shutil.copytree(butterflies, in_tmp / "copy")
+    found = data.scan(copy)
+    found.val[0].path.write_bytes(b"no longer a picture")
+    said = []
+    from pipelines.reporter import Reporter
+
+    with pytest.raises((ImageError, ConfigError)):
+        train(found, CONFIG, name="x", reporter=Reporter(say=said.append))
+    states = {
+        run.info.status for run in mlflow.search_runs(search_all_experiments=True, output_format="list")
+    }
+    assert states <= {"FAILED", "SCHEDULED"}
+    assert "lucida train --resume" in said[-1]
