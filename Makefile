@@ -8,7 +8,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # A waiting OpenMP thread that spins takes its core from the other process on a small machine.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint types contracts pytest serve ui bench clean lock docs
+.PHONY: demo test lint types contracts pytest serve ui bench bench-finetune clean lock docs
 
 demo: $(STAMP)      ## draw specimens, train, register, promote, package, serve once, explain, review
 	$(BIN)/lucida demo --out demo
@@ -37,11 +37,14 @@ ui: $(STAMP)        ## MLflow's pages on 127.0.0.1:5000 until Ctrl-C
 bench: $(STAMP)     ## speed beside the peers, as ratios in one run
 	$(BIN)/python benchmarks/explain.py
 
+bench-finetune: $(STAMP)  ## training beside the usual loops and fastai, which is fetched into .peers; 15 minutes
+	$(BIN)/python benchmarks/finetune.py
+
 docs: $(STAMP)      ## make the pictures and the generated pages of docs/ again
 	$(BIN)/python docs/make_pictures.py
 
 clean:              ## remove what was built and trained here, but not .venv
-	rm -rf demo specimens mlflow.db mlruns mlartifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf demo specimens mlflow.db mlruns mlartifacts runs rates .peers .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 lock: $(STAMP)      ## resolve constraints.txt again from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --group mlflow-core --no-annotate --no-header --upgrade --output-file constraints.txt pyproject.toml

@@ -6,6 +6,7 @@ Draws specimens, trains on a clean set and on one with a planted shortcut, and l
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import PIL.Image
@@ -16,11 +17,11 @@ from models.explain.grad_cam import grad_cam, look
 from models.render.contact_sheet import Tile, contact_sheet
 from models.render.overlay import overlay
 from models.transfer import TransferModel
-from pipelines import data
+from pipelines import data, forensics
 from pipelines.config import TrainConfig
 from pipelines.data import Sample
 from pipelines.evaluate import evaluate
-from pipelines.finetune import Features, Reporter, run_phase
+from pipelines.finetune import fine_tune
 from pipelines.specimens import SPECIES, SpecimenPlan, write
 
 OUT = Path(__file__).parent / "pictures"
@@ -33,6 +34,7 @@ def main() -> None:
         clean = data.scan(write(SpecimenPlan(), Path(aside) / "clean"))
         biased = data.scan(write(SpecimenPlan(shortcut_species="cincta"), Path(aside) / "biased"))
         save(explained(trained(clean), clean), "explained.jpg")
+        save(phases(clean), "phases.jpg")
         save(shortcut(trained(biased), biased), "shortcut.jpg")
 
 
@@ -41,10 +43,24 @@ def trained(found: data.Dataset) -> TransferModel:
     config = TrainConfig()
     torch.manual_seed(config.seed)
     model = TransferModel.create(config.backbone, found.classes)
-    features = Features(model, found, config, Reporter())
-    for number, phase in enumerate(config.phases, start=1):
-        run_phase(model, features, phase, Reporter(), seed=config.seed + number)
+    fine_tune(model, found, config)
     return model
+
+
+def phases(found: data.Dataset) -> PIL.Image.Image:
+    """Probe pictures explained after each phase of the default run."""
+    config = TrainConfig()
+    torch.manual_seed(config.seed)
+    model = TransferModel.create(config.backbone, found.classes)
+    before = forensics.weights_of(model)
+    probes = forensics.choose_probes(found, 4)
+    after = []
+    for stop in range(1, len(config.phases) + 1):
+        torch.manual_seed(config.seed)
+        model = TransferModel.create(config.backbone, found.classes)
+        fine_tune(model, found, replace(config, phases=config.phases[:stop]))
+        after.append(forensics.snapshot(model, probes, config.phases[stop - 1].name, before))
+    return forensics.sheet(model, probes, after)
 
 
 def explained(model: TransferModel, found: data.Dataset) -> PIL.Image.Image:

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from models.errors import TrainingError
 from models.transfer import TransferModel
-from pipelines.config import PhaseConfig
-from pipelines.features import PhaseFeatures
-from pipelines.objective import Mixer, Objective
+from pipelines.config import PhaseConfig, TrainConfig
+from pipelines.data import Dataset
+from pipelines.feature_store import FeatureStore, default_folder
+from pipelines.features import Features, PhaseFeatures
+from pipelines.objective import Mixer, Objective, objective_of
 from pipelines.reporter import Epoch, Reporter
 from pipelines.schedules import momentum, rate_share
 
@@ -91,6 +93,27 @@ def run_phase(
         reporter.epoch(epochs[-1])
     training.restore_best()
     return result
+
+
+def fine_tune(
+    model: TransferModel, data: Dataset, config: TrainConfig, reporter: Reporter | None = None
+) -> list[PhaseResult]:
+    """All phases of a config in memory, with no tracker and nothing to resume; the model holds the best
+    state.
+
+    Features are read from and kept in the user's cache. Raises TrainingError when a loss is not finite.
+    """
+    reporter = reporter or Reporter()
+    store = FeatureStore(default_folder(), memory_gb=config.cache_gb, disk_gb=config.cache_disk_gb)
+    features = Features(model, data, config, store, reporter)
+    objective = objective_of(data.task, config.class_weights, features.targets)
+    results = []
+    for number, phase in enumerate(config.phases, start=1):
+        at_boundary = features.at(phase.train_from)
+        seed = config.seed + number
+        results.append(run_phase(model, at_boundary, phase, objective, reporter, seed=seed))
+        at_boundary.release()
+    return results
 
 
 def rate_groups(model: TransferModel, phase: PhaseConfig) -> list[dict[str, Any]]:

@@ -50,6 +50,12 @@ def balanced_weights(task: Task, targets: Tensor) -> Tensor:
     return (len(targets) / (targets.shape[1] * counts)).clamp(max=_MOST_WEIGHT)
 
 
+def objective_of(task: Task, class_weights: str, targets: Tensor) -> Objective:
+    """The objective of a config: plain, or with ``class_weights`` "balanced" over the training targets."""
+    weights = balanced_weights(task, targets) if class_weights == "balanced" else None
+    return Objective(task, class_weights=weights)
+
+
 class Mixer:
     """Mixup and CutMix of what the frozen blocks pass up (manifold mixup; Verma et al. 2019).
 

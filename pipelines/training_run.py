@@ -28,7 +28,7 @@ from pipelines.evaluate import Evaluation, evaluate, fit_temperature, judge
 from pipelines.feature_store import FeatureStore, default_folder
 from pipelines.features import Features
 from pipelines.finetune import PhaseResult, PhaseState, run_phase
-from pipelines.objective import Objective, balanced_weights
+from pipelines.objective import Objective, objective_of
 from pipelines.reporter import Epoch, Reporter
 from pipelines.review.log import log_review
 from pipelines.run_folder import Checkpoint, DonePhase, Plan, RunFolder
@@ -197,13 +197,11 @@ class TrainingRun:
         self._log_epoch(state.epochs[-1], run_id)
 
     def _objective(self, features: Features) -> Objective:
-        if self.config.class_weights == "none":
-            return Objective(self.data.task)
-        weights = balanced_weights(self.data.task, features.targets)
-        self.log.params(
-            {f"class_weight.{n}": f"{float(w):.4g}" for n, w in zip(self.data.classes, weights, strict=True)}
-        )
-        return Objective(self.data.task, class_weights=weights)
+        objective = objective_of(self.data.task, self.config.class_weights, features.targets)
+        if objective.weights is not None:
+            named = zip(self.data.classes, objective.weights.tolist(), strict=True)
+            self.log.params({f"class_weight.{name}": f"{weight:.4g}" for name, weight in named})
+        return objective
 
     def _epoch_news(self, run_id: str, epoch: Epoch) -> None:
         self._log_epoch(epoch, run_id)

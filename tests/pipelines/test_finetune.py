@@ -14,7 +14,7 @@ from pipelines.config import Augmentation, PhaseConfig, TrainConfig
 from pipelines.evaluate import evaluate
 from pipelines.feature_store import FeatureStore, default_folder
 from pipelines.features import Features
-from pipelines.finetune import PhaseState, rate_groups, run_phase
+from pipelines.finetune import PhaseState, fine_tune, rate_groups, run_phase
 from pipelines.objective import Objective
 from pipelines.rate_finder import find_rate
 from pipelines.reporter import Reporter
@@ -38,19 +38,7 @@ def features_of(model, found, config: TrainConfig, reporter: Reporter | None = N
 def trained(found, config: TrainConfig, reporter: Reporter | None = None):
     torch.manual_seed(config.seed)
     model = TransferModel.create(config.backbone, found.classes, task=found.task)
-    features = features_of(model, found, config, reporter)
-    results = [
-        run_phase(
-            model,
-            features.at(phase.train_from),
-            phase,
-            Objective(found.task),
-            reporter or Reporter(),
-            seed=number,
-        )
-        for number, phase in enumerate(config.phases)
-    ]
-    return model, results
+    return model, fine_tune(model, found, config, reporter)
 
 
 def state_bytes(model) -> bytes:

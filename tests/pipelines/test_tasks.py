@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import shutil
+from dataclasses import replace
 
+import mlflow
 import pytest
 
 from models import bundle
@@ -12,6 +14,7 @@ from models.errors import ConfigError, DataError, ImageError
 from pipelines import data
 from pipelines.config import PhaseConfig, TrainConfig
 from pipelines.explain_job import job, local
+from pipelines.reporter import Reporter
 from pipelines.tracking.registry import fetch_bundle
 from pipelines.train import train
 from service.engine import Engine
@@ -98,26 +101,19 @@ def test_a_yes_or_no_question(in_tmp, butterflies):
 
 
 def test_a_task_that_the_labels_do_not_allow_is_refused_before_any_work(in_tmp, butterflies):
-    from dataclasses import replace
-
     with pytest.raises(DataError, match="binary"):
         train(data.scan(butterflies), replace(CONFIG, task="binary"), name="x")
     assert not (in_tmp / "runs").exists()
 
 
 def test_a_run_that_fails_says_so_and_stays_resumable(in_tmp, butterflies):
-    import mlflow
-
     copy = shutil.copytree(butterflies, in_tmp / "copy")
     found = data.scan(copy)
     found.val[0].path.write_bytes(b"no longer a picture")
     said = []
-    from pipelines.reporter import Reporter
-
     with pytest.raises((ImageError, ConfigError)):
         train(found, CONFIG, name="x", reporter=Reporter(say=said.append))
-    states = {
-        run.info.status for run in mlflow.search_runs(search_all_experiments=True, output_format="list")
-    }
-    assert states <= {"FAILED", "SCHEDULED"}
+    told = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert {run.info.run_name: run.info.status for run in told}["x efficientnet_lite0"] == "FAILED"
+    assert {run.info.status for run in told} <= {"FAILED", "SCHEDULED"}
     assert "lucida train --resume" in said[-1]
