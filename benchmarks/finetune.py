@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from models.transfer import TransferModel
 from pipelines import data
 from pipelines.augment import Augmenter, batches
-from pipelines.config import PhaseConfig, TrainConfig
+from pipelines.config import TOP_BLOCKS, PhaseConfig, TrainConfig
 from pipelines.data import Dataset
 from pipelines.feature_store import FeatureStore
 from pipelines.features import Features, targets
@@ -37,8 +37,10 @@ from pipelines.finetune import run_phase
 from pipelines.objective import Objective
 from pipelines.reporter import Epoch, Reporter
 
-HEAD = PhaseConfig("head", "head", 10, 4e-3)
-TOP = PhaseConfig("top blocks", "stage7.0", 6, 4e-4)
+CONFIG = TrainConfig(
+    phases=(PhaseConfig("head", "head", 10, 4e-3), PhaseConfig("top blocks", TOP_BLOCKS, 6, 4e-4)), views=4
+)
+HEAD, TOP = CONFIG.phases
 SETS = ("hymenoptera", "caltech_animals")
 FASTAI_EPOCHS = 4
 PEERS = Path(__file__).parents[1] / ".peers"
@@ -171,7 +173,6 @@ def show(name: str, values: list[float]) -> None:
 def bench_phases(found: Dataset, rounds: int) -> None:
     """Each phase beside the usual loop, in the memory format that torch builds and in the faster one."""
     print(f"{found.name}: {len(found.train)} pictures to train on, {len(found.val)} to validate, K = 4 views")
-    config = TrainConfig(phases=(HEAD, TOP), views=4)
     ratios: dict[str, list[float]] = {}
     accuracy: dict[str, list[float]] = {}
 
@@ -179,8 +180,8 @@ def bench_phases(found: Dataset, rounds: int) -> None:
         ratios.setdefault(name, []).append(ratio)
 
     for seed in range(rounds):
-        mine = ours(found, replace(config, seed=seed))
-        head_alone = ours(found, replace(config, seed=seed, phases=(HEAD,)))
+        mine = ours(found, replace(CONFIG, seed=seed))
+        head_alone = ours(found, replace(CONFIG, seed=seed, phases=(HEAD,)))
         accuracy.setdefault("head, ours on 4 cached views", []).append(head_alone.reached[-1][1])
         for label, layout in (("as built", torch.contiguous_format), ("channels last", torch.channels_last)):
             head = usual(found, HEAD, seed, layout)
@@ -229,7 +230,7 @@ def main() -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     sets = [data.scan(asked.data / name) for name in SETS]
     if asked.only != "fastai":
-        bench_phases(sets[0], asked.rounds)
+        bench_phases(sets[1], asked.rounds)
     if asked.only != "phases":
         if not (PEERS / "fastai").is_dir():
             listed = Path(__file__).with_name("peers.txt")

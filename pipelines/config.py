@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -14,6 +15,8 @@ TOP_BLOCKS = "top blocks"
 """As a phase's ``train_from``: the backbone's own choice of where its top blocks begin."""
 ALL = "all"
 """As a phase's ``train_from``: every block."""
+
+_PHASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,49}")
 
 Schedule = Literal["cosine", "one_cycle", "constant"]
 BatchNorm = Literal["frozen", "trained"]
@@ -67,7 +70,8 @@ class PhaseConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
-        _require(self.name.isprintable() and self.name.strip() != "", "name", self.name, "plain text")
+        rule = "letters, digits, spaces, '.', '_' or '-', at most 50, as the tracker's names are"
+        _require(_PHASE_NAME.fullmatch(self.name) is not None, "a phase's name", self.name, rule)
         _require(1 <= self.epochs <= 100_000, "epochs", self.epochs, "from 1 to 100000")
         _require(0 < self.rate <= 1, "rate", self.rate, "above 0 and at most 1")
         _require(0 < self.block_decay <= 1, "block_decay", self.block_decay, "above 0 and at most 1")

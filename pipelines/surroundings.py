@@ -10,7 +10,6 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 
 import psutil
-from git import GitError, Repo
 
 _PAUSE_MS = 5000
 
@@ -36,6 +35,11 @@ def git_tags(folder: Path) -> dict[str, str]:
     """Commit of the repository around a folder, and whether it has changes that are not committed; nothing
     outside of one.
     """
+    try:
+        # Its import fails where there is no git, which is no reason not to train.
+        from git import GitError, Repo
+    except ImportError:
+        return {}
     try:
         with Repo(folder, search_parent_directories=True) as repository:
             commit = repository.head.commit.hexsha

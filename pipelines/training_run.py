@@ -88,6 +88,8 @@ class TrainingRun:
         try:
             yield
             self._end("FINISHED", _PATIENCE_S)
+            for reason in self.log.refused:
+                self.reporter.say(f"MLflow did not take all that was said: {reason}")
         except (KeyboardInterrupt, SystemExit):
             self._end_badly("KILLED")
             raise
@@ -200,7 +202,8 @@ class TrainingRun:
         objective = objective_of(self.data.task, self.config.class_weights, features.targets)
         if objective.weights is not None:
             named = zip(self.data.classes, objective.weights.tolist(), strict=True)
-            self.log.params({f"class_weight.{name}": f"{weight:.4g}" for name, weight in named})
+            # Classes may have any name, a tracker's parameters may not.
+            self.log.params({"class_weights.values": json.dumps({name: round(w, 4) for name, w in named})})
         return objective
 
     def _epoch_news(self, run_id: str, epoch: Epoch) -> None:

@@ -26,6 +26,7 @@ from models.errors import TrackerUnavailable, TrainingError
 AWAY = (MlflowException, SQLAlchemyError, OSError)
 """What a tracker that is away, locked or full raises."""
 
+_REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}
 _PAUSES_S = (0.2, 1.0, 3.0, 10.0, 30.0)
 """Between attempts after the first, second, … failure in a row."""
 
@@ -43,6 +44,8 @@ class Outbox:
         self._last_failure = ""
         self._hurried = False
         self._closed = False
+        self.refused: list[str] = []
+        """Why the tracker would not take some news."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._delivered = int(self._mark.read_text()) if self._mark.is_file() else 0
         self._waiting: list[News] = self._left_over()
@@ -105,9 +108,13 @@ class Outbox:
             try:
                 self._deliver(news)
             except AWAY as error:
-                failures += 1
-                self._pause(str(error), failures)
-                continue
+                if getattr(error, "error_code", "") in _REFUSED:
+                    # Said again it would be refused again, and hold up all that comes after it.
+                    self.refused.append(" ".join(str(error).split())[:300])
+                else:
+                    failures += 1
+                    self._pause(str(error), failures)
+                    continue
             failures = 0
             with self._changed:
                 self._waiting.pop(0)

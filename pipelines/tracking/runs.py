@@ -131,6 +131,11 @@ class RunLog:
         """Wait until MLflow has it all; raises TrackerUnavailable after that time."""
         self._outbox.flush(patience_s)
 
+    @property
+    def refused(self) -> list[str]:
+        """Why MLflow would not take some of it."""
+        return self._outbox.refused
+
     def close(self) -> None:
         """Stop delivering; what is left stays for a resumed run."""
         self._outbox.close()

@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 
 from models.errors import TrackerUnavailable, TrainingError
 from pipelines.tracking.outbox import Outbox, packed, unpacked
@@ -100,6 +101,23 @@ def test_a_full_disk_is_said(small_disk, tracker):
     with pytest.raises(TrainingError, match="No space left"):
         outbox.add(n=0, data="x" * 200_000_000)
     outbox.close()
+
+
+def test_news_that_is_refused_does_not_hold_up_the_rest(tmp_path):
+    got = []
+
+    def deliver(news) -> None:
+        if news["n"] == 2:
+            raise MlflowException("no such\nname", error_code=INVALID_PARAMETER_VALUE)
+        got.append(news["n"])
+
+    outbox = Outbox(tmp_path / "o.jsonl", deliver)
+    for n in (1, 2, 3):
+        outbox.add(n=n)
+    outbox.flush(10)
+    outbox.close()
+    assert got == [1, 3]
+    assert outbox.refused == ["no such name"]
 
 
 def test_bytes_survive_the_file():

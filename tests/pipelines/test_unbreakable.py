@@ -374,7 +374,11 @@ def test_a_server_on_postgres_that_goes_away_and_comes_back(place, undisturbed, 
         assert [row[:3] for row in told] == [row[:3] for row in expected]
         assert [row[3] for row in told] == pytest.approx([row[3] for row in expected])
         (version,) = client.search_model_versions("name = 'wings'")
-        commands = (["promote", "wings"], ["review", "wings@champion", "--data", str(away.data)])
+        commands = (
+            ["promote", "wings"],
+            ["review", "wings@champion", "--data", str(away.data)],
+            ["compare", "wings@champion", "wings/1", "--data", str(away.data)],
+        )
         for command in commands:
             done = subprocess.run(
                 [sys.executable, "-m", "pipelines.cli", *command], cwd=away.folder, text=True,
@@ -383,6 +387,7 @@ def test_a_server_on_postgres_that_goes_away_and_comes_back(place, undisturbed, 
             assert done.returncode == 0, done.stdout + done.stderr
         assert client.get_model_version_by_alias("wings", "champion").version == version.version
         assert (away.folder / "review.html").stat().st_size > 10_000
+        assert "0 were fixed and 0 broken" in (away.folder / "compare.html").read_text()
     assert list((tmp_path / "artifacts").rglob("weights.safetensors")), "artefacts lie in the folder"
 
 
