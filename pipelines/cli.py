@@ -121,7 +121,12 @@ def specimens(
 
 @app.command()
 def train(
-    data: Data = SPECIMENS,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Labelled picture folder, or 'specimens' (the default); with --resume, where it lies now."
+        ),
+    ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="Row of the backbone table; efficientnet_lite0 is embedded.")
     ] = None,
@@ -142,13 +147,16 @@ def train(
     from pipelines import recipes
     from pipelines import train as training
 
-    if resume is not None:
-        with reporting() as reporter:
-            _print_trained(training.resume(resume, _scan_again, reporter=reporter))
-        return
     chosen = {"backbone": backbone, "seed": seed, "weights": weights, "threads": threads}
+    if resume is not None:
+        given = {**chosen, "config": config, "preset": preset, "set": settings, "name": name}
+        if also := [f"--{option}" for option, value in given.items() if value not in (None, [])]:
+            raise typer.BadParameter(f"--resume takes the run's own settings, not {', '.join(also)}")
+        with reporting() as reporter:
+            _print_trained(training.resume(resume, partial(_scan_again, data), reporter=reporter))
+        return
     made = recipes.load(config, chosen, preset=preset, settings=settings or ())
-    found = dataset(data, val_share=made.val_share)
+    found = dataset(data or SPECIMENS, val_share=made.val_share)
     with reporting() as reporter:
         done = training.train(found, made, name=name or found.name, reporter=reporter)
     _print_trained(done)
@@ -343,8 +351,8 @@ def demo(
 # ---------------------------------------------------------------- what is left over
 
 
-def _scan_again(plan: Plan) -> Dataset:
-    return dataset(plan.data, val_share=plan.config.val_share)
+def _scan_again(moved_to: str | None, plan: Plan) -> Dataset:
+    return dataset(moved_to or plan.data, val_share=plan.config.val_share)
 
 
 def _print_trained(done: Trained) -> None:

@@ -22,6 +22,7 @@ from pipelines.data import Sample
 BINS = 10
 """Of the reliability diagram and the expected calibration error."""
 _TEMPERATURES = (0.2, 10.0)
+_KEPT = 5
 _PRIOR_WIDTH = 0.35
 """Of the logarithm of the temperature: what a model is trusted before any picture is seen."""
 _THRESHOLD = ACCEPTED_FROM - 1e-9
@@ -36,6 +37,8 @@ class Judged:
     truth: str
     """The true class, or the true labels with + between, or "none"."""
     ranking: tuple[Prediction, ...]
+    """Highest first: the first five, and every class that is true or answered. Of a thousand classes the rest
+    would only fill memory."""
 
     @property
     def top(self) -> Prediction:
@@ -173,11 +176,10 @@ def judge(
     pooled: Tensor,
 ) -> Evaluation:
     """An evaluation from logits (N, classes) that are there already."""
-    judged = [
-        Judged(sample, " + ".join(classes[label] for label in sample.labels) or "none",
-               tuple(rank(row, classes, scoring)))
-        for sample, row in zip(samples, logits, strict=True)
-    ]  # fmt: skip
+    judged = []
+    for sample, row in zip(samples, logits, strict=True):
+        named = " + ".join(classes[label] for label in sample.labels) or "none"
+        judged.append(Judged(sample, named, _worth_keeping(rank(row, classes, scoring), sample)))
     truth = torch.zeros(len(samples), len(classes), dtype=torch.long)
     for row, sample in zip(truth, samples, strict=True):
         row[list(sample.labels)] = 1
@@ -195,6 +197,14 @@ def judge(
         split=split, classes=classes, judged=judged, confusion=confusion, metrics=metrics, table=table,
         reliability=bins, logits=logits, pooled=pooled.flatten(1),
     )  # fmt: skip
+
+
+def _worth_keeping(ranking: list[Prediction], sample: Sample) -> tuple[Prediction, ...]:
+    return tuple(
+        item
+        for place, item in enumerate(ranking)
+        if place < _KEPT or item.accepted or item.index in sample.labels
+    )
 
 
 def fit_temperature(evaluation: Evaluation, scoring: Scoring) -> float:

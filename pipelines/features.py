@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.folding import frozen_prefix
 from models.transfer import HEAD, TransferModel
 from pipelines.augment import Augmenter, batches
 from pipelines.config import TrainConfig
@@ -69,6 +70,7 @@ class Features:
         self.cached = room >= 1
         self.views = min(config.views, int(room)) if self.cached else 0
         self._weights = self._digest(0, self.lowest)
+        self._below = frozen_prefix(model, self.lowest)
         self.train = [
             self._base(data.train, view, "training features", reporter) for view in range(self.views)
         ]
@@ -119,7 +121,13 @@ class Features:
         """Batches at a level, computed from the pictures."""
         self.model.eval()
         for x in batches(self.augmenter, samples, views, self.config.batch_size):
-            yield self.model.raise_to(x, level)
+            with torch.no_grad():
+                rows = self._below(channels_last(x))
+            if level > self.lowest:
+                rows = self.model.raise_to(rows, level, start=self.lowest)
+            elif level == len(self.model.block_names):
+                rows = self.model.pool(rows)
+            yield rows
 
     def _row_shape(self, level: int) -> tuple[int, ...]:
         geometry = self.model.geometry
@@ -139,7 +147,7 @@ class Features:
         varied = {"policy": asdict(self.config.augmentation), "seed": self.config.seed} if view else {}
         return key_of(
             {
-                "format": 1,
+                "format": 2,
                 "versions": {name: version(name) for name in ("torch", "torchvision", "pillow")},
                 "backbone": self.model.row.name,
                 "geometry": self.model.geometry.to_dict(),

@@ -41,6 +41,7 @@ class Plan:
     name: str
     data: str
     """Absolute path of the data folder."""
+    data_name: str
     digest: str
     """Of the data set."""
     config: TrainConfig

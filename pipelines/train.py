@@ -59,6 +59,7 @@ def train(data: Dataset, config: TrainConfig, *, name: str, reporter: Reporter |
             phase_runs=tuple(children),
             name=name,
             data=str(data.root),
+            data_name=data.name,
             digest=data.digest,
             config=config,
             threads=threads,
@@ -77,7 +78,7 @@ def resume(run_id: str, scan: Callable[[Plan], Dataset], *, reporter: Reporter |
     folder = run_folder.find(run_folder.default_root(), run_id)
     with folder.locked():
         plan = folder.read_plan()
-        data = scan(plan)
+        data = replace(scan(plan), name=plan.data_name)
         if data.digest != plan.digest:
             raise TrainingError(
                 f"The data in {plan.data} have changed since the run {plan.run_id} began (digest "

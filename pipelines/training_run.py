@@ -281,7 +281,7 @@ class TrainingRun:
             log_review(
                 checked.model,
                 list(evaluations.values()),
-                self.data.train,
+                self.data,
                 name=self.plan.name,
                 run_id=self.plan.run_id,
                 digest=digest,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from models.render.overlay import encode
 from models.transfer import TransferModel
-from pipelines.data import Sample
+from pipelines.data import Dataset
 from pipelines.evaluate import Evaluation, Judged
 from pipelines.reporter import Reporter
 from pipelines.review import gallery, summary
@@ -23,7 +23,7 @@ Keep = Callable[[bytes | str, str], None]
 def log_review(
     model: TransferModel,
     evaluations: Sequence[Evaluation],
-    trained_on: Sequence[Sample],
+    data: Dataset,
     *,
     name: str,
     run_id: str,
@@ -35,7 +35,7 @@ def log_review(
 ) -> str:
     """Make the review, keep it as a page, sheets and a table, and return the page."""
     near = Neighbours(
-        model, trained_on, lambda done, total: reporter.step("looking for neighbours", done, total)
+        model, data.train, lambda done, total: reporter.step("looking for neighbours", done, total)
     )
 
     def explained(each: Evaluation, what: str, chosen: list[Judged]) -> list[Case]:
@@ -63,7 +63,7 @@ def log_review(
     }
     html = gallery.page(
         evaluations, wrong, close, title=f"Review of {name}", facts=facts,
-        summary=summary.sentences(evaluations, baseline),
+        summary=summary.sentences(evaluations, baseline, shared=data.shared),
     )  # fmt: skip
     keep(html, "review/review.html")
     if wrong:

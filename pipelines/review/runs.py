@@ -86,7 +86,7 @@ def review(run_id: str, data: Dataset, *, reporter: Reporter | None = None) -> s
     return log_review(
         checked.model,
         held_out(checked, data, reporter),
-        data.train,
+        data,
         name=checked.provenance.model,
         run_id=run_id,
         digest=checked.provenance.digest,

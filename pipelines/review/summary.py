@@ -12,8 +12,17 @@ _FEW = 50
 _BADLY_CALIBRATED = 0.1
 
 
-def sentences(evaluations: Sequence[Evaluation], baseline: float | None = None) -> list[str]:
-    """The state of a model from its judged splits; the last is the one to believe most."""
+def sentences(
+    evaluations: Sequence[Evaluation],
+    baseline: float | None = None,
+    *,
+    shared: Sequence[tuple[str, str]] = (),
+) -> list[str]:
+    """The state of a model from its judged splits; the last is the one to believe most.
+
+    ``baseline`` is the linear probe's accuracy on the first; ``shared`` are (train name, held-out name) of
+    pictures on both sides.
+    """
     last = evaluations[-1]
     found = [_result(each) for each in evaluations]
     if baseline is not None:
@@ -26,6 +35,11 @@ def sentences(evaluations: Sequence[Evaluation], baseline: float | None = None) 
     found += _confusions(last)
     found += _weakest(last)
     found += _calibration(last)
+    if shared:
+        found.append(
+            f"{len(shared)} held-out pictures were trained on as well, such as {shared[0][1]}: what is "
+            "measured on them is no evidence."
+        )
     if len(last.judged) < _FEW:
         found.append(
             f"{last.split} has only {len(last.judged)} pictures: one more mistake would move its accuracy by "

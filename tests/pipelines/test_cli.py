@@ -20,6 +20,10 @@ def lucida(*words: str, cwd=None) -> subprocess.CompletedProcess[str]:
     [
         (("train", "--data", "nowhere"), "does not exist"),
         (("train", "--backbone", "vgg"), "efficientnet_lite0"),
+        (("train", "--set", "zoom=1"), "choose from: backbone"),
+        (("train", "--preset", "fast"), "quick, default, thorough"),
+        (("train", "--resume", "0123456789"), "there is none in runs"),
+        (("compare", "0" * 32, "1" * 32, "--data", "."), "no run"),
         (("promote", "nothing"), "no version"),
         (("promote", "../x"), "must be letters"),
         (("review", "0" * 32, "--data", "."), "no run"),
@@ -60,11 +64,36 @@ def test_brackets_in_a_file_name_are_printed_as_they_are(in_tmp, butterflies):
 def test_usage_errors_are_exit_code_2(in_tmp):
     assert lucida("explain", ".", "--out", "o", cwd=in_tmp).returncode == 2
     assert lucida("train", "--no-such-option", cwd=in_tmp).returncode == 2
+    clash = lucida("train", "--resume", "0123456789", "--seed", "0", cwd=in_tmp)
+    assert clash.returncode == 2
+    assert "takes the run's own settings, not --seed" in " ".join(clash.stderr.split())
+
+
+def test_rates_and_cache_say_where_to_look(in_tmp, butterflies, monkeypatch):
+    monkeypatch.setenv("LUCIDA_CACHE", str(in_tmp / "cache"))
+    done = lucida("rates", "--data", str(butterflies), "--preset", "quick", cwd=in_tmp)
+    assert done.returncode == 0, done.stderr
+    assert "look at rates/1.png" in done.stdout
+    assert (in_tmp / "rates/1.png").stat().st_size > 5000
+    kept = lucida("cache", cwd=in_tmp)
+    assert re.search(r"3 arrays of features, 0\.00 GB", kept.stdout)
+    assert "0 arrays" in lucida("cache", "--clear", cwd=in_tmp).stdout
 
 
 def test_every_command_has_a_help_of_its_own():
     text = lucida("--help").stdout
-    commands = ("specimens", "train", "promote", "package", "explain", "review", "demo")
+    commands = (
+        "specimens",
+        "train",
+        "promote",
+        "package",
+        "explain",
+        "review",
+        "demo",
+        "rates",
+        "compare",
+        "cache",
+    )
     for command in commands:
         assert re.search(rf"\b{command}\b", text)
         assert lucida(command, "--help").returncode == 0
