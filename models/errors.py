@@ -12,6 +12,7 @@
     ├── DataError               a data set that cannot be trained or explained
     ├── ConfigError             a training configuration that breaks a rule
     ├── TrainingError           training had to stop
+    │   └── LossNotFinite       the loss became infinite or no number
     ├── TrackerUnavailable      the experiment tracker is away, locked or full
     └── RegistryError           a run, model version or alias that is not there or may not be changed
 
@@ -74,6 +75,10 @@ class ConfigError(LucidaError):
 
 class TrainingError(LucidaError):
     """Training had to stop."""
+
+
+class LossNotFinite(TrainingError):
+    """The loss became infinite or no number; the best state before is kept."""
 
 
 class TrackerUnavailable(LucidaError):

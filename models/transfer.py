@@ -196,6 +196,13 @@ class TransferModel(nn.Module):
         ]
 
 
+def vectors_of(pooled: Tensor) -> Tensor:
+    """One vector (N, features) for each picture from what the head sees; a head that sees maps has them
+    averaged.
+    """
+    return pooled.mean(dim=(2, 3)) if pooled.ndim == 4 else pooled.flatten(1)
+
+
 def _key(block: str) -> str:
     """A block's name as a module name; torch allows no dot in one."""
     return block.replace(".", "_")

@@ -58,7 +58,7 @@ def draw(policy: Augmentation, rng: np.random.Generator, aspect: float) -> View:
     crop = _box(rng, rng.uniform(policy.min_crop_area, 1.0), aspect)
     mirror, upside_down, covered = rng.random(3) < 0.5
     brightness, contrast, saturation = 1 + policy.colour * rng.uniform(-1, 1, 3)
-    hole = _box(rng, rng.uniform(0.02, max(policy.erase, 0.02)), 1.0)
+    hole = _box(rng, max(policy.erase, 1e-6) * rng.uniform(0.1, 1.0), 1.0)
     return View(
         rotate_degrees=float(turn * policy.rotate_degrees),
         shift=(float(dx * policy.shift), float(dy * policy.shift)),
@@ -78,7 +78,10 @@ def _box(rng: np.random.Generator, area: float, aspect: float) -> tuple[float, f
     fits.
     """
     shape = math.exp(rng.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1]))) / aspect
-    width, height = min(math.sqrt(area * shape), 1.0), min(math.sqrt(area / shape), 1.0)
+    # A side that would reach beyond the picture ends at its edge, and the other takes what is left of the
+    # area.
+    width = min(max(math.sqrt(area * shape), area), 1.0)
+    height = area / width
     return float(rng.uniform(0, 1 - width)), float(rng.uniform(0, 1 - height)), width, height
 
 

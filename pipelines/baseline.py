@@ -5,16 +5,18 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from models.transfer import HEAD
+from models.transfer import HEAD, vectors_of
+from pipelines.feature_store import Stored
 from pipelines.features import Features
 
-_MOST_PICTURES = 20_000
+_MOST_PICTURES, _CHUNK = 20_000, 256
 
 
 def linear_probe(features: Features) -> float | None:
@@ -23,14 +25,14 @@ def linear_probe(features: Features) -> float | None:
 
     For several labels, one regression each, and the share of label decisions that is right.
     """
-    pooled = features.at(HEAD)
+    pooled = features.at(HEAD, views=1)
     if not pooled.train or pooled.val is None:
         return None
     count = min(pooled.pictures, _MOST_PICTURES)
     chosen = np.random.default_rng(0).permutation(pooled.pictures)[:count]
-    x = pooled.train[0].rows(np.sort(chosen)).flatten(1).numpy()
+    x = _vectors(pooled.train[0], np.sort(chosen))
     wanted = features.targets[np.sort(chosen)].numpy()
-    held_out = pooled.val.rows(slice(None)).flatten(1).numpy()
+    held_out = _vectors(pooled.val, np.arange(len(pooled.val)))
     truth = features.val_targets.numpy()
     pooled.release()
     several = features.data.task == "multilabel"
@@ -42,3 +44,12 @@ def linear_probe(features: Features) -> float | None:
         probe.fit(x, wanted if several else wanted.argmax(1))
     answer = probe.predict(held_out)
     return float(np.mean(answer == truth) if several else np.mean(answer == truth.argmax(1)))
+
+
+def _vectors(stored: Stored, rows: np.ndarray) -> np.ndarray:
+    """One vector a picture, read in parts: a backbone that classifies maps has them averaged."""
+    starts = range(0, len(rows), _CHUNK)
+    averaged: np.ndarray = torch.cat(
+        [vectors_of(stored.rows(rows[start : start + _CHUNK])) for start in starts]
+    ).numpy()
+    return averaged

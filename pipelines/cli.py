@@ -271,10 +271,10 @@ def review(
 
     run_id = find_run(run)
     found = dataset(data, val_share=val_share_of(run_id))
-    with reporting() as reporter:
-        html = make(run_id, found, reporter=reporter)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(html)
+    with reporting() as reporter:
+        # The page is written before it is logged: a tracker that is away must not cost the work.
+        make(run_id, found, reporter=reporter, keep=out.write_text)
     console.print(f"Logged to run {run_id} as review/review.html; look at {out}", highlight=False)
 
 
@@ -293,10 +293,10 @@ def compare(
 
     first, second = find_run(one), find_run(other)
     found = dataset(data, val_share=val_share_of(first))
-    with reporting() as reporter:
-        made = make(first, second, found, reporter=reporter)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(made.html)
+    with reporting() as reporter:
+        # The page is written before it is logged: a tracker that is away must not cost the work.
+        made = make(first, second, found, reporter=reporter, keep=out.write_text)
     for sentence in made.summary:
         console.print(sentence, highlight=False)
     console.print(f"Logged as run {made.run_id}; look at {out}", highlight=False)
@@ -305,6 +305,9 @@ def compare(
 @app.command()
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Delete the cached features.")] = False,
+    drop: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Give up an unfinished run: delete its folder.")
+    ] = None,
 ) -> None:
     """Show what training keeps on disk: cached features, and the folders of unfinished runs."""
     from pipelines import feature_store, run_folder
@@ -313,15 +316,13 @@ def cache(
     if clear:
         feature_store.clear(folder)
     files, size = feature_store.size_of(folder)
-    console.print(
-        f"{files} arrays of features, {size / 1e9:.2f} GB, in {folder}", highlight=False, soft_wrap=True
-    )
-    for left in run_folder.unfinished(run_folder.default_root()):
-        plan = left.read_plan()
-        state = "in progress" if left.in_use else f"go on with: lucida train --resume {plan.run_id}"
-        console.print(
-            f"unfinished run of {plan.name} in {left.path}: {state}", highlight=False, soft_wrap=True
-        )
+    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    say(f"{files} arrays of features, {size / 1e9:.2f} GB, in {folder}")
+    if drop is not None:
+        run_folder.find(run_folder.default_root(), drop).remove()
+    for run_id, (left, plan) in run_folder.unfinished(run_folder.default_root()).items():
+        state = "in progress" if left.in_use else f"go on with: lucida train --resume {run_id}"
+        say(f"unfinished run of {plan.name} in {left.path}: {state}")
 
 
 @app.command()

@@ -139,7 +139,9 @@ class TrainConfig:
     seed: int = 0
     batch_size: int = 32
     views: int = 4
-    """Augmented views of each picture whose frozen features are computed once and reused over the epochs."""
+    """Of each picture: the plain one and varied ones, whose frozen features are computed once for all
+    epochs.
+    """
     cache_gb: float = 2.0
     """Memory for those features; what is beyond is read from disk as it is needed."""
     cache_disk_gb: float = 20.0

@@ -74,7 +74,7 @@ def dataset(data: str, *, val_share: float = 0.25) -> Dataset:
     counts = ", ".join(
         f"{len(found.samples(split))} {split}" for split in ("train", "val", "test") if found.samples(split)
     )
-    console.print(f"{found.name}: {len(found.classes)} classes, {counts}.", highlight=False)
+    console.print(f"{found.name}: {len(found.classes)} classes, {counts}.", highlight=False, markup=False)
     for item in found.skipped[:5]:
         console.print(f"[yellow]skipped[/yellow] {escape(item.name)}: {escape(item.reason)}", highlight=False)
     if len(found.skipped) > 5:
@@ -127,7 +127,9 @@ def reporting() -> Iterator[Reporter]:
                     progress.update(tasks[bar], completed=progress.tasks[tasks[bar]].total)
 
         yield Reporter(
-            epoch=epoch, step=step, say=lambda text: console.print(text, highlight=False, soft_wrap=True)
+            epoch=epoch,
+            step=step,
+            say=lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False),
         )
 
 

@@ -5,7 +5,7 @@ scores can be believed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,13 +16,13 @@ from torchmetrics.functional import classification as tm
 from models import images
 from models.predictions import Prediction, rank
 from models.scoring import ACCEPTED_FROM, Scoring
-from models.transfer import TransferModel
+from models.transfer import TransferModel, vectors_of
 from pipelines.data import Sample
 
 BINS = 10
 """Of the reliability diagram and the expected calibration error."""
 _TEMPERATURES = (0.2, 10.0)
-_KEPT = 5
+_KEPT, _SURE = 5, 0.8
 _PRIOR_WIDTH = 0.35
 """Of the logarithm of the temperature: what a model is trusted before any picture is seen."""
 _THRESHOLD = ACCEPTED_FROM - 1e-9
@@ -58,8 +58,14 @@ class Judged:
     @property
     def said(self) -> Prediction:
         """The answer to look at: the surest false one, or else the highest score."""
-        false = [item for item in self.ranking if item.accepted and item.index not in self.sample.labels]
-        return (false or [self.top])[0]
+        return (self._false() or [self.top])[0]
+
+    @property
+    def sure(self) -> bool:
+        """Whether it is a mistake made with a score of 0.8 or more: a false answer so high, or a miss so
+        low.
+        """
+        return not self.right and self.error >= _SURE
 
     @property
     def true(self) -> Prediction:
@@ -78,9 +84,11 @@ class Judged:
         lacks. Of a right answer, how far it is from being sure.
         """
         if not self.right:
-            false = self.said.index not in self.sample.labels
-            return self.said.score if false else 1 - self.true.score
+            return self._false()[0].score if self._false() else 1 - self.true.score
         return max(abs((item.index in self.sample.labels) - item.score) for item in self.ranking)
+
+    def _false(self) -> list[Prediction]:
+        return [item for item in self.ranking if item.accepted and item.index not in self.sample.labels]
 
     def _by_index(self) -> list[Prediction]:
         return sorted(self.ranking, key=lambda item: item.index)
@@ -88,14 +96,16 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class ClassRow:
-    """How one class fares; 0 where nothing was answered or nothing is true."""
+    """How one class fares; None for a figure that cannot be had: of a class that no picture of the split
+    shows, or that all of them do.
+    """
 
     label: str
     pictures: int
-    precision: float
-    recall: float
-    f1: float
-    auroc: float
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    auroc: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +137,6 @@ class Evaluation:
     reliability: list[Bin] = field(repr=False)
     logits: Tensor = field(repr=False)
     """(N, classes)."""
-    pooled: Tensor = field(repr=False)
-    """What the head sees of each picture, (N, features)."""
 
     @property
     def wrong(self) -> list[Judged]:
@@ -146,34 +154,35 @@ def evaluate(
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:  # fmt: skip
     """Judge every sample with the model in eval mode, scored as its bundle scores."""
-    pooled = embed(model, samples, batch_size=batch_size, report=report)
+    parts = []
     with torch.no_grad():
-        logits = torch.cat([model.classify(part) for part in torch.split(pooled, batch_size)])
-    return judge(model.classes, model.scoring, samples, split, logits, pooled)
+        for pooled in _pooled(model, samples, batch_size, report):
+            parts.append(model.classify(pooled))
+    return judge(model.classes, model.scoring, samples, split, torch.cat(parts))
 
 
 def embed(
     model: TransferModel, samples: Sequence[Sample], *, batch_size: int = 32,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:  # fmt: skip
-    """What the head sees of each picture: the pooled output of the last block, (N, …)."""
+    """Each picture as the vector that the head sees of it, (N, features)."""
+    return torch.cat([vectors_of(pooled) for pooled in _pooled(model, samples, batch_size, report)])
+
+
+def _pooled(
+    model: TransferModel, samples: Sequence[Sample], batch_size: int, report: Callable[[int, int], None]
+) -> Iterator[Tensor]:
+    """The pooled output of the last block, a batch at a time."""
     model.eval()
-    parts: list[Tensor] = []
     for start in range(0, len(samples), batch_size):
         part = samples[start : start + batch_size]
         x = torch.stack([model.geometry.prepare(images.read(sample.path))[0] for sample in part])
-        parts.append(model.raise_to(x, len(model.block_names)))
+        yield model.raise_to(x, len(model.block_names))
         report(start + len(part), len(samples))
-    return torch.cat(parts)
 
 
 def judge(
-    classes: list[str],
-    scoring: Scoring,
-    samples: Sequence[Sample],
-    split: str,
-    logits: Tensor,
-    pooled: Tensor,
+    classes: list[str], scoring: Scoring, samples: Sequence[Sample], split: str, logits: Tensor
 ) -> Evaluation:
     """An evaluation from logits (N, classes) that are there already."""
     judged = []
@@ -185,18 +194,34 @@ def judge(
         row[list(sample.labels)] = 1
     scores = scoring.scores(logits).float()
     several = scoring.task == "multilabel"
-    parts = _multilabel(scores, truth) if several else _single(scores, truth.argmax(1), scoring)
-    metrics, confusion, precision, recall, f1, auroc = parts
-    metrics["loss"] = float(_nll(logits, truth, scoring))
+    figures = _multilabel(scores, truth) if several else _single(scores, truth.argmax(1), scoring)
     table = [
-        ClassRow(label, int(truth[:, i].sum()), *(float(each[i]) for each in (precision, recall, f1, auroc)))
+        _row(label, int(truth[:, i].sum()), len(samples), [float(each[i]) for each in figures.by_class])
         for i, label in enumerate(classes)
     ]
-    bins = reliability(scores, truth, several=several)
     return Evaluation(
-        split=split, classes=classes, judged=judged, confusion=confusion, metrics=metrics, table=table,
-        reliability=bins, logits=logits, pooled=pooled.flatten(1),
-    )  # fmt: skip
+        split=split,
+        classes=classes,
+        judged=judged,
+        confusion=figures.confusion,
+        metrics={**figures.metrics, "loss": float(_nll(logits, truth, scoring))},
+        table=table,
+        reliability=reliability(scores, truth, several=several),
+        logits=logits,
+    )
+
+
+def _row(label: str, pictures: int, of: int, figures: list[float]) -> ClassRow:
+    precision, recall, f1, auroc = figures
+    shown = pictures > 0
+    return ClassRow(
+        label=label,
+        pictures=pictures,
+        precision=precision if shown else None,
+        recall=recall if shown else None,
+        f1=f1 if shown else None,
+        auroc=auroc if 0 < pictures < of else None,
+    )
 
 
 def _worth_keeping(ranking: list[Prediction], sample: Sample) -> tuple[Prediction, ...]:
@@ -217,9 +242,11 @@ def fit_temperature(evaluation: Evaluation, scoring: Scoring) -> float:
     for row, item in zip(truth, evaluation.judged, strict=True):
         row[list(item.sample.labels)] = 1
 
+    decisions = truth.numel() if scoring.task == "multilabel" else len(truth)
+
     def loss(log_temperature: float) -> float:
         nll = float(_nll(evaluation.logits, truth, Scoring(scoring.task, math.exp(log_temperature))))
-        return nll * len(truth) + (log_temperature / _PRIOR_WIDTH) ** 2 / 2
+        return nll * decisions + (log_temperature / _PRIOR_WIDTH) ** 2 / 2
 
     bounds = tuple(math.log(each) for each in _TEMPERATURES)
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
@@ -243,65 +270,79 @@ def reliability(scores: Tensor, truth: Tensor, *, several: bool) -> list[Bin]:
     return bins
 
 
-_Parts = tuple[dict[str, float], Tensor, Tensor, Tensor, Tensor, Tensor]
+@dataclass(frozen=True, slots=True)
+class _Figures:
+    """What torchmetrics says of one split."""
+
+    metrics: dict[str, float]
+    confusion: Tensor
+    by_class: tuple[Tensor, Tensor, Tensor, Tensor]
+    """Precision, recall, F1 and AUROC of each class."""
 
 
-def _single(scores: Tensor, truth: Tensor, scoring: Scoring) -> _Parts:
+def _mean_over(values: Tensor, counted: Tensor) -> Tensor:
+    """Over the classes that can be counted: one that no picture shows, or all do, is no evidence either
+    way.
+    """
+    return values[counted].mean() if bool(counted.any()) else torch.tensor(float("nan"))
+
+
+def _single(scores: Tensor, truth: Tensor, scoring: Scoring) -> _Figures:
     count = scores.shape[1]
+    pictures = torch.bincount(truth, minlength=count)
+    recall = tm.multiclass_recall(scores, truth, average="none", num_classes=count)
+    auroc = tm.multiclass_auroc(scores, truth, average="none", num_classes=count)
     metrics = {
         "accuracy": tm.multiclass_accuracy(scores, truth, average="micro", num_classes=count),
-        "balanced_accuracy": tm.multiclass_accuracy(scores, truth, average="macro", num_classes=count),
+        "balanced_accuracy": _mean_over(recall, pictures > 0),
         "macro_f1": tm.multiclass_f1_score(scores, truth, average="macro", num_classes=count),
-        "auroc": tm.multiclass_auroc(scores, truth, average="macro", num_classes=count),
+        "auroc": _mean_over(auroc, (pictures > 0) & (pictures < len(truth))),
         "ece": tm.multiclass_calibration_error(scores, truth, n_bins=BINS, norm="l1", num_classes=count),
     }
     if scoring.task == "binary":
-        positive, holds = scores[:, 1], truth
+        positive = scores[:, 1]
         metrics |= {
-            "precision": tm.binary_precision(positive, holds, threshold=_THRESHOLD),
-            "recall": tm.binary_recall(positive, holds, threshold=_THRESHOLD),
-            "specificity": tm.binary_specificity(positive, holds, threshold=_THRESHOLD),
-            "average_precision": tm.binary_average_precision(positive, holds),
+            "precision": tm.binary_precision(positive, truth, threshold=_THRESHOLD),
+            "recall": tm.binary_recall(positive, truth, threshold=_THRESHOLD),
+            "specificity": tm.binary_specificity(positive, truth, threshold=_THRESHOLD),
+            "average_precision": tm.binary_average_precision(positive, truth),
         }
-    return (
-        {name: float(value) for name, value in metrics.items()},
-        tm.multiclass_confusion_matrix(scores, truth, num_classes=count),
-        tm.multiclass_precision(scores, truth, average="none", num_classes=count),
-        tm.multiclass_recall(scores, truth, average="none", num_classes=count),
-        tm.multiclass_f1_score(scores, truth, average="none", num_classes=count),
-        tm.multiclass_auroc(scores, truth, average="none", num_classes=count),
-    )
+    precision = tm.multiclass_precision(scores, truth, average="none", num_classes=count)
+    f1 = tm.multiclass_f1_score(scores, truth, average="none", num_classes=count)
+    confusion = tm.multiclass_confusion_matrix(scores, truth, num_classes=count)
+    return _Figures(_finite(metrics), confusion, (precision, recall, f1, auroc))
 
 
-def _multilabel(scores: Tensor, truth: Tensor) -> _Parts:
+def _multilabel(scores: Tensor, truth: Tensor) -> _Figures:
     count = scores.shape[1]
+    pictures = truth.sum(0)
+    mixed = (pictures > 0) & (pictures < len(truth))
     recall = tm.multilabel_recall(scores, truth, average="none", num_labels=count, threshold=_THRESHOLD)
     specificity = tm.multilabel_specificity(
         scores, truth, average="none", num_labels=count, threshold=_THRESHOLD
     )
+    f1 = tm.multilabel_f1_score(scores, truth, average="none", num_labels=count, threshold=_THRESHOLD)
+    auroc = tm.multilabel_auroc(scores, truth, average="none", num_labels=count)
+    average_precision = tm.multilabel_average_precision(scores, truth, average="none", num_labels=count)
     metrics = {
         "accuracy": tm.multilabel_accuracy(
             scores, truth, average="micro", num_labels=count, threshold=_THRESHOLD
         ),
         "exact_match": tm.multilabel_exact_match(scores, truth, num_labels=count, threshold=_THRESHOLD),
-        "balanced_accuracy": ((recall + specificity) / 2).mean(),
-        "macro_f1": tm.multilabel_f1_score(
-            scores, truth, average="macro", num_labels=count, threshold=_THRESHOLD
-        ),
-        "auroc": tm.multilabel_auroc(scores, truth, average="macro", num_labels=count),
-        "mean_average_precision": tm.multilabel_average_precision(
-            scores, truth, average="macro", num_labels=count
-        ),
+        "balanced_accuracy": _mean_over((recall + specificity) / 2, mixed),
+        "macro_f1": _mean_over(f1, pictures > 0),
+        "auroc": _mean_over(auroc, mixed),
+        "mean_average_precision": _mean_over(average_precision, pictures > 0),
         "ece": _label_ece(reliability(scores, truth, several=True)),
     }
-    return (
-        {name: float(value) for name, value in metrics.items()},
-        tm.multilabel_confusion_matrix(scores, truth, num_labels=count, threshold=_THRESHOLD),
-        tm.multilabel_precision(scores, truth, average="none", num_labels=count, threshold=_THRESHOLD),
-        recall,
-        tm.multilabel_f1_score(scores, truth, average="none", num_labels=count, threshold=_THRESHOLD),
-        tm.multilabel_auroc(scores, truth, average="none", num_labels=count),
-    )
+    precision = tm.multilabel_precision(scores, truth, average="none", num_labels=count, threshold=_THRESHOLD)
+    confusion = tm.multilabel_confusion_matrix(scores, truth, num_labels=count, threshold=_THRESHOLD)
+    return _Figures(_finite(metrics), confusion, (precision, recall, f1, auroc))
+
+
+def _finite(metrics: dict[str, Tensor]) -> dict[str, float]:
+    """Without those that the split cannot say anything about."""
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(float(value))}
 
 
 def _label_ece(bins: list[Bin]) -> Tensor:

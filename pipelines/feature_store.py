@@ -11,8 +11,9 @@ import hashlib
 import json
 import mmap
 import os
-import shutil
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from models.errors import TrainingError
 
 FOLDER_VARIABLE = "LUCIDA_CACHE"
 _SUFFIX = ".npy"
+_NAME, _PART = re.compile(r"[0-9a-f]{64}\.npy"), re.compile(r"[0-9a-f]{64}\.(\d+)\.part")
+"""Only what is called so is ours to delete."""
 
 
 def default_folder() -> Path:
@@ -98,13 +101,22 @@ class FeatureStore:
             self._memory_left -= size
             return Stored(None, held, shape)
         self._own.add(path.name)
-        if not _is_complete(path, size):
+        try:
+            return self._open(path, size, shape)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            # Not there, not whole, or deleted by another process between two looks.
             self._write(path, shape, fill)
+            return self._open(path, size, shape)
+
+    def _open(self, path: Path, size: int, shape: tuple[int, ...]) -> Stored:
+        if path.stat().st_size <= size:
+            raise ValueError(f"{path} is not whole.")
         os.utime(path)
         if size > self._memory_left:
             return Stored(path, None, shape)
+        held = np.load(path, allow_pickle=False)
         self._memory_left -= size
-        return Stored(None, np.load(path, allow_pickle=False), shape)
+        return Stored(None, held, shape)
 
     def release(self, stored: Stored) -> None:
         """Give back the memory of an array that is no longer used."""
@@ -115,10 +127,10 @@ class FeatureStore:
         self, path: Path, shape: tuple[int, ...], fill: Callable[[Callable[[int, Tensor], None]], None]
     ) -> None:
         size = int(np.prod(shape)) * 4
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._make_room(size)
         aside = path.with_suffix(f".{os.getpid()}.part")
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_room(size)
             with aside.open("wb") as file:
                 np.lib.format.write_array_header_1_0(
                     file, {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -145,37 +157,44 @@ class FeatureStore:
         fits.
         """
         for part in self.folder.glob("*.part"):
-            if not _alive(int(part.name.split(".")[-2])):
+            if (found := _PART.fullmatch(part.name)) and not _alive(int(found[1])):
                 part.unlink(missing_ok=True)
-        files = sorted(
-            (path for path in self.folder.glob(f"*{_SUFFIX}") if path.name not in self._own),
-            key=lambda path: path.stat().st_mtime,
-        )
-        used = sum(path.stat().st_size for path in self.folder.glob(f"*{_SUFFIX}"))
-        while files and used + size > self._disk:
-            oldest = files.pop(0)
-            used -= oldest.stat().st_size
-            # Whoever has it mapped keeps it until they are done.
-            oldest.unlink(missing_ok=True)
+        arrays = _arrays(self.folder)
+        used = sum(bytes_ for _, _, bytes_ in arrays)
+        for _, path, bytes_ in arrays:
+            if used + size <= self._disk:
+                break
+            if path.name not in self._own:
+                used -= bytes_
+                # Whoever has it mapped keeps it until they are done.
+                path.unlink(missing_ok=True)
 
 
 def size_of(folder: Path) -> tuple[int, int]:
     """(files, bytes) of the cache."""
-    files = [path for path in folder.glob(f"*{_SUFFIX}")] if folder.is_dir() else []
-    return len(files), sum(path.stat().st_size for path in files)
+    arrays = _arrays(folder)
+    return len(arrays), sum(bytes_ for _, _, bytes_ in arrays)
 
 
 def clear(folder: Path) -> None:
-    """Delete the whole cache."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Delete the cached arrays, and nothing else that may lie in the folder."""
+    for _, path, _ in _arrays(folder):
+        path.unlink(missing_ok=True)
+
+
+def _arrays(folder: Path) -> list[tuple[float, Path, int]]:
+    """(last use, file, bytes) of every array, the one used longest ago first."""
+    found = []
+    for path in folder.glob(f"*{_SUFFIX}"):
+        if _NAME.fullmatch(path.name):
+            with suppress(FileNotFoundError):  # another process made room
+                status = path.stat()
+                found.append((status.st_mtime, path, status.st_size))
+    return sorted(found)
 
 
 def _put(held: np.ndarray, start: int, rows: Tensor) -> None:
     held[start : start + len(rows)] = rows.numpy()
-
-
-def _is_complete(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size > size
 
 
 def _alive(pid: int) -> bool:

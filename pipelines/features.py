@@ -76,18 +76,24 @@ class Features:
         ]
         self.val = self._base(data.val, 0, "validation features", reporter) if self.cached else None
 
-    def at(self, train_from: str, reporter: Reporter | None = None) -> PhaseFeatures:
-        """The features at a phase's boundary, from the model's present weights below it."""
+    def at(self, train_from: str, *, views: int | None = None) -> PhaseFeatures:
+        """The features at a phase's boundary, from the model's present weights below it; at most that many
+        views.
+        """
         level = boundary(self.model, train_from)
         self.model.eval()
         if not self.cached or level == self.lowest:
-            return PhaseFeatures(self, level, self.train, self.val)
+            return PhaseFeatures(self, level, self.train, self.val, own=False)
         digest = self._digest(self.lowest, level)
         return PhaseFeatures(
             self,
             level,
-            [self._raised(each, view, "train", level, digest) for view, each in enumerate(self.train)],
+            [
+                self._raised(each, view, "train", level, digest)
+                for view, each in enumerate(self.train[:views])
+            ],
             self._raised(self.val, 0, "val", level, digest) if self.val is not None else None,
+            own=True,
         )
 
     # ------------------------------------------------------------ computing and keeping
@@ -171,6 +177,8 @@ class PhaseFeatures:
     train: list[Stored]
     """One for each cached view; none when the pictures run through the frozen part in each epoch."""
     val: Stored | None
+    own: bool
+    """Whether this phase alone holds them."""
 
     @property
     def pictures(self) -> int:
@@ -208,7 +216,7 @@ class PhaseFeatures:
 
     def release(self) -> None:
         """Give back the memory that this phase alone needed."""
-        if self.train is not self.source.train:
+        if self.own:
             for stored in [*self.train, *([self.val] if self.val is not None else [])]:
                 self.source.store.release(stored)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.errors import TrainingError
+from models.errors import LossNotFinite
 from models.transfer import TransferModel
 from pipelines.config import PhaseConfig, TrainConfig
 from pipelines.data import Dataset
@@ -74,7 +74,7 @@ def run_phase(
     The loss, not the accuracy: on a small validation set accuracy moves in steps of a picture and favours a
     lucky epoch. The state that the phase began with competes too, so a phase that does not help changes
     nothing. ``save`` is called after each epoch with what ``state`` takes.
-    Raises TrainingError when the loss is not finite; the model then holds the best state before.
+    Raises LossNotFinite when the loss is not finite; the model then holds the best state before.
     """
     training = _Training(model, features, phase, objective, seed)
     epochs = list(state.epochs) if state is not None else []
@@ -101,7 +101,7 @@ def fine_tune(
     """All phases of a config in memory, with no tracker and nothing to resume; the model holds the best
     state.
 
-    Features are read from and kept in the user's cache. Raises TrainingError when a loss is not finite.
+    Features are read from and kept in the user's cache. Raises LossNotFinite when a loss is not finite.
     """
     reporter = reporter or Reporter()
     store = FeatureStore(default_folder(), memory_gb=config.cache_gb, disk_gb=config.cache_disk_gb)
@@ -203,11 +203,12 @@ class _Training:
         """Validate, and keep the state if it is the best."""
         with self._judged_weights():
             loss, accuracy = self._validate()
-            if not np.isfinite(loss):
-                self._refuse(f"The validation loss is {loss}", f"after epoch {number}")
+            # A loss that is no number is below nothing.
             best = loss < best_before
             if best:
                 self.best = {key: value.clone() for key, value in self._trained().items()}
+        if not np.isfinite(loss):
+            self._refuse(f"The validation loss is {loss}", f"after epoch {number}")
         rates = {str(group["name"]): float(group["lr"]) for group in self.optimiser.param_groups}
         return Epoch(
             self.phase.name,
@@ -233,8 +234,8 @@ class _Training:
     def _refuse(self, what: str, where: str) -> None:
         if self.best:
             self.restore_best()
-        raise TrainingError(
-            f"{what} {where} of phase {self.phase.name!r}; the best state before it is kept. "
+        raise LossNotFinite(
+            f"{what} {where} of phase {self.phase.name!r}; the best state so far is kept. "
             f"Lower the phase's rate (now {self.phase.rate:g}), or look for odd pictures in the data."
         )
 

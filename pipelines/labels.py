@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,14 +59,15 @@ def listing(root: Path) -> Listing:
     """Find every picture of a folder and its labels; raises DataError for a folder that cannot be trained
     on.
     """
+    if (root / TABLE).is_file():
+        return _from_table(root)
     divided = (root / "train").is_dir()
     if divided and not (root / "val").is_dir():
         raise DataError(
             f"The data folder {root} has train/ but no val/; add one, or give one folder of classes."
         )
-    if (root / TABLE).is_file():
-        return _from_table(root)
-    if next(_pictures(root / "train" if divided else root, deep=False), None) is not None:
+    top = root / "train" if divided else root
+    if any(path.with_suffix(".txt").is_file() for path in _pictures(top, deep=False)):
         return _from_sidecars(root, divided=divided)
     return _from_folders(root, divided=divided)
 
@@ -86,6 +88,10 @@ def _from_folders(root: Path, *, divided: bool) -> Listing:
             _same_classes(root, split, classes)
         for label, name in enumerate(classes):
             found.entries += [Entry(path, split, (label,)) for path in _pictures(root / split / name)]
+        found.skipped += [
+            Skipped(path.relative_to(root).as_posix(), "It lies in no class folder and has no label file.")
+            for path in _pictures(root / split, deep=False)
+        ]
     return found
 
 
@@ -120,6 +126,10 @@ def _from_table(root: Path) -> Listing:
         classes = sorted({name for names in named for name in names})
         task: Task = "multilabel" if several else "multiclass"
         labels = [tuple(sorted(classes.index(name) for name in names)) for names in named]
+    elif {"label", "labels"} & set(own):
+        raise DataError(
+            f"{TABLE} has the columns {columns}; beside label or labels there may only be file and split."
+        )
     else:
         flags = [[_flag(row[name], name, line) for name in own] for line, row in rows]
         binary = len(own) == 1
@@ -181,7 +191,9 @@ def _table_entries(
     seen: set[Path] = set()
     for (line, row), each in zip(rows, labels, strict=True):
         name = row["file"].strip()
-        path = (root / name).resolve()
+        # Not resolved: a picture may be a link to where a data store keeps it, but its name may not lead
+        # outside.
+        path = Path(os.path.normpath(root / name))
         first = Path(name).parts[0] if Path(name).parts else ""
         split = row.get("split", "").strip() or (first if first in SPLITS else "")
         if split and split not in SPLITS:
@@ -195,7 +207,7 @@ def _table_entries(
             entries.append(Entry(path, split, each))
         else:
             skipped.append(Skipped(name, f"{TABLE} names it, but there is no such file."))
-    unnamed = [path for path in _pictures(root) if path.resolve() not in seen and not _is_mask(root, path)]
+    unnamed = [path for path in _pictures(root) if path not in seen and not _is_mask(root, path)]
     skipped += [Skipped(path.relative_to(root).as_posix(), f"{TABLE} has no row for it.") for path in unnamed]
     return entries, skipped
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,11 +11,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from models import images
 from pipelines.evaluate import Bin, Evaluation
 from pipelines.reporter import Epoch
 
 INK, FAINT, LINE = "#201e28", "#6d6878", "#d9d4ca"
+_MOST_NAMED = 40
+"""Classes of a confusion matrix that have room for their names and counts."""
 PURPLE, ORANGE = "#5b2a86", "#e07b39"
 """Far apart in lightness as well as in hue."""
 
@@ -34,17 +34,20 @@ def confusion(evaluation: Evaluation) -> PIL.Image.Image:
         share = counts / max(len(evaluation.judged), 1)
     else:
         share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    height = max(3.2, 0.5 * len(counts) + 2.0)
-    figure, axes = _figure(max(4.4, 0.75 * len(columns) + 2.4), height)
-    axes.imshow(share, cmap="Purples", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
-    axes.set_yticks(range(len(counts)), evaluation.classes)
+    named = len(counts) <= _MOST_NAMED
+    height = max(3.2, 0.5 * len(counts) + 2.0) if named else 9.0
+    figure, axes = _figure(max(4.4, 0.75 * len(columns) + 2.4) if named else 9.6, height)
+    axes.imshow(share, cmap="Purples", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    if named:
+        # A class may be called "$x$"; it is a name, not a formula.
+        axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", parse_math=False)
+        axes.set_yticks(range(len(counts)), evaluation.classes, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     accuracy = evaluation.metrics["accuracy"]
     axes.set_title(f"{evaluation.split}: accuracy {accuracy:.3f} of {len(evaluation.judged)}", fontsize=11)
     for row, col in np.ndindex(*counts.shape):
-        if counts[row, col]:
+        if counts[row, col] and named:
             axes.text(col, row, str(int(counts[row, col])), ha="center", va="center", fontsize=10,
                       color="white" if share[row, col] > 0.55 else INK)  # fmt: skip
     return _picture(figure)
@@ -77,7 +80,6 @@ def reliability(before: Sequence[Bin], after: Sequence[Bin], *, title: str) -> P
 def history(phases: Sequence[Sequence[Epoch]]) -> PIL.Image.Image:
     """Loss and accuracy along all epochs, the phases side by side, the kept epoch of each marked."""
     figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     start = 0
     for epochs in phases:
@@ -157,7 +159,6 @@ def moved_evidence(pairs: Sequence[tuple[str, float]]) -> PIL.Image.Image:
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     _quiet(axes)
     return figure, axes
@@ -172,6 +173,6 @@ def _quiet(axes: Axes) -> None:
 
 
 def _picture(figure: Figure) -> PIL.Image.Image:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
-    return images.decode(buffer.getvalue()).pil
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())  # type: ignore[no-untyped-call]

@@ -13,14 +13,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
-from models.errors import TrainingError, UnknownChoice
+from models.errors import ConfigError, TrainingError, UnknownChoice
 from pipelines import recipes
 from pipelines.config import TrainConfig
 from pipelines.finetune import PhaseState
@@ -45,6 +45,8 @@ class Plan:
     digest: str
     """Of the data set."""
     config: TrainConfig
+    order: str
+    """Digest of the pictures in their order: shuffling counts on it."""
     threads: int
     """Torch threads that it was started with: sums of floats depend on them."""
     started_ms: int
@@ -90,7 +92,7 @@ class RunFolder:
             plain["config"] = recipes.from_toml(plain["config"])
             plain["phase_runs"] = tuple(plain["phase_runs"])
             return Plan(**plain)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, ConfigError, UnknownChoice) as error:
             raise TrainingError(f"The run folder {self.path} has no readable {_PLAN}: {error}.") from error
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -122,8 +124,12 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; raises TrainingError while another process holds it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / _LOCK).open("w") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / _LOCK).open("w")
+        except OSError as error:
+            raise TrainingError(f"No run can be kept in {self.path}: {error.strerror}.") from error
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -155,6 +161,7 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())
             aside.rename(self.path / name)
+            _flush_folder(self.path)
         except OSError as error:
             aside.unlink(missing_ok=True)
             raise TrainingError(
@@ -168,18 +175,44 @@ def default_root() -> Path:
     return Path(os.environ.get(FOLDER_VARIABLE) or "runs")
 
 
-def unfinished(root: Path) -> list[RunFolder]:
-    """The folders of runs that were not finished, the newest first."""
-    found = [path for path in root.glob("*") if (path / _PLAN).is_file()] if root.is_dir() else []
-    return [RunFolder(p) for p in sorted(found, key=lambda p: (p / _PLAN).stat().st_mtime, reverse=True)]
+def all_folders(root: Path) -> list[RunFolder]:
+    """Every folder that a run made, the newest first, also those of runs that were killed while they
+    began.
+    """
+    times = {}
+    for path in root.glob(f"*/{_LOCK}"):
+        with suppress(FileNotFoundError):  # a run that ends just now
+            times[path.parent] = path.stat().st_mtime
+    return [RunFolder(path) for path in sorted(times, key=lambda path: -times[path])]
+
+
+def unfinished(root: Path) -> dict[str, tuple[RunFolder, Plan]]:
+    """The runs that can be gone on with, by their ids, the newest first; a folder without a readable plan is
+    none.
+    """
+    found = {}
+    for folder in all_folders(root):
+        with suppress(TrainingError):
+            plan = folder.read_plan()
+            found[plan.run_id] = (folder, plan)
+    return found
 
 
 def find(root: Path, run_id: str) -> RunFolder:
     """The folder of an unfinished run by its id or the first six or more of its letters; raises
     UnknownChoice.
     """
-    folders = {folder.read_plan().run_id: folder for folder in unfinished(root)}
+    folders = unfinished(root)
     matching = [name for name in folders if len(run_id) >= 6 and name.startswith(run_id)]
     if len(matching) != 1:
         raise UnknownChoice("run to resume", run_id, list(folders) or [f"there is none in {root}"])
-    return folders[matching[0]]
+    return folders[matching[0]][0]
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename outlast a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -6,6 +6,7 @@ epoch in progress is lost, and the model comes out the same to the bit.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 import uuid
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 
 from models.backbones import Pretraining
-from models.errors import TrackerUnavailable, TrainingError
+from models.errors import TrainingError
 from models.transfer import TransferModel
 from pipelines import run_folder
 from pipelines.config import TrainConfig
@@ -48,12 +49,15 @@ def train(data: Dataset, config: TrainConfig, *, name: str, reporter: Reporter |
     end_abandoned(root)
     folder = RunFolder(root / uuid.uuid4().hex)
     with folder.locked():
-        phases = [phase.name for phase in config.phases]
-        try:
-            run_id, children = runs.open_runs(f"{name} {config.backbone}", phases, folder=folder.path.name)
-        except TrackerUnavailable:
-            folder.remove()
-            raise
+        plan = _open(folder, data, config, name, threads)
+        return TrainingRun(plan, folder, data, reporter).go(model)
+
+
+def _open(folder: RunFolder, data: Dataset, config: TrainConfig, name: str, threads: int) -> Plan:
+    """Open the runs and write the plan: both, or nothing stays open."""
+    phases = [phase.name for phase in config.phases]
+    try:
+        run_id, children = runs.open_runs(f"{name} {config.backbone}", phases, folder=folder.path.name)
         plan = Plan(
             run_id=run_id,
             phase_runs=tuple(children),
@@ -61,12 +65,18 @@ def train(data: Dataset, config: TrainConfig, *, name: str, reporter: Reporter |
             data=str(data.root),
             data_name=data.name,
             digest=data.digest,
+            order=_order(data),
             config=config,
             threads=threads,
             started_ms=int(time.time() * 1000),
         )
         folder.write_plan(plan)
-        return TrainingRun(plan, folder, data, reporter).go(model)
+    except BaseException:
+        # A tracker that is away is asked again by the next training, which finds the folder.
+        if runs.end_abandoned(folder.path.name):
+            folder.remove()
+        raise
+    return plan
 
 
 def resume(run_id: str, scan: Callable[[Plan], Dataset], *, reporter: Reporter | None = None) -> Trained:
@@ -79,11 +89,13 @@ def resume(run_id: str, scan: Callable[[Plan], Dataset], *, reporter: Reporter |
     with folder.locked():
         plan = folder.read_plan()
         data = replace(scan(plan), name=plan.data_name)
-        if data.digest != plan.digest:
+        if data.digest != plan.digest or _order(data) != plan.order:
+            what = "changed" if data.digest != plan.digest else "been renamed or put in another order"
             raise TrainingError(
-                f"The data in {plan.data} have changed since the run {plan.run_id} began (digest "
-                f"{data.digest[:12]}, not {plan.digest[:12]}); start a new run."
+                f"The data in {data.root} have {what} since the run {plan.run_id} began (digest "
+                f"{data.digest[:12]}, then {plan.digest[:12]}); start a new run."
             )
+        runs.check_known(plan.run_id)
         torch.set_num_threads(plan.threads)
         return TrainingRun(plan, folder, data, reporter or Reporter()).go(_new_model(data, plan.config))
 
@@ -106,10 +118,17 @@ def find_rates(data: Dataset, config: TrainConfig, *, reporter: Reporter | None 
 
 
 def end_abandoned(root: Path) -> None:
-    """Mark the runs of dead processes as KILLED; they stay resumable."""
-    for folder in run_folder.unfinished(root):
-        if not folder.in_use:
-            runs.end_abandoned(folder.path.name)
+    """Mark the runs of dead processes as KILLED; those that had a plan stay resumable."""
+    resumable = [folder.path for folder, _ in run_folder.unfinished(root).values()]
+    for folder in run_folder.all_folders(root):
+        if not folder.in_use and runs.end_abandoned(folder.path.name) and folder.path not in resumable:
+            folder.remove()
+
+
+def _order(data: Dataset) -> str:
+    """Digest of the pictures that training reads, in their order."""
+    listed = [f"{sample.sha256} {sample.labels}" for sample in (*data.train, *data.val)]
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
 
 def _new_model(data: Dataset, config: TrainConfig) -> TransferModel:

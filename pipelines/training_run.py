@@ -7,7 +7,7 @@ Everything said about it goes through an outbox, so MLflow may be away while it 
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from models import bundle
-from models.errors import TrackerUnavailable, TrainingError
+from models.errors import LossNotFinite, TrackerUnavailable, TrainingError
 from models.scoring import Scoring
 from models.transfer import TransferModel
 from pipelines import forensics, plots, recipes, surroundings
@@ -93,6 +93,10 @@ class TrainingRun:
         except (KeyboardInterrupt, SystemExit):
             self._end_badly("KILLED")
             raise
+        except LossNotFinite:
+            # The same settings would come to the same.
+            self._end_badly("FAILED", advice=f"The best state is kept in {self.folder.path}.")
+            raise
         except BaseException:
             self._end_badly("FAILED")
             raise
@@ -107,11 +111,11 @@ class TrainingRun:
         except TrackerUnavailable as error:
             raise TrackerUnavailable(f"{error} {self._how_to_go_on()}") from error
 
-    def _end_badly(self, status: str) -> None:
+    def _end_badly(self, status: str, *, advice: str = "") -> None:
         # What cannot be said now is said when the run is resumed; the error on its way matters more.
         with suppress(TrackerUnavailable, TrainingError):
             self._end(status, _PATIENCE_WHEN_STOPPED_S)
-        self.reporter.say(self._how_to_go_on())
+        self.reporter.say(advice or self._how_to_go_on())
 
     def _how_to_go_on(self) -> str:
         return f"The run is kept in {self.folder.path}; go on with: lucida train --resume {self.plan.run_id}"
@@ -266,8 +270,7 @@ class TrainingRun:
         metrics["temperature"] = model.scoring.temperature
         self.log.metrics(metrics, timestamp_ms=ended_ms)
         self.log.tags({"peak_memory_mb": f"{surroundings.peak_memory_mb():.0f}"})
-        with tempfile.TemporaryDirectory() as aside:
-            folder = Path(aside) / "bundle"
+        with self._bundle_folder() as folder:
             digest = bundle.save(
                 model,
                 folder,
@@ -304,6 +307,19 @@ class TrainingRun:
             peak_memory_mb=surroundings.peak_memory_mb(),
         )
 
+    @contextmanager
+    def _bundle_folder(self) -> Iterator[Path]:
+        """A new folder for the bundle beside the checkpoint; what an interrupted attempt left goes first."""
+        folder = self.folder.path / "bundle"
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            yield folder
+        except OSError as error:
+            raise TrainingError(
+                f"The run could not be finished in {self.folder.path}: {error.strerror or error}. "
+                "The checkpoint is whole."
+            ) from error
+
     def _evaluate(self, model: TransferModel) -> dict[str, Evaluation]:
         """Judge the held-out splits with the temperature that fits the validation split."""
         raw = {
@@ -320,7 +336,7 @@ class TrainingRun:
         judged = {}
         for split, each in raw.items():
             samples = self.data.samples(split)
-            judged[split] = judge(self.data.classes, model.scoring, samples, split, each.logits, each.pooled)
+            judged[split] = judge(self.data.classes, model.scoring, samples, split, each.logits)
             judged[split].metrics["uncalibrated_ece"] = each.metrics["ece"]
             judged[split].metrics["uncalibrated_loss"] = each.metrics["loss"]
             title = (

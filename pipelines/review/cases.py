@@ -65,12 +65,11 @@ class Neighbours:
         """Embed the pictures, of a large set 4,000 drawn by their digests."""
         self.classes = model.classes
         self.samples = sorted(samples, key=lambda sample: sample.sha256)[:_MOST_COMPARED]
-        pooled = embed(model, self.samples, report=report).flatten(1)
-        self._directions = torch.nn.functional.normalize(pooled, dim=1)
+        self._directions = torch.nn.functional.normalize(embed(model, self.samples, report=report), dim=1)
 
-    def nearest(self, pooled: Tensor, labels: Sequence[int], sha256: str) -> tuple[Neighbour, ...]:
+    def nearest(self, vector: Tensor, labels: Sequence[int], sha256: str) -> tuple[Neighbour, ...]:
         """The most similar training pictures of one judged picture (features,), itself left out."""
-        cosine = self._directions @ torch.nn.functional.normalize(pooled.flatten(), dim=0)
+        cosine = self._directions @ torch.nn.functional.normalize(vector, dim=0)
         found: list[Neighbour] = []
         for place in torch.argsort(cosine, descending=True, stable=True).tolist():
             sample = self.samples[place]
@@ -89,15 +88,15 @@ class Neighbours:
 def explain(
     model: TransferModel,
     judged: Sequence[Judged],
-    pooled: Sequence[Tensor],
     split: str,
     neighbours: Neighbours,
     report: Callable[[int, int], None],
 ) -> list[Case]:
-    """Explain each judged picture; ``pooled`` is what the head saw of each."""
+    """Explain each judged picture."""
     made: list[Case] = []
-    for item, features in zip(judged, pooled, strict=True):
-        near = neighbours.nearest(features, item.sample.labels, item.sample.sha256)
+    for item in judged:
+        (vector,) = embed(model, [item.sample])
+        near = neighbours.nearest(vector, item.sample.labels, item.sample.sha256)
         made.append(_case(model, item, split, near))
         report(len(made), len(judged))
     return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,9 +61,17 @@ class Comparison:
     pairs: list[Pair]
 
 
-def compare(one: str, other: str, data: Dataset, *, reporter: Reporter | None = None) -> Comparison:
+def compare(
+    one: str,
+    other: str,
+    data: Dataset,
+    *,
+    reporter: Reporter | None = None,
+    keep: Callable[[str], object] = lambda html: None,
+) -> Comparison:
     """Judge the models of two runs on the data's held-out splits and explain each answer.
 
+    ``keep`` is given the page before anything is logged.
     Logs metrics and the page to a run of its own. Raises RegistryError when the runs have no models, or
     models that do not know the data's classes.
     """
@@ -80,6 +88,7 @@ def compare(one: str, other: str, data: Dataset, *, reporter: Reporter | None = 
     ]
     summary = _summary(judged, pairs, bundles, data)
     html = _page((one, other), bundles, judged, pairs, summary)
+    keep(html)
     run_id = runs.log_comparison(
         (one, other), _metrics(judged, pairs), {"compare/compare.html": html}, data.digest
     )

@@ -18,6 +18,9 @@ from pipelines.evaluate import Evaluation
 from pipelines.pages import render
 from pipelines.review.cases import Case
 
+_MOST_IN_TABLE = 40
+"""Classes of a confusion table that a page can show; of more, the rows of the classes say it."""
+
 
 def sheet(found: Sequence[Case], *, title: str) -> PIL.Image.Image:
     """Rows of picture, map of the answer, map of the truth, and their difference."""
@@ -43,12 +46,10 @@ def page(
     facts: Mapping[str, Any],
 ) -> str:
     """The review as one HTML page without any outside reference; ``facts`` are shown as its provenance."""
-    several = any(each.confusion.ndim == 3 for each in evaluations)
     return render(
         "gallery.html.j2",
         title=title,
         summary=summary,
-        several=several,
         classes=evaluations[0].classes,
         evaluations=[_split(each) for each in evaluations],
         sections=[
@@ -68,13 +69,15 @@ def page(
 
 
 def _split(evaluation: Evaluation) -> dict[str, Any]:
+    shown = evaluation.confusion.ndim == 2 and len(evaluation.classes) <= _MOST_IN_TABLE
     return {
         "split": evaluation.split,
         "count": len(evaluation.judged),
         "wrong": len(evaluation.wrong),
         "metrics": evaluation.metrics,
         "classes": evaluation.classes,
-        "confusion": evaluation.confusion.tolist(),
+        "confusion": evaluation.confusion.tolist() if shown else [],
+        "answers": sum(each.answers for each in evaluation.reliability),
         "table": [asdict(row) for row in evaluation.table],
         "bins": [asdict(each) for each in evaluation.reliability if each.answers],
     }

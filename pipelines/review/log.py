@@ -39,11 +39,7 @@ def log_review(
     )
 
     def explained(each: Evaluation, what: str, chosen: list[Judged]) -> list[Case]:
-        places = {item.sample.name: place for place, item in enumerate(each.judged)}
-        pooled = [each.pooled[places[item.sample.name]] for item in chosen]
-        return explain(
-            model, chosen, pooled, each.split, near, lambda done, total: reporter.step(what, done, total)
-        )
+        return explain(model, chosen, each.split, near, lambda done, total: reporter.step(what, done, total))
 
     wrong = [
         c for each in evaluations for c in explained(each, "explaining mistakes", each.wrong[:_MOST_MISTAKES])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -70,9 +71,16 @@ def held_out(checked: Bundle, data: Dataset, reporter: Reporter) -> list[Evaluat
     ]
 
 
-def review(run_id: str, data: Dataset, *, reporter: Reporter | None = None) -> str:
+def review(
+    run_id: str,
+    data: Dataset,
+    *,
+    reporter: Reporter | None = None,
+    keep: Callable[[str], object] = lambda html: None,
+) -> str:
     """Judge the run's model on the data's held-out splits, log the review to the run, and return its page.
 
+    ``keep`` is given the page before anything is logged.
     Raises RegistryError when the data set is not the one that the model was trained and judged on.
     """
     reporter = reporter or Reporter()
@@ -83,6 +91,12 @@ def review(run_id: str, data: Dataset, *, reporter: Reporter | None = None) -> s
             f"{model_of(run_id)} was trained on another data set "
             f"(digest {str(trained_on)[:12]}, not {data.digest[:12]})."
         )
+
+    def log(content: bytes | str, path: str) -> None:
+        if isinstance(content, str):
+            keep(content)
+        runs.log_file(run_id, content, path)
+
     return log_review(
         checked.model,
         held_out(checked, data, reporter),
@@ -91,7 +105,7 @@ def review(run_id: str, data: Dataset, *, reporter: Reporter | None = None) -> s
         run_id=run_id,
         digest=checked.provenance.digest,
         baseline=checked.manifest["metrics"].get("baseline_accuracy"),
-        keep=partial(runs.log_file, run_id),
+        keep=log,
         keep_table=partial(runs.log_columns, run_id),
         reporter=reporter,
     )

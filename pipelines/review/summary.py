@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from pipelines.evaluate import Evaluation
 
-_SURE = 0.8
 _FEW = 50
 _BADLY_CALIBRATED = 0.1
 
@@ -28,9 +27,9 @@ def sentences(
     if baseline is not None:
         gain = evaluations[0].metrics["accuracy"] - baseline
         verdict = "no better than" if gain < 0.005 else f"{gain:.1%} above"
-        split = evaluations[0].split
         found.append(
-            f"On {split} that is {verdict} a linear probe on the untouched features ({baseline:.1%})."
+            f"The accuracy on {evaluations[0].split} is {verdict} that of a linear probe on the untouched "
+            f"features ({baseline:.1%})."
         )
     found += _confusions(last)
     found += _weakest(last)
@@ -50,11 +49,11 @@ def sentences(
 
 def _result(evaluation: Evaluation) -> str:
     count, wrong = len(evaluation.judged), len(evaluation.wrong)
-    sure = sum(item.said.score >= _SURE for item in evaluation.wrong)
+    sure = sum(item.sure for item in evaluation.wrong)
     said = f"{evaluation.split}: {count - wrong} of {count} pictures right"
     if not wrong:
         return f"{said}."
-    return f"{said}; {sure} of the {wrong} mistakes were made with a score of {_SURE:.0%} or more."
+    return f"{said}; {sure} of the {wrong} mistakes were made with a score of 80% or more."
 
 
 def _confusions(evaluation: Evaluation) -> list[str]:
@@ -68,10 +67,11 @@ def _confusions(evaluation: Evaluation) -> list[str]:
 
 
 def _weakest(evaluation: Evaluation) -> list[str]:
-    row = min(evaluation.table, key=lambda each: each.recall)
-    if row.recall >= 1:
+    shown = [(each.recall, each) for each in evaluation.table if each.recall is not None]
+    recall, row = min(shown, key=lambda pair: pair[0])
+    if recall >= 1:
         return []
-    found = round(row.recall * row.pictures)
+    found = round(recall * row.pictures)
     return [f"The class found least often: {row.label}, {found} of {row.pictures} on {evaluation.split}."]
 
 

@@ -9,6 +9,7 @@ news may be delivered twice without a double: a crash between delivering and not
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import threading
@@ -26,7 +27,6 @@ from models.errors import TrackerUnavailable, TrainingError
 AWAY = (MlflowException, SQLAlchemyError, OSError)
 """What a tracker that is away, locked or full raises."""
 
-_REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}
 _PAUSES_S = (0.2, 1.0, 3.0, 10.0, 30.0)
 """Between attempts after the first, second, … failure in a row."""
 
@@ -46,10 +46,16 @@ class Outbox:
         self._closed = False
         self.refused: list[str] = []
         """Why the tracker would not take some news."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._delivered = int(self._mark.read_text()) if self._mark.is_file() else 0
-        self._waiting: list[News] = self._left_over()
-        self._file = path.open("ab")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._delivered = self._read_mark()
+            self._waiting: list[News] = self._left_over()
+            # Not buffered: what a full disk did not take must not reach the file later by itself.
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise TrainingError(
+                f"The run's news cannot be kept in {path.parent}: {error.strerror}."
+            ) from error
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
 
@@ -57,11 +63,14 @@ class Outbox:
         """Keep a piece of news and let it be delivered; raises TrainingError when the disk is full."""
         line = json.dumps(news).encode() + b"\n"
         with self._changed:
+            whole = os.fstat(self._file.fileno()).st_size
             try:
-                self._file.write(line)
-                self._file.flush()
+                if self._file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(self._file.fileno())
             except OSError as error:
+                with suppress(OSError):
+                    self._file.truncate(whole)
                 raise TrainingError(
                     f"The run's news cannot be kept in {self._path.parent} ({error.strerror}); what was kept "
                     "before is whole. Make room and resume the run."
@@ -107,13 +116,15 @@ class Outbox:
                 news = self._waiting[0]
             try:
                 self._deliver(news)
-            except AWAY as error:
-                if getattr(error, "error_code", "") in _REFUSED:
+            except Exception as error:
+                # Stores for artefacts raise what their own libraries raise; whatever it is, the news is kept,
+                # and a thread that ended here would keep all that follows as well.
+                if _is_refused(error):
                     # Said again it would be refused again, and hold up all that comes after it.
                     self.refused.append(" ".join(str(error).split())[:300])
                 else:
                     failures += 1
-                    self._pause(str(error), failures)
+                    self._pause(str(error) or type(error).__name__, failures)
                     continue
             failures = 0
             with self._changed:
@@ -125,7 +136,10 @@ class Outbox:
         pause = _PAUSES_S[min(failures, len(_PAUSES_S)) - 1]
         with self._changed:
             self._last_failure = " ".join(reason.split())[:300]
-            self._changed.wait_for(lambda: self._closed, timeout=min(pause, 1.0) if self._hurried else pause)
+            if not self._hurried:
+                self._changed.wait_for(lambda: self._closed or self._hurried, timeout=pause)
+            if self._hurried:
+                self._changed.wait_for(lambda: self._closed, timeout=min(pause, 1.0))
 
     # ------------------------------------------------------------ the file
 
@@ -137,6 +151,15 @@ class Outbox:
             aside.write_text(str(self._delivered))
             aside.rename(self._mark)
 
+    def _read_mark(self) -> int:
+        """How many lines were delivered; a mark that a power cut emptied means none, for saying twice is
+        harmless.
+        """
+        try:
+            return int(self._mark.read_text())
+        except (OSError, ValueError):
+            return 0
+
     def _left_over(self) -> list[News]:
         """What the file holds beyond what was delivered; a line that a crash cut off is dropped."""
         if not self._path.is_file():
@@ -147,6 +170,12 @@ class Outbox:
                 file.truncate(sum(map(len, lines[:-1])))
             lines.pop()
         return [json.loads(line) for line in lines[self._delivered :]]
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether the tracker understood and will never take it; a database's own troubles pass."""
+    understood = isinstance(error, MlflowException) and error.error_code == "INVALID_PARAMETER_VALUE"
+    return understood and not isinstance(error.__cause__, SQLAlchemyError)
 
 
 def packed(data: bytes) -> str:

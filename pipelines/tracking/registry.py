@@ -24,8 +24,7 @@ from mlflow.types import ColSpec, DataType, Schema
 
 import models
 from models import bundle
-from models.errors import RegistryError, TrackerUnavailable
-from pipelines.tracking.outbox import AWAY
+from models.errors import LucidaError, RegistryError, TrackerUnavailable
 
 CHAMPION = "champion"
 BUNDLE = "bundle"
@@ -69,6 +68,8 @@ def register(
         _delete_half_logged(client, run_id)
         with mlflow.start_run(run_id=run_id):
             info = _log_pyfunc(folder)
+        # Leaving that context ended the run; it ends when its version is there.
+        client.update_run(run_id, status="RUNNING")
         linked = [
             Metric(key, value, timestamp_ms, 0, model_id=info.model_id) for key, value in metrics.items()
         ]
@@ -80,7 +81,10 @@ def register(
                 raise
         tags = {f"metric.{metric}": f"{value:.6f}" for metric, value in metrics.items()}
         return client.create_model_version(name, info.model_uri, run_id, tags=tags, model_id=info.model_id)
-    except AWAY as error:
+    except LucidaError:
+        raise
+    except Exception as error:
+        # A store for artefacts raises what its own library raises.
         raise TrackerUnavailable(
             f"{name} could not be registered in {mlflow.get_registry_uri()}: "
             f"{' '.join(str(error).split())[:300]}"

@@ -6,10 +6,12 @@ names.
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 
 from models import images
-from models.errors import TrackerUnavailable
+from models.errors import RegistryError, TrackerUnavailable
 from models.render.overlay import encode
 from pipelines.data import Dataset
 from pipelines.tracking.outbox import AWAY, News, Outbox, packed, unpacked
@@ -42,7 +44,7 @@ def open_runs(name: str, phases: Iterable[str], *, folder: str) -> tuple[str, li
     Raises TrackerUnavailable: training does not begin without a run.
     """
     client = mlflow.MlflowClient()
-    try:
+    with _answering("No run can be opened"):
         experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
         tags = {_FOLDER_TAG: folder, "mlflow.source.name": "lucida train", "mlflow.source.type": "LOCAL"}
         parent = client.create_run(experiment, tags=tags, run_name=name).info.run_id
@@ -52,29 +54,52 @@ def open_runs(name: str, phases: Iterable[str], *, folder: str) -> tuple[str, li
             child = client.create_run(experiment, tags=nested, run_name=f"{number} {phase}")
             client.update_run(child.info.run_id, status="SCHEDULED")
             children.append(child.info.run_id)
-    except AWAY as error:
-        raise TrackerUnavailable(
-            f"No run can be opened in {mlflow.get_tracking_uri()}: {' '.join(str(error).split())[:300]}"
-        ) from error
     return parent, children
 
 
-def end_abandoned(folder: str) -> list[str]:
-    """Mark the unended runs of a process that died as KILLED, and return their ids; a tracker that is away is
-    left for the next time.
+def end_abandoned(folder: str) -> bool:
+    """Mark the unended runs of a process that died as KILLED; false when the tracker is away, for the
+    next time.
     """
     client = mlflow.MlflowClient()
     try:
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
-            return []
+            return True
         found = client.search_runs([experiment.experiment_id], f"tags.`{_FOLDER_TAG}` = '{folder}'")
-        dead = [run.info.run_id for run in found if run.info.status in ("RUNNING", "SCHEDULED")]
-        for run_id in dead:
-            client.set_terminated(run_id, status="KILLED")
+        for run in found:
+            if run.info.status in ("RUNNING", "SCHEDULED"):
+                client.set_terminated(run.info.run_id, status="KILLED")
     except AWAY:
-        return []
-    return dead
+        return False
+    return True
+
+
+def check_known(run_id: str) -> None:
+    """Raise RegistryError where the store answers that it has no such run; one that is away may have it."""
+    try:
+        mlflow.MlflowClient().get_run(run_id)
+    except AWAY as error:
+        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            raise RegistryError(
+                f"The store at {shown_uri()} has no run {run_id}; go to the folder, or set the "
+                "MLFLOW_TRACKING_URI, where it was begun."
+            ) from error
+
+
+def shown_uri() -> str:
+    """The tracking URI without a password."""
+    return re.sub(r"://([^:/@]+):[^@/]+@", r"://\1:***@", str(mlflow.get_tracking_uri()))
+
+
+@contextmanager
+def _answering(what: str) -> Iterator[None]:
+    """Turn what an absent tracker raises into TrackerUnavailable."""
+    try:
+        yield
+    except AWAY as error:
+        reason = " ".join(str(error).split())[:300]
+        raise TrackerUnavailable(f"{what} in {shown_uri()}: {reason}") from error
 
 
 class RunLog:
@@ -88,9 +113,9 @@ class RunLog:
         """Parameters, which never change."""
         self._add("params", run_id, values={key: str(value)[:_LONGEST] for key, value in values.items()})
 
-    def tags(self, values: Mapping[str, Any], *, run_id: str | None = None) -> None:
+    def tags(self, values: Mapping[str, Any]) -> None:
         """Tags, which may be set again."""
-        self._add("tags", run_id, values={key: str(value)[:_LONGEST] for key, value in values.items()})
+        self._add("tags", None, values={key: str(value)[:_LONGEST] for key, value in values.items()})
 
     def metrics(
         self,
@@ -99,24 +124,23 @@ class RunLog:
         step: int = 0,
         run_id: str | None = None,
         timestamp_ms: int | None = None,
-    ) -> int:
-        """Metrics of one step; returns the timestamp that makes them the same metrics when said again."""
+    ) -> None:
+        """Metrics of one step; said again with the same timestamp they stay one."""
         now = int(time.time() * 1000) if timestamp_ms is None else timestamp_ms
         self._add("metrics", run_id, values=dict(values), step=step, timestamp=now)
-        return now
 
     def dataset(self, data: Dataset) -> None:
         """The data set as the run's input, by name and digest."""
         self._add("dataset", None, root=str(data.root), name=data.name, digest=data.digest)
 
-    def picture(self, picture: PIL.Image.Image, path: str, *, run_id: str | None = None) -> None:
+    def picture(self, picture: PIL.Image.Image, path: str) -> None:
         """A PNG artefact."""
-        self.file(encode(picture, "png"), path, run_id=run_id)
+        self.file(encode(picture, "png"), path)
 
-    def file(self, data: bytes | str, path: str, *, run_id: str | None = None) -> None:
+    def file(self, data: bytes | str, path: str) -> None:
         """An artefact."""
         raw = data.encode() if isinstance(data, str) else data
-        self._add("file", run_id, path=path, data=packed(raw))
+        self._add("file", None, path=path, data=packed(raw))
 
     def table(self, columns: dict[str, list[Any]], path: str) -> None:
         """A table that MLflow's page can show; uint8 arrays (height, width, 3) become pictures in it."""
@@ -158,7 +182,7 @@ def _deliver(news: News) -> None:
         for part in _parts([RunTag(k, v) for k, v in news["values"].items()], _MOST_TAGS):
             client.log_batch(run_id, tags=part)
     elif kind == "file":
-        log_file(run_id, unpacked(news["data"]), news["path"])
+        _log_file(run_id, unpacked(news["data"]), news["path"])
     elif kind == "table":
         _log_table(run_id, news["columns"], news["pictures"], news["path"])
     elif kind == "dataset":
@@ -170,7 +194,12 @@ def _deliver(news: News) -> None:
 
 
 def log_file(run_id: str, data: bytes | str, path: str) -> None:
-    """An artefact of a run, at once."""
+    """An artefact of a run, at once; raises TrackerUnavailable."""
+    with _answering(f"{path} cannot be logged"):
+        _log_file(run_id, data, path)
+
+
+def _log_file(run_id: str, data: bytes | str, path: str) -> None:
     data = data.encode() if isinstance(data, str) else data
     with tempfile.TemporaryDirectory() as aside:
         file = Path(aside) / Path(path).name
@@ -183,6 +212,13 @@ def log_comparison(
     compared: tuple[str, str], metrics: Mapping[str, float], files: Mapping[str, str], digest: str
 ) -> str:
     """A finished run of its own that compares two others; returns its id."""
+    with _answering("The comparison cannot be logged"):
+        return _log_comparison(compared, metrics, files, digest)
+
+
+def _log_comparison(
+    compared: tuple[str, str], metrics: Mapping[str, float], files: Mapping[str, str], digest: str
+) -> str:
     client = mlflow.MlflowClient()
     experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
     tags = {
@@ -194,16 +230,21 @@ def log_comparison(
     name = f"compare {compared[0][:8]} {compared[1][:8]}"
     run_id: str = client.create_run(experiment, tags=tags, run_name=name).info.run_id
     now = int(time.time() * 1000)
-    client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
-    for path, content in files.items():
-        log_file(run_id, content, path)
+    try:
+        client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
+        for path, content in files.items():
+            _log_file(run_id, content, path)
+    except BaseException:
+        client.set_terminated(run_id, status="FAILED")
+        raise
     client.set_terminated(run_id)
     return run_id
 
 
 def log_columns(run_id: str, columns: dict[str, list[Any]], path: str) -> None:
-    """A table of a run, at once; see :meth:`RunLog.table`."""
-    _log_table(run_id, *_packed_columns(columns), path)
+    """A table of a run, at once; see :meth:`RunLog.table`. Raises TrackerUnavailable."""
+    with _answering(f"{path} cannot be logged"):
+        _log_table(run_id, *_packed_columns(columns), path)
 
 
 def _packed_columns(columns: dict[str, list[Any]]) -> tuple[dict[str, list[Any]], list[str]]:

@@ -79,11 +79,17 @@ def test_each_field_varies_its_own_part_within_its_width(setting, read):
             assert view.crop == quiet.crop, "turning one change on leaves the others"
 
 
-def test_a_crop_keeps_at_least_its_share_unless_the_picture_is_too_narrow():
-    policy = replace(STILL, min_crop_area=0.4)
-    areas = [draw(policy, np.random.default_rng(seed), 1.0).crop for seed in range(300)]
-    assert 0.3 < min(box[2] * box[3] for box in areas) < 0.5
-    assert np.mean([box[2] * box[3] for box in areas]) == pytest.approx(0.7, abs=0.05)
+@pytest.mark.parametrize("aspect", [0.3, 1.0, 2.0, 5.0])
+def test_a_crop_keeps_at_least_its_share_of_any_picture(aspect):
+    def areas(share):
+        policy = replace(STILL, min_crop_area=share)
+        boxes = [draw(policy, np.random.default_rng(seed), aspect).crop for seed in range(300)]
+        return [box[2] * box[3] for box in boxes]
+
+    assert areas(1.0) == pytest.approx([1.0] * 300)
+    some = areas(0.4)
+    assert 0.4 - 1e-9 <= min(some) < 0.45
+    assert np.mean(some) == pytest.approx(0.7, abs=0.05)
 
 
 @pytest.fixture

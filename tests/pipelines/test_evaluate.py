@@ -16,7 +16,7 @@ from pipelines.evaluate import fit_temperature, judge
 def judged(logits, labels, task="multiclass", temperature=1.0, names=None):
     samples = [Sample(Path("x"), f"{n}.png", tuple(each), f"{n:064d}") for n, each in enumerate(labels)]
     classes = names or [f"c{n}" for n in range(logits.shape[1])]
-    return judge(classes, Scoring(task, temperature), samples, "val", logits, torch.zeros(len(logits), 2))
+    return judge(classes, Scoring(task, temperature), samples, "val", logits)
 
 
 @pytest.fixture
@@ -132,3 +132,39 @@ def test_the_plots_can_be_drawn_for_every_task(three):
     for each in (single, several):
         assert min(plots.confusion(each).size) > 300
         assert min(plots.reliability(each.reliability, each.reliability, title="t").size) > 300
+
+
+def test_a_class_that_a_split_does_not_show_is_counted_nowhere():
+    logits = torch.eye(5)[[0, 1, 2, 3] * 5] * 9
+    perfect = judged(logits, [[n % 4] for n in range(20)])
+    for name in ("accuracy", "balanced_accuracy", "auroc", "macro_f1"):
+        assert perfect.metrics[name] == pytest.approx(1.0), name
+    absent = perfect.table[4]
+    assert (absent.pictures, absent.recall, absent.auroc) == (0, None, None)
+    several = judged(torch.tensor([[3.0, 3.0], [3.0, -3.0]]), [[0, 1], [0]], "multilabel")
+    assert several.metrics["auroc"] == 1.0, "the label that is always true says nothing"
+    assert several.table[0].auroc is None
+
+
+def test_hundreds_of_classes_and_names_like_formulas_can_be_drawn():
+    torch.manual_seed(0)
+    many = judged(torch.randn(300, 300), [[n] for n in range(300)])
+    assert max(plots.confusion(many).size) < 2000
+    odd = judged(torch.randn(4, 2), [[0], [1], [0], [1]], names=["$_$", "<b>&\\foo"])
+    assert min(plots.confusion(odd).size) > 300
+
+
+def test_only_what_a_review_needs_is_kept_of_a_thousand_classes():
+    torch.manual_seed(0)
+    result = judged(torch.randn(3, 1000), [[7], [8], [9]])
+    assert all(len(item.ranking) <= 6 for item in result.judged)
+    assert [item.true.label for item in result.judged] == ["c7", "c8", "c9"]
+
+
+def test_a_sure_mistake_is_a_false_answer_or_a_clear_miss():
+    logits = torch.tensor([[3.0, -5.0], [3.0, 0.2], [-5.0, -0.2]])
+    missed, half, silent = judged(logits, [[0, 1], [0], [0]], "multilabel").judged
+    assert missed.sure, "b is true and has a score of 0.01"
+    assert not half.sure
+    assert half.error == pytest.approx(torch.sigmoid(torch.tensor(0.2)).item())
+    assert silent.error == pytest.approx(1 - torch.sigmoid(torch.tensor(-5.0)).item())

@@ -120,36 +120,42 @@ def test_a_budget_for_one_view_gives_one_view(found, tmp_path):
     assert features.views == 1
 
 
+def named(letter: str) -> str:
+    """A key as long as a digest."""
+    return letter * 64
+
+
 def array(store: FeatureStore, key: str, value: float, rows: int = 100):
     def fill(put):
         for start in range(0, rows, 40):
             put(start, torch.full((min(40, rows - start), 10), value))
 
-    return store.get(key, (rows, 10), fill)
+    return store.get(named(key), (rows, 10), fill)
 
 
 def test_the_oldest_arrays_go_first_and_those_in_use_stay_readable(tmp_path):
     store = FeatureStore(tmp_path, memory_gb=0, disk_gb=13e3 / 1e9)
     for number, key in enumerate("abc"):
         array(store, key, number)
-        os.utime(tmp_path / f"{key}.npy", (number, number))
+        os.utime(tmp_path / f"{named(key)}.npy", (number, number))
     held = array(FeatureStore(tmp_path, memory_gb=0, disk_gb=1), "a", -1)
     assert float(held.rows(slice(0, 1))[0, 0]) == 0, "read, not computed"
-    os.utime(tmp_path / "a.npy", (0, 0))
+    os.utime(tmp_path / f"{named('a')}.npy", (0, 0))
     array(FeatureStore(tmp_path, memory_gb=0, disk_gb=13e3 / 1e9), "d", 9)
-    assert {path.name for path in tmp_path.iterdir()} == {"b.npy", "c.npy", "d.npy"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{named(key)}.npy" for key in "bcd"}
     assert float(held.rows(slice(99, 100))[0, 9]) == 0, "whoever has it open keeps it"
 
 
 def test_what_a_dead_process_left_half_written_is_removed_and_never_read(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    (tmp_path / f"x.{dead.pid}.part").write_bytes(b"half")
-    (tmp_path / f"y.{os.getpid()}.part").write_bytes(b"somebody is at it")
-    (tmp_path / "k.npy").write_bytes(b"\x93NUMPY cut off")
+    (tmp_path / f"{named('a')}.{dead.pid}.part").write_bytes(b"half")
+    alive = tmp_path / f"{named('b')}.{os.getpid()}.part"
+    alive.write_bytes(b"somebody is at it")
+    (tmp_path / f"{named('c')}.npy").write_bytes(b"\x93NUMPY cut off")
     store = FeatureStore(tmp_path, memory_gb=0, disk_gb=1)
-    assert float(array(store, "k", 3.0).rows(slice(7, 8))[0, 0]) == 3.0
-    assert {path.name for path in tmp_path.iterdir()} == {"k.npy", f"y.{os.getpid()}.part"}
+    assert float(array(store, "c", 3.0).rows(slice(7, 8))[0, 0]) == 3.0
+    assert {path.name for path in tmp_path.iterdir()} == {f"{named('c')}.npy", alive.name}
 
 
 def test_an_interrupted_computation_leaves_nothing_behind(tmp_path):
@@ -160,7 +166,7 @@ def test_an_interrupted_computation_leaves_nothing_behind(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.get("k", (100, 10), stopped)
+        store.get(named("k"), (100, 10), stopped)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -168,7 +174,7 @@ def test_an_interrupted_computation_leaves_nothing_behind(tmp_path):
 def test_rows_are_copies_in_the_order_asked_for(tmp_path, rows):
     store = FeatureStore(tmp_path, memory_gb=0, disk_gb=1)
     values = torch.arange(1000.0).reshape(100, 10)
-    stored = store.get("k", (100, 10), lambda put: put(0, values))
+    stored = store.get(named("k"), (100, 10), lambda put: put(0, values))
     taken = stored.rows(rows)
     assert torch.equal(taken, values[rows])
     taken.zero_()
@@ -178,17 +184,20 @@ def test_rows_are_copies_in_the_order_asked_for(tmp_path, rows):
 def test_a_full_disk_is_named_and_leaves_no_half_file(small_disk):
     store = FeatureStore(small_disk / "cache", memory_gb=0, disk_gb=1)
     with pytest.raises(TrainingError, match=r"cache.*No space left.*LUCIDA_CACHE.*cache_disk_gb"):
-        array(store, "big", 1.0, rows=4_000_000)
+        array(store, "b", 1.0, rows=4_000_000)
     assert list((small_disk / "cache").iterdir()) == []
 
 
 def test_the_cache_can_be_asked_and_cleared(tmp_path):
-    array(FeatureStore(tmp_path / "c", memory_gb=0, disk_gb=1), "k", 1.0)
+    array(FeatureStore(tmp_path / "c", memory_gb=0, disk_gb=1), "e", 1.0)
+    own = tmp_path / "c" / "somebodys.npy"
+    own.write_bytes(b"not ours")
     files, size = feature_store.size_of(tmp_path / "c")
     assert files == 1
     assert 4000 < size < 4400
     feature_store.clear(tmp_path / "c")
     assert feature_store.size_of(tmp_path / "c") == (0, 0)
+    assert own.read_bytes() == b"not ours"
 
 
 GROW = """
@@ -200,7 +209,7 @@ store = FeatureStore(Path(sys.argv[2]), memory_gb=0.02, disk_gb=10)
 def fill(put):
     for start in range(0, rows, 32):
         put(start, torch.rand(32, 9408))
-stored = store.get(f"k{rows}", (rows, 9408), fill)
+stored = store.get(f"{rows:064d}", (rows, 9408), fill)
 rng = np.random.default_rng(0)
 for start in range(0, rows, 32):
     stored.rows(rng.integers(0, rows, 32))
@@ -217,3 +226,10 @@ def test_memory_stays_bounded_when_the_set_grows_tenfold(tmp_path):
     small, large = peak(1600), peak(16000)
     print(f"peak memory {small} MB with 60 MB of features, {large} MB with 600 MB")
     assert large < small + 60
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    store = FeatureStore(tmp_path / "file" / "cache", memory_gb=0, disk_gb=1)
+    with pytest.raises(TrainingError, match=r"Not a directory.*LUCIDA_CACHE"):
+        array(store, "e", 1.0)

@@ -109,6 +109,7 @@ def test_what_a_table_and_its_folder_do_not_agree_on_is_named(write):
         ),
         ("file,label\ntrain/a.png,x\n", "at least two"),
         ("file,label\ntrain/a.png,x\nother.png,y\n", "at least two|no such file|no readable"),
+        ("file,label,source\ntrain/a.png,x,web\n", "beside label or labels there may only be file and split"),
         ("file,cat,cat\ntrain/a.png,0,1\n", "columns"),
     ],
 )
@@ -134,3 +135,30 @@ def test_the_task_can_be_set_where_the_labels_allow_it(butterflies, write):
     several = data.scan(write(*PICTURES, table=table))
     with pytest.raises(DataError, match=r"'multiclass', but train/c\.png has 0 labels"):
         with_task(several, "multiclass")
+
+
+def test_a_stray_picture_beside_class_folders_is_named_and_left_out(butterflies, tmp_path, encode):
+    import shutil
+
+    copy = shutil.copytree(butterflies, tmp_path / "copy")
+    (copy / "train" / "cover.png").write_bytes(encode(np.zeros((9, 9, 3), np.uint8)))
+    found = data.scan(copy)
+    assert (found.task, len(found.train)) == ("multiclass", 30)
+    assert [(item.name, item.reason) for item in found.skipped] == [
+        ("train/cover.png", "It lies in no class folder and has no label file.")
+    ]
+
+
+def test_pictures_may_be_links_to_where_a_data_store_keeps_them(write, tmp_path):
+    table = "file,label\ntrain/a.png,cat\ntrain/b.png,dog\ntrain/c.png,cat\nval/d.png,dog\nval/e.png,cat\n"
+    root = write(*PICTURES, table=table)
+    (tmp_path / "store").mkdir()
+    (root / "train/a.png").rename(tmp_path / "store" / "0f")
+    (root / "train/a.png").symlink_to(tmp_path / "store" / "0f")
+    assert len(data.scan(root).train) == 3
+
+
+def test_a_table_with_a_split_column_needs_no_folders(write):
+    table = "file,split,label\ntrain/a.png,train,x\ntrain/b.png,train,y\ntrain/c.png,val,x\nother.png,val,y\n"
+    found = data.scan(write("train/a.png", "train/b.png", "train/c.png", "other.png", table=table))
+    assert [sample.name for sample in found.val] == ["train/c.png", "other.png"]

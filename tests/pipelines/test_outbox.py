@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
+from mlflow.exceptions import BAD_REQUEST, INVALID_PARAMETER_VALUE, MlflowException
 
 from models.errors import TrackerUnavailable, TrainingError
 from pipelines.tracking.outbox import Outbox, packed, unpacked
@@ -95,11 +95,76 @@ def test_a_line_that_a_crash_cut_off_is_dropped_and_overwritten(tmp_path, tracke
     assert path.read_bytes() == b'{"n": 1}\n{"n": 2}\n{"n": 3}\n'
 
 
+def test_a_flush_wakes_a_delivery_that_was_resting(tmp_path, tracker, monkeypatch):
+    monkeypatch.setattr("pipelines.tracking.outbox._PAUSES_S", (60.0,))
+    tracker.away = True
+    outbox = Outbox(tmp_path / "o.jsonl", tracker)
+    outbox.add(n=1)
+    assert tracker.tried.wait(5)
+    time.sleep(0.2)
+    tracker.away = False
+    outbox.flush(5)
+    outbox.close()
+    assert tracker.got == [1]
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), KeyError("k"), RuntimeError()])
+def test_whatever_a_store_raises_the_news_is_kept(tmp_path, error):
+    got, failing = [], [True]
+
+    def deliver(news) -> None:
+        if failing.pop() if failing else False:
+            raise error
+        got.append(news["n"])
+
+    outbox = Outbox(tmp_path / "o.jsonl", deliver)
+    outbox.add(n=1)
+    outbox.flush(10)
+    outbox.close()
+    assert got == [1]
+
+
+def test_a_databases_own_trouble_is_no_refusal(tmp_path):
+    """MLflow dresses a lost connection as BAD_REQUEST."""
+    got, failing = [], [True, True]
+
+    def deliver(news) -> None:
+        if failing:
+            failing.pop()
+            raise MlflowException("connection already closed", error_code=BAD_REQUEST)
+        got.append(news["n"])
+
+    outbox = Outbox(tmp_path / "o.jsonl", deliver)
+    outbox.add(n=1)
+    outbox.flush(10)
+    outbox.close()
+    assert (got, outbox.refused) == ([1], [])
+
+
+def test_a_mark_that_a_power_cut_emptied_means_from_the_start(tmp_path, tracker):
+    path = tmp_path / "o.jsonl"
+    path.write_bytes(b'{"n": 1}\n{"n": 2}\n')
+    path.with_suffix(".delivered").write_text("")
+    outbox = Outbox(path, tracker)
+    outbox.flush(10)
+    outbox.close()
+    assert tracker.got == [1, 2]
+
+
 def test_a_full_disk_is_said(small_disk, tracker):
     tracker.away = True
     outbox = Outbox(small_disk / "o.jsonl", tracker)
+    outbox.add(n=1)
     with pytest.raises(TrainingError, match="No space left"):
-        outbox.add(n=0, data="x" * 200_000_000)
+        outbox.add(n=2, data="x" * 200_000_000)
+    outbox.add(n=3)
+    tracker.away = False
+    outbox.flush(10)
+    assert tracker.got == [1, 3]
+    assert [line[:8] for line in (small_disk / "o.jsonl").read_bytes().splitlines()] == [
+        b'{"n": 1}',
+        b'{"n": 3}',
+    ]
     outbox.close()
 
 

@@ -21,7 +21,7 @@ from models.errors import RegistryError
 from models.transfer import TransferModel
 from pipelines import data, forensics
 from pipelines.config import Augmentation, PhaseConfig, TrainConfig
-from pipelines.evaluate import evaluate
+from pipelines.evaluate import embed, evaluate
 from pipelines.recipes import from_toml
 from pipelines.reporter import Reporter
 from pipelines.review import cases, compare, runs, summary
@@ -225,14 +225,14 @@ def test_the_nearest_training_pictures_are_the_nearest(story):
     found, _, _, folder = story
     model = bundle.load(registry.fetch_bundle("wings/1", folder / "nearest").folder).model
     near = cases.Neighbours(model, found.train, lambda done, total: None)
-    result = evaluate(model, found.train, "train")
-    sample, pooled = found.train[7], result.pooled[7]
+    vectors = embed(model, found.train)
+    sample, pooled = found.train[7], vectors[7]
     first = near.nearest(pooled, sample.labels, "of another picture")
     assert first[0].name == sample.name
     assert first[0].similarity == pytest.approx(1.0, abs=1e-4)
     others = near.nearest(pooled, sample.labels, sample.sha256)
     assert sample.name not in [each.name for each in others]
-    cosine = torch.nn.functional.cosine_similarity(result.pooled, pooled.unsqueeze(0))
+    cosine = torch.nn.functional.cosine_similarity(vectors, pooled.unsqueeze(0))
     cosine[7] = -1
     assert others[0].name == found.train[int(cosine.argmax())].name
     assert others[0].similarity == pytest.approx(float(cosine.max()), abs=1e-5)
