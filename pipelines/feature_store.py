@@ -150,7 +150,8 @@ class FeatureStore:
                 f"Free space there, point {FOLDER_VARIABLE} elsewhere, or set cache_disk_gb = 0."
             ) from error
         finally:
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):
+                aside.unlink()
 
     def _make_room(self, size: int) -> None:
         """Delete what crashed runs left, then the files that were used longest ago, until the new one
