@@ -172,7 +172,8 @@ def test_the_run_tells_its_story(world):
     run_id = client.get_model_version_by_alias("my_pictures", "champion").run_id
     run = client.get_run(run_id)
     files = {item.path for item in client.list_artifacts(run_id)}
-    assert {"augmented_samples.png", "confusion_val.png", "dataset.json", "review"} <= files
+    pictures = {"augmented_samples.png", "confusion_val.png", "reliability_val.png", "history.png"}
+    assert pictures | {"config.toml", "environment.txt", "dataset.json", "forensics", "review"} <= files
     reviews = {item.path for item in client.list_artifacts(run_id, "review")}
     assert {"review/review.html", "review/mistakes.png"} <= reviews
     assert run.data.params["backbone"] == "efficientnet_lite0"
@@ -187,7 +188,7 @@ def test_the_run_tells_its_story(world):
         losses = client.get_metric_history(child.info.run_id, "val_loss")
         assert [point.step for point in losses] == list(range(len(losses)))
         assert len(losses) == int(child.data.params["epochs"]) + 1
-        assert child.data.params["batch_norm"] == "frozen statistics"
+        assert child.data.params["batch_norm"] == "frozen"
 
 
 def test_twins_of_one_picture_get_one_explanation(world, val, encode):

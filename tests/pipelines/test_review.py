@@ -41,7 +41,6 @@ def story(butterflies, tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         mlflow.set_tracking_uri(uri)
-        mlflow.set_registry_uri(uri)
         found = data.scan(butterflies)
         first = train(found, CONFIG, name="wings")
         second = train(found, replace(CONFIG, seed=1, phases=PHASES[:1]), name="wings")
