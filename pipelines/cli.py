@@ -319,7 +319,9 @@ def cache(
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
     say(f"{files} arrays of features, {size / 1e9:.2f} GB, in {folder}")
     if drop is not None:
-        run_folder.find(run_folder.default_root(), drop).remove()
+        from pipelines.train import give_up
+
+        give_up(drop)
     for run_id, (left, plan) in run_folder.unfinished(run_folder.default_root()).items():
         state = "in progress" if left.in_use else f"go on with: lucida train --resume {run_id}"
         say(f"unfinished run of {plan.name} in {left.path}: {state}")
@@ -349,7 +351,7 @@ def demo(
     say(f"make serve   then: curl -F image=@{made.picture} http://127.0.0.1:3000/explain")
 
 
-# ---------------------------------------------------------------- what is left over
+# ---------------------------------------------------------------- parts of the commands
 
 
 def _scan_again(moved_to: str | None, plan: Plan) -> Dataset:

@@ -100,6 +100,17 @@ def resume(run_id: str, scan: Callable[[Plan], Dataset], *, reporter: Reporter |
         return TrainingRun(plan, folder, data, reporter or Reporter()).go(_new_model(data, plan.config))
 
 
+def give_up(run_id: str) -> None:
+    """Delete what an unfinished run keeps; its runs are marked KILLED if nobody did.
+
+    Raises UnknownChoice when there is no such run, and TrainingError while a process works on it.
+    """
+    folder = run_folder.find(run_folder.default_root(), run_id)
+    with folder.locked():
+        runs.end_abandoned(folder.path.name)
+        folder.remove()
+
+
 def find_rates(data: Dataset, config: TrainConfig, *, reporter: Reporter | None = None) -> list[RateTest]:
     """A learning rate range test for each phase, on an untrained head and the pretrained blocks."""
     reporter = reporter or Reporter()

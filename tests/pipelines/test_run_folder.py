@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlflow
 import pytest
 import torch
@@ -93,6 +95,18 @@ def test_what_was_opened_is_ended_when_a_run_cannot_begin(in_tmp, butterflies, m
     told = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert {run.info.status for run in told} == {"KILLED"}
     assert run_folder.all_folders(run_folder.default_root()) == []
+
+
+def test_a_run_can_be_given_up_unless_somebody_is_at_it(in_tmp):
+    folder = RunFolder(run_folder.default_root() / "one")
+    run_id, _ = runs.open_runs("x", [], folder="one")
+    with folder.locked():
+        folder.write_plan(replace(PLAN, run_id=run_id))
+        with pytest.raises(TrainingError, match="another process"):
+            train.give_up(run_id)
+    train.give_up(run_id)
+    assert mlflow.get_run(run_id).info.status == "KILLED"
+    assert not folder.path.exists()
 
 
 def test_a_store_without_the_run_is_said_before_any_work(in_tmp):
