@@ -35,9 +35,9 @@ def sentences(
     found += _weakest(last)
     found += _calibration(last)
     if shared:
+        many = f"{len(shared)} held-out pictures were" if len(shared) > 1 else "One held-out picture was"
         found.append(
-            f"{len(shared)} held-out pictures were trained on as well, such as {shared[0][1]}: what is "
-            "measured on them is no evidence."
+            f"{many} trained on as well, such as {shared[0][1]}: what is measured on them is no evidence."
         )
     if len(last.judged) < _FEW:
         found.append(
@@ -53,7 +53,10 @@ def _result(evaluation: Evaluation) -> str:
     said = f"{evaluation.split}: {count - wrong} of {count} pictures right"
     if not wrong:
         return f"{said}."
-    return f"{said}; {sure} of the {wrong} mistakes were made with a score of 80% or more."
+    how = "with a score of 80% or more"
+    if wrong == 1:
+        return f"{said}; the one mistake was {'' if sure else 'not '}made {how}."
+    return f"{said}; {sure} of the {wrong} mistakes were made {how}."
 
 
 def _confusions(evaluation: Evaluation) -> list[str]:

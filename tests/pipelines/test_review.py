@@ -300,5 +300,5 @@ def test_the_summary_names_what_a_reviewer_asks_first(story):
     assert "linear probe" in told
     assert "trained on as well" not in told
     both = summary.sentences([test], shared=[("train/a.jpg", "test/b.jpg")])
-    assert any("1 held-out pictures were trained on as well, such as test/b.jpg" in each for each in both)
+    assert any("One held-out picture was trained on as well, such as test/b.jpg" in each for each in both)
     assert "only 10 pictures: one more mistake would move its accuracy by 10.0%" in told
