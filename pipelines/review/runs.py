@@ -18,6 +18,7 @@ from pipelines.evaluate import Evaluation, evaluate
 from pipelines.reporter import Reporter
 from pipelines.review.log import log_review
 from pipelines.tracking import registry, runs
+from pipelines.tracking.outbox import AWAY
 
 
 def find_run(reference: str) -> str:
@@ -35,7 +36,11 @@ def model_of(run_id: str) -> str:
     """The registered version, as "NAME/number", that a run produced; raises RegistryError when there is
     none.
     """
-    versions = mlflow.MlflowClient().search_model_versions(f"run_id = '{run_id}'")
+    try:
+        versions = mlflow.MlflowClient().search_model_versions(f"run_id = '{run_id}'")
+    except AWAY as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RegistryError(f"The registry at {runs.shown_uri()} cannot be asked: {reason}") from error
     if not versions:
         raise RegistryError(f"The run {run_id} registered no model version, so there is nothing to review.")
     newest = max(versions, key=lambda item: int(item.version))

@@ -132,3 +132,18 @@ def test_registering_a_run_again_finds_the_version_it_has(in_tmp, bundle_folder)
     assert again.version == version.version
     history = mlflow.MlflowClient().get_metric_history(version.run_id, "val_accuracy")
     assert [metric.value for metric in history] == [0.9], "linked to the model, not logged again"
+
+
+def test_a_review_of_a_run_whose_store_is_locked_says_so(in_tmp, bundle_folder, monkeypatch):
+    from pipelines.review.runs import model_of
+
+    registered(bundle_folder, "three", 0.9)
+    run_id = find_version("three").run_id
+    assert model_of(run_id) == "three/1"
+
+    def away(*_: object) -> None:
+        raise mlflow.exceptions.MlflowException("database is locked")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "search_model_versions", away)
+    with pytest.raises(RegistryError, match="cannot be asked: database is locked"):
+        model_of(run_id)
