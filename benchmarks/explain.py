@@ -1,4 +1,4 @@
-"""Predict + top-1 Grad-CAM beside the bare forward and beside Captum on the whole model: `make bench`.
+"""Prediction and Grad-CAM beside the bare forward, Captum and pytorch-grad-cam: `make bench`.
 
 All ways run in turn in one process on the same tensors; each figure is the median over the rounds of its time
 divided by that of the bare eager forward of the same model in the same round. Cores are noisy: read ratios.
@@ -7,64 +7,177 @@ divided by that of the bare eager forward of the same model in the same round. C
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
 from captum.attr import LayerGradCam
+from pytorch_grad_cam import GradCAM
 
+from models import engines
 from models.backbones import backbone, imagenet_classes
-from models.explain.grad_cam import grad_cam_batch, look
+from models.engines import Engine
+from models.explain.look import look
+from models.explain.methods import explain, explain_each
 from models.transfer import TransferModel
 
+BARS = {
+    ("resnet18", "eager"): 0.85,
+    ("resnet18", "openvino fp32"): 0.72,
+    ("resnet18", "openvino bf16"): 0.42,
+    ("resnet50", "openvino fp32"): 0.45,
+    ("resnet50", "openvino bf16"): 0.25,
+    ("efficientnet_lite0", "openvino fp32"): 0.35,
+    ("efficientnet_lite0", "openvino bf16"): 0.22,
+}
+Way = Callable[[], object]
 
-def ways(model: TransferModel, network: torch.nn.Module, x: torch.Tensor) -> dict[str, Callable[[], object]]:
-    """What is timed; the peer hooks the uncut network, as a notebook would."""
-    cam = LayerGradCam(network, model.blocks[model.cam_block.replace(".", "_")])
 
-    def bare() -> object:
+def models_of(name: str) -> tuple[torch.nn.Module, TransferModel]:
+    """The uncut network as torch builds it, and the same weights as our model."""
+    torch.manual_seed(0)
+    row = backbone(name)
+    network = row.network("imagenet" if name == "efficientnet_lite0" else "none")
+    return network, TransferModel(
+        row, row.network("none"), classes=imagenet_classes(), keep_classifier=True
+    ).eval()
+
+
+def ours(engine: Engine, x: torch.Tensor, *, block: str | None = None, classes: int = 1) -> Way:
+    """Prediction and the maps of the highest classes."""
+
+    def run() -> object:
+        evidence = look(engine.model, x, engine=engine, block=block)
+        if classes == 1:
+            return explain_each(evidence, evidence.logits.argmax(1).tolist())
+        return explain(evidence, evidence.logits.topk(classes).indices.tolist())
+
+    return run
+
+
+def bare(network: torch.nn.Module, x: torch.Tensor) -> Way:
+    """A forward without autograd."""
+
+    def run() -> object:
         with torch.no_grad():
             return network(x)
 
-    def ours() -> object:
-        evidence = look(model, x)
-        return grad_cam_batch(model, evidence, evidence.logits.argmax(1).tolist())
+    return run
 
-    def captum() -> object:
+
+def captum(network: torch.nn.Module, layer: torch.nn.Module, x: torch.Tensor) -> Way:
+    """As its tutorial does: predict, then attribute to the layer of the whole network."""
+    cam = LayerGradCam(network, layer)
+
+    def run() -> object:
         with torch.no_grad():
             top = network(x).argmax(1)
         return cam.attribute(x, target=top)
 
-    return {"bare forward": bare, "Camera Lucida": ours, "Captum on the whole model": captum}
+    return run
+
+
+def pytorch_grad_cam(network: torch.nn.Module, layer: torch.nn.Module, x: torch.Tensor) -> Way:
+    """Predict, then its GradCAM, which takes the highest class by itself."""
+    cam = GradCAM(model=network, target_layers=[layer])
+
+    def run() -> object:
+        with torch.no_grad():
+            network(x)
+        return cam(input_tensor=x, targets=None)
+
+    return run
+
+
+def layer_of(network: torch.nn.Module, name: str) -> torch.nn.Module:
+    """The layer of the uncut network that Grad-CAM reads."""
+    features = {"efficientnet_lite0": "features.8", "resnet18": "layer4.1", "resnet50": "layer4.2"}
+    return network.get_submodule(features[name])
+
+
+def medians(timed: dict[str, Way], rounds: int, beside: str) -> dict[str, float]:
+    """Of each way, the median ratio to ``beside``; the first round warms up."""
+    ratios: dict[str, list[float]] = {label: [] for label in timed}
+    for number in range(rounds + 1):
+        spent = {}
+        for label, run in timed.items():
+            gc.collect()
+            start = time.perf_counter()
+            run()
+            spent[label] = time.perf_counter() - start
+        if number:
+            for label, seconds in spent.items():
+                ratios[label].append(seconds / spent[beside])
+    return {label: statistics.median(values) for label, values in ratios.items()}
+
+
+def show(title: str, found: dict[str, float], model: str = "") -> None:
+    """A line a way, with the bar that it has to meet where there is one."""
+    print(f"\n{title}")
+    for label, ratio in found.items():
+        bar = BARS.get((model, label))
+        print(f"  {label:36} {ratio:5.2f}" + (f"   bar {bar}" if bar else ""), flush=True)
+
+
+def whole(name: str, batch: int, options: argparse.Namespace) -> None:
+    """Predict + top-1 map at the Grad-CAM block."""
+    network, model = models_of(name)
+    model.load_state_dict(same_weights(network, model))
+    x = torch.randn(batch, 3, 224, 224)
+    layer = layer_of(network, name)
+    prepared = {
+        f"{engine} {precision}".replace("eager fp32", "eager"): engines.prepare(
+            engine, model, probe=x[:1], threads=options.threads, precision=precision
+        )
+        for engine, precision in (("eager", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
+    }
+    timed = {"bare forward": bare(network, x)}
+    timed |= {label: ours(engine, x) for label, engine in prepared.items()}
+    timed |= {
+        "Captum on the whole model": captum(network, layer, x),
+        "pytorch-grad-cam": pytorch_grad_cam(network, layer, x),
+    }
+    title = f"{name} b{batch}: predict + top-1 map, ratio to the bare forward"
+    show(title, medians(timed, options.rounds, "bare forward"), name)
+
+
+def same_weights(network: torch.nn.Module, model: TransferModel) -> dict[str, torch.Tensor]:
+    """The network's weights under the names of the cut model."""
+    cut = TransferModel(model.row, network, classes=model.classes, keep_classifier=True)
+    state = {key: value.clone() for key, value in cut.state_dict().items()}
+    # Building the cut model turned the network channels last; the peer runs it as torch builds it.
+    network.to(memory_format=torch.contiguous_format)
+    return state
+
+
+def deep_and_several(options: argparse.Namespace) -> None:
+    """resnet18: five classes beside one, and a deep cut beside Captum."""
+    network, model = models_of("resnet18")
+    model.load_state_dict(same_weights(network, model))
+    x = torch.randn(8, 3, 224, 224)
+    engine = engines.prepare("eager", model, probe=x[:1], threads=options.threads)
+    timed = {"one class": ours(engine, x), "five classes": ours(engine, x, classes=5)}
+    show("resnet18 b8: five classes : one (bar 1.10)", medians(timed, options.rounds, "one class"))
+    timed = {
+        "Captum on the whole model, layer2": captum(network, network.get_submodule("layer2.1"), x),
+        "eager, layer2.1": ours(engine, x, block="layer2.1"),
+    }
+    show("resnet18 b8: a deep cut : Captum (bar 0.45)", medians(timed, options.rounds, next(iter(timed))))
 
 
 def main() -> None:
-    """Print a table of ratios."""
+    """Print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads, medians of {options.rounds} rounds")
     for name, batch in (("efficientnet_lite0", 8), ("resnet18", 8), ("resnet50", 1)):
-        torch.manual_seed(0)
-        row = backbone(name)
-        network = row.network("imagenet" if name == "efficientnet_lite0" else "none")
-        model = TransferModel(row, network, classes=imagenet_classes(), keep_classifier=True).eval()
-        timed = ways(model, network, torch.randn(batch, 3, 224, 224))
-        ratios: dict[str, list[float]] = {label: [] for label in timed}
-        for number in range(options.rounds + 1):
-            spent = {}
-            for label, run in timed.items():
-                start = time.perf_counter()
-                run()
-                spent[label] = time.perf_counter() - start
-            if number:  # the first round warms up
-                for label, seconds in spent.items():
-                    ratios[label].append(seconds / spent["bare forward"])
-        shown = ", ".join(f"{label} {statistics.median(values):.2f}" for label, values in ratios.items())
-        print(f"{name} b{batch}: {shown}")
+        whole(name, batch, options)
+    deep_and_several(options)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import PIL.Image
 import torch
 
 from models import images
-from models.explain.grad_cam import grad_cam, look
+from models.explain.look import look
+from models.explain.methods import explain_each
 from models.render.contact_sheet import Tile, contact_sheet
 from models.render.overlay import overlay
 from models.transfer import TransferModel
@@ -99,7 +100,7 @@ def evidence(model: TransferModel, sample: Sample, target: int) -> PIL.Image.Ima
     """The overlay of one class."""
     image = images.read(sample.path)
     x, frame = model.geometry.prepare(image)
-    return overlay(image, frame, grad_cam(model, look(model, x.unsqueeze(0)), 0, [target])[0])
+    return overlay(image, frame, explain_each(look(model, x.unsqueeze(0)), [target])[0])
 
 
 def save(picture: PIL.Image.Image, name: str) -> None:

@@ -1,9 +1,7 @@
-"""The backbone table: each row says how a pretrained network is built and cut into an ordered list of named
-blocks.
+"""The backbone table: each row says how a pretrained network is built, cut into an ordered list of named
+blocks, and explained.
 
-A row's cut holds the very modules of the uncut network in the order of its forward, so that running the
-blocks and then the head gives bit-equal logits. To add a backbone, add a row to ``BACKBONES``; the tests take
-it from there.
+To add a backbone, add a row to ``BACKBONES`` (docs/how-to/add-a-backbone.md); the tests take it from there.
 """
 
 from __future__ import annotations
@@ -19,22 +17,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from models import efficientnet_lite0
+from models import cuts, efficientnet_lite0
+from models.cuts import Cut
 from models.errors import UnknownChoice, WeightsUnavailable
 from models.geometry import Geometry, Interpolation
+from models.layouts import CHANNELS_LAST, MAPS, TOKENS, Layout
 
 Pretraining = Literal["imagenet", "none"]
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A network as named blocks, a pooling without parameters, and a classifier; the last two are its
-    head.
-    """
-
-    blocks: Mapping[str, nn.Module]
-    pool: nn.Module
-    classifier: nn.Module
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +44,8 @@ class Backbone:
     """The lowest block that fine-tuning's phase "top blocks" unfreezes unless told otherwise."""
     geometry: Callable[[], Geometry]
     """The preprocessing that the pretrained weights were made with."""
+    layout: Layout = MAPS
+    """How the blocks' values are read as maps."""
 
     def block_names(self) -> tuple[str, ...]:
         """The names of the blocks, from the input up; the network is built without memory for its weights."""
@@ -127,10 +118,6 @@ def _torchvision_geometry(name: str) -> Geometry:
     )
 
 
-def _linear(features: int, classes: int) -> nn.Module:
-    return nn.Linear(features, classes)
-
-
 def _row(
     name: str,
     *,
@@ -138,6 +125,7 @@ def _row(
     classifier: Callable[[int], nn.Module],
     cam_block: str,
     top_block: str,
+    layout: Layout = MAPS,
     drop: tuple[str, ...] = (),
     **options: Any,
 ) -> Backbone:
@@ -151,87 +139,14 @@ def _row(
         cam_block=cam_block,
         top_block=top_block,
         geometry=partial(_torchvision_geometry, name),
+        layout=layout,
     )
 
 
-def _pool() -> nn.Module:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
-
-
-def _cut_resnet(network: Any) -> Cut:
-    """ResNet (He et al. 2016): stem, then each residual block; layer4's last block is the Grad-CAM block."""
-    blocks: dict[str, nn.Module] = {
-        "stem": nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool),
-    }
-    for stage in ("layer1", "layer2", "layer3", "layer4"):
-        for index, block in enumerate(getattr(network, stage)):
-            blocks[f"{stage}.{index}"] = block
-    return Cut(blocks, _pool(), network.fc)
-
-
-class _GoogLeNetInput(nn.Module):
-    """From ImageNet's normalisation to the (x - 0.5) / 0.5 that GoogLeNet's weights were trained with."""
-
-    def __init__(self, transform: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.transform = transform
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.transform(x)
-
-
-def _cut_googlenet(network: Any) -> Cut:
-    """GoogLeNet (Szegedy et al. 2015): two convolution stages, then nine inception blocks."""
-    blocks: dict[str, nn.Module] = {
-        "conv1": nn.Sequential(_GoogLeNetInput(network._transform_input), network.conv1, network.maxpool1),
-        "conv2": network.conv2,
-        "conv3": nn.Sequential(network.conv3, network.maxpool2),
-    }
-    # The pooling between two stages opens the later one, so that each stage's own map keeps its size.
-    opening = {"4a": network.maxpool3, "5a": network.maxpool4}
-    for name in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"):
-        block = getattr(network, f"inception{name}")
-        blocks[f"inception{name}"] = nn.Sequential(opening[name], block) if name in opening else block
-    return Cut(blocks, _pool(), nn.Sequential(network.dropout, network.fc))
-
-
-def _cut_mobilenet_v3(network: Any) -> Cut:
-    """MobileNetV3 (Howard et al. 2019): features.0 … features.16, then a two-layer classifier."""
-    blocks = {f"features.{index}": block for index, block in enumerate(network.features)}
-    return Cut(blocks, _pool(), network.classifier)
-
-
-def _mobilenet_v3_large_classifier(classes: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(960, 1280), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(1280, classes))
-
-
-def _cut_squeezenet(network: Any) -> Cut:
-    """SqueezeNet (Iandola et al. 2016): the classifier is a convolution, pooled after it."""
-    # The first ReLU works in place, on its convolution's output: one block, so that no block's value is
-    # overwritten.
-    blocks: dict[str, nn.Module] = {"stem": network.features[:3]}
-    blocks |= {f"features.{index}": network.features[index] for index in range(3, len(network.features))}
-    return Cut(blocks, nn.Identity(), nn.Sequential(network.classifier, nn.Flatten(1)))
-
-
-def _squeezenet_classifier(classes: int) -> nn.Module:
-    # Without the ReLU of the original: it would clip logits at 0 and leave a losing class no gradient to
-    # recover by.
-    conv = nn.Conv2d(512, classes, kernel_size=1)
-    nn.init.normal_(conv.weight, std=0.01)
-    return nn.Sequential(nn.Dropout(0.5), conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
-
-
-# ---------------------------------------------------------------- EfficientNet-Lite0, the embedded default
-
-
-def _cut_lite0(network: Any) -> Cut:
-    blocks: dict[str, nn.Module] = {"stem": network.features[0]}
-    for stage, repeats in enumerate(network.features[1:-1], start=1):
-        for index, block in enumerate(repeats):
-            blocks[f"stage{stage}.{index}"] = block
-    blocks["top"] = network.features[-1]
-    return Cut(blocks, network.pool, nn.Sequential(network.dropout, network.classifier))
+def _resnet(name: str, *, last: str, features: int = 2048) -> Backbone:
+    """Grad-CAM at the last residual block, 7 x 7: what the pooling before the classifier reads."""
+    classifier = partial(cuts.linear, features)
+    return _row(name, cut=cuts.resnet, classifier=classifier, cam_block=last, top_block="layer4.0")
 
 
 def _lite0_geometry() -> Geometry:
@@ -239,64 +154,68 @@ def _lite0_geometry() -> Geometry:
     return Geometry(resize=256, crop_height=224, crop_width=224, mean=half, std=half, interpolation="bicubic")
 
 
-def _lite0_classifier(classes: int) -> nn.Module:
-    return nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, classes))
+_LITE0 = Backbone(
+    name="efficientnet_lite0",
+    build=efficientnet_lite0.EfficientNetLite0,
+    cut=cuts.lite0,
+    classifier=partial(cuts.dropout_linear, 1280),
+    pretrained=efficientnet_lite0.packaged_state,
+    cam_block="top",
+    top_block="stage6.3",
+    geometry=_lite0_geometry,
+)
 
+_CONVOLUTIONAL = (
+    _LITE0,
+    _resnet("resnet18", last="layer4.1", features=512),
+    _resnet("resnet34", last="layer4.2", features=512),
+    _resnet("resnet50", last="layer4.2"),
+    _resnet("resnet101", last="layer4.2"),
+    _resnet("wide_resnet50_2", last="layer4.2"),
+    _resnet("resnext50_32x4d", last="layer4.2"),
+    # After its BatchNorm and ReLU, as the classifier reads it.
+    _row("densenet121", cut=cuts.densenet, classifier=partial(cuts.linear, 1024),
+         cam_block="denseblock4", top_block="denseblock4"),
+    _row("googlenet", cut=cuts.googlenet, classifier=partial(cuts.linear, 1024),
+         cam_block="inception5b", top_block="inception5a", drop=("aux1.", "aux2."),
+         aux_logits=False, transform_input=True, init_weights=False),
+    _row("inception_v3", cut=cuts.inception_v3, classifier=partial(cuts.linear, 2048),
+         cam_block="Mixed_7c", top_block="Mixed_7a", drop=("AuxLogits.",),
+         aux_logits=False, transform_input=True, init_weights=False),
+    # Before the last pooling: 14 x 14, four times the cells of what the classifier reads.
+    _row("vgg16_bn", cut=cuts.vgg, classifier=cuts.vgg_classifier,
+         cam_block="conv5_3", top_block="conv5_1"),
+    _row("mobilenet_v2", cut=cuts.mobilenet, classifier=partial(cuts.dropout_linear, 1280),
+         cam_block="features.18", top_block="features.15"),
+    _row("mobilenet_v3_small", cut=cuts.mobilenet, classifier=partial(cuts.hardswish_classifier, 576, 1024),
+         cam_block="features.12", top_block="features.9"),
+    _row("mobilenet_v3_large", cut=cuts.mobilenet, classifier=partial(cuts.hardswish_classifier, 960, 1280),
+         cam_block="features.16", top_block="features.13"),
+    _row("efficientnet_b0", cut=cuts.efficientnet, classifier=partial(cuts.dropout_linear, 1280),
+         cam_block="top", top_block="stage7.0"),
+    _row("efficientnet_v2_s", cut=cuts.efficientnet, classifier=partial(cuts.dropout_linear, 1280),
+         cam_block="top", top_block="stage6.14"),
+    _row("convnext_tiny", cut=cuts.convnext, classifier=partial(cuts.convnext_classifier, 768),
+         cam_block="stage4.2", top_block="stage4.0"),
+    _row("regnet_y_400mf", cut=cuts.regnet, classifier=partial(cuts.linear, 440),
+         cam_block="stage4.5", top_block="stage4.0"),
+    # The last convolution, not the last shuffled unit: its channels are those that the classifier weighs.
+    _row("shufflenet_v2_x1_0", cut=cuts.shufflenet, classifier=partial(cuts.linear, 1024),
+         cam_block="conv5", top_block="stage4.0"),
+    # The last fire module: after the classifier's convolution each channel is a class already.
+    _row("squeezenet1_1", cut=cuts.squeezenet, classifier=cuts.squeezenet_classifier,
+         cam_block="features.12", top_block="features.10"),
+)  # fmt: skip
+
+_TRANSFORMERS = (
+    _row("swin_t", cut=cuts.swin, classifier=partial(cuts.linear, 768), layout=CHANNELS_LAST,
+         cam_block="stage4.1", top_block="stage4.0"),
+    # Not the last layer: the head reads only its class token, so its patches have no gradient.
+    _row("vit_b_16", cut=cuts.vit, classifier=partial(cuts.linear, 768), layout=TOKENS,
+         cam_block="layers.10", top_block="layers.10"),
+)  # fmt: skip
 
 DEFAULT = "efficientnet_lite0"
 """The backbone whose weights come with a package, so that nothing is downloaded at run time."""
 
-BACKBONES: dict[str, Backbone] = {
-    row.name: row
-    for row in (
-        Backbone(
-            name="efficientnet_lite0",
-            build=efficientnet_lite0.EfficientNetLite0,
-            cut=_cut_lite0,
-            classifier=_lite0_classifier,
-            pretrained=efficientnet_lite0.packaged_state,
-            cam_block="top",
-            top_block="stage6.3",
-            geometry=_lite0_geometry,
-        ),
-        _row(
-            "resnet18",
-            cut=_cut_resnet,
-            classifier=partial(_linear, 512),
-            cam_block="layer4.1",
-            top_block="layer4.0",
-        ),
-        _row(
-            "resnet50",
-            cut=_cut_resnet,
-            classifier=partial(_linear, 2048),
-            cam_block="layer4.2",
-            top_block="layer4.0",
-        ),
-        _row(
-            "googlenet",
-            cut=_cut_googlenet,
-            classifier=partial(_linear, 1024),
-            cam_block="inception5b",
-            top_block="inception5a",
-            drop=("aux1.", "aux2."),
-            aux_logits=False,
-            transform_input=True,
-            init_weights=False,
-        ),
-        _row(
-            "mobilenet_v3_large",
-            cut=_cut_mobilenet_v3,
-            classifier=_mobilenet_v3_large_classifier,
-            cam_block="features.16",
-            top_block="features.13",
-        ),
-        _row(
-            "squeezenet1_1",
-            cut=_cut_squeezenet,
-            classifier=_squeezenet_classifier,
-            cam_block="features.12",
-            top_block="features.10",
-        ),
-    )
-}
+BACKBONES: dict[str, Backbone] = {row.name: row for row in (*_CONVOLUTIONAL, *_TRANSFORMERS)}

@@ -29,26 +29,45 @@ def folded(module: nn.Module) -> nn.Module:
         children = list(parent.named_children())
         for (name, conv), (after, norm) in pairwise(children):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, name, fuse_conv_bn_eval(conv, norm))
+                # In float64, so that each weight is rounded once.
+                setattr(parent, name, fuse_conv_bn_eval(conv.double(), norm.double()).float())
                 setattr(parent, after, nn.Identity())
     return module.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def frozen_prefix(model: TransferModel, level: int) -> nn.Module:
-    """The first ``level`` blocks, folded, as a module of its own; training the rest does not touch it.
+def twin(model: TransferModel) -> TransferModel:
+    """A folded copy of a model for inference and explanations; training the model does not touch it.
 
     Modules are defined in the order of their forward in every backbone of the table, but that is a
-    custom, not a rule: blocks whose fold does not give the same values on a random picture are kept as
-    they are.
+    custom, not a rule: blocks whose fold does not give the same values are kept as they are.
     """
+    made = copy.deepcopy(model).eval().requires_grad_(False)
+    x = _random_picture(model)
+    with torch.no_grad():
+        for name in model.block_names:
+            block, candidate = made.block(name), folded(made.block(name))
+            expected = block(x)
+            if _same(candidate(x), expected):
+                made.replace_block(name, candidate)
+            x = expected
+    return made.to(memory_format=torch.channels_last)
+
+
+def frozen_prefix(model: TransferModel, level: int) -> nn.Module:
+    """The first ``level`` blocks, folded, as a module of its own; training the rest does not touch it."""
     blocks = nn.Sequential(*(model.block(name) for name in model.block_names[:level]))
-    geometry = model.geometry
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 3, geometry.crop_height, geometry.crop_width, generator=generator)
+    x = _random_picture(model)
     candidate = folded(blocks)
     with torch.no_grad():
         expected, found = blocks.eval()(x), candidate(x)
     return candidate if _same(found, expected) else copy.deepcopy(blocks).requires_grad_(False)
+
+
+def _random_picture(model: TransferModel) -> Tensor:
+    geometry = model.geometry
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, geometry.crop_height, geometry.crop_width, generator=generator)
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _same(found: Tensor, expected: Tensor) -> bool:

@@ -43,6 +43,15 @@ class Scoring:
         calibrated = logits.double() / self.temperature
         return calibrated.sigmoid() if self.task == "multilabel" else torch.softmax(calibrated, dim=-1)
 
+    def margin(self, logits: Tensor) -> Tensor:
+        """Of logits (N, classes), how far each answer is from being another one, (N,): the lead of the highest
+        logit, or the least distance of a label's logit from 0.
+        """
+        if self.task == "multilabel":
+            return logits.abs().amin(dim=1)
+        first, second = logits.topk(2, dim=1).values.unbind(1)
+        return first - second
+
 
 def expand_binary(logit: Tensor) -> Tensor:
     """One logit z (N, 1) to the logits (-z/2, z/2) of the negative and the positive class.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.backbones import Backbone, Pretraining, backbone, imagenet_classes
-from models.errors import ConfigError, UnknownChoice
+from models.errors import ConfigError, ExplanationError, UnknownChoice
 from models.geometry import Geometry
 from models.scoring import Scoring, Task, expand_binary
 
@@ -109,6 +109,10 @@ class TransferModel(nn.Module):
         """A block by its name; raises UnknownChoice with the names of all."""
         return self.blocks[_key(self.block_names[self.index_of(name)])]
 
+    def replace_block(self, name: str, block: nn.Module) -> None:
+        """Put another module of the same function in a block's place."""
+        self.blocks[_key(self.block_names[self.index_of(name)])] = block
+
     def index_of(self, block: str) -> int:
         """Position of a block; raises UnknownChoice with the names of all."""
         if block not in self.block_names:
@@ -131,6 +135,18 @@ class TransferModel(nn.Module):
             x = self.blocks[_key(name)](x)
             yield name, x
         yield HEAD, self.head(x)
+
+    def as_map(self, block: str, value: Tensor) -> Tensor:
+        """A block's value as a map (N, channels, rows, cols), by the backbone's layout.
+
+        Raises ExplanationError for a value that is no map, or has a single position.
+        """
+        grid = self.row.layout.to_map(value) if value.ndim > 2 else value
+        if grid.ndim != 4 or grid.shape[-1] * grid.shape[-2] < 2:
+            raise ExplanationError(
+                f"Block {block!r} gives {tuple(value.shape[1:])}, which is no map (channels, rows, cols)."
+            )
+        return grid
 
     # ------------------------------------------------------------ freezing
 

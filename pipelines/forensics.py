@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from models import images
-from models.explain.attribution import Attribution, classify
-from models.explain.grad_cam import METHOD, grad_cam_batch, look
+from models.explain.attribution import Attribution, attribution
+from models.explain.look import look
+from models.explain.methods import DEFAULT, explain_each
+from models.explain.targets import target
 from models.predictions import rank
 from models.render.contact_sheet import Tile, contact_sheet
 from models.render.overlay import overlay
@@ -71,7 +73,7 @@ def snapshot(
     x = torch.stack([model.geometry.prepare(images.read(sample.path))[0] for sample in probes])
     evidence = look(model, x)
     own = [sample.labels[0] for sample in probes]
-    maps = grad_cam_batch(model, evidence, own)
+    maps = explain_each(evidence, own)
     scores = [
         next(item.score for item in rank(row, model.classes, model.scoring) if item.index == label)
         for row, label in zip(evidence.logits, own, strict=True)
@@ -128,6 +130,4 @@ def sheet(model: TransferModel, probes: Sequence[Sample], snapshots: Sequence[Sn
 
 
 def _attribution(model: TransferModel, sample: Sample, values: np.ndarray) -> Attribution:
-    label = sample.labels[0]
-    status, shown = classify(values)
-    return Attribution(model.classes[label], label, METHOD, model.cam_block, status, shown)
+    return attribution(target(model.classes, sample.labels[0]), values, method=DEFAULT, block=model.cam_block)

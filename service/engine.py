@@ -15,7 +15,8 @@ from models import bundle, engines, images
 from models.errors import UnknownChoice
 from models.explain.activations import BlockActivation, activations
 from models.explain.attribution import MEANINGS, Attribution
-from models.explain.grad_cam import METHOD, grad_cam, look
+from models.explain.look import look, predict
+from models.explain.methods import METHODS, explain
 from models.geometry import Frame
 from models.images import Image, Limits
 from models.predictions import Prediction, class_index, rank
@@ -35,13 +36,17 @@ class Engine:
         torch.set_num_threads(settings.torch_threads)
         self.settings = settings
         self.bundle = bundle.load(folder)
-        self.model = self.bundle.model
         self.limits = Limits(
             max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels, max_scans=settings.max_scans
         )
-        self.prefix = engines.prepare(
-            settings.engine, self.model, probe=self.bundle.probe[0], threads=settings.torch_threads
+        self.runner = engines.prepare(
+            settings.engine,
+            self.bundle.model,
+            probe=self.bundle.probe[0],
+            threads=settings.torch_threads,
+            precision=settings.precision,
         )
+        self.model = self.runner.model
         self.explain((folder / bundle.PROBE).read_bytes(), overlay=True)
         self.ready = True
 
@@ -50,9 +55,7 @@ class Engine:
         clock = _Clock()
         image, x, frame = self._prepare(data, clock)
         with clock.part("model"):
-            ranking = rank(
-                look(self.model, x, prefix=self.prefix).logits[0], self.model.classes, self.model.scoring
-            )
+            ranking = rank(predict(self.runner, x)[0], self.model.classes, self.model.scoring)
         return schemas.PredictAnswer(
             task=self.model.scoring.task,
             predictions=[_score(item) for item in ranking],
@@ -126,12 +129,12 @@ class Engine:
             "run_id": origin.run_id,
             "digest": origin.digest,
             "backbone": origin.backbone,
-            "engine": self.prefix.name,
+            "engine": self.runner.name,
             "classes": self.model.classes,
             "scoring": asdict(self.model.scoring),
             "blocks": list(self.model.block_names),
             "cam_block": self.model.cam_block,
-            "methods": [METHOD],
+            "methods": list(METHODS),
             "geometry": self.model.geometry.to_dict(),
             "metrics": manifest["metrics"],
             "dataset": manifest["dataset"],
@@ -163,11 +166,11 @@ class Engine:
             self.model.index_of(block)
         image, x, frame = self._prepare(data, clock)
         with clock.part("model"):
-            evidence = look(self.model, x, block=block, prefix=self.prefix)
+            evidence = look(self.model, x, block=block, engine=self.runner)
             ranking = rank(evidence.logits[0], self.model.classes, self.model.scoring)
         with clock.part("explain"):
             chosen = [item.index for item in ranking[:top_k]] if wanted is None else [wanted]
-            maps = grad_cam(self.model, evidence, 0, chosen)
+            maps = explain(evidence, [chosen])[0]
         return image, frame, ranking, maps
 
     def _activations(
@@ -218,7 +221,7 @@ class Engine:
             run_id=origin.run_id,
             digest=origin.digest,
             backbone=origin.backbone,
-            engine=self.prefix.name,
+            engine=self.runner.name,
             image_sha256=image.sha256,
         )
 

@@ -22,6 +22,9 @@ class Settings(BaseSettings):
         None, description="Serve this bundle folder instead of the packaged Bento model."
     )
     engine: EngineName = Field("eager", description="What runs the blocks: eager, or openvino (extra fast).")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Of the engine: fp32, or bf16 (openvino, where the processor has it)."
+    )
     max_body_bytes: int = Field(20_000_000, ge=1_000, description="Longest request body that is read.")
     max_pixels: int = Field(
         50_000_000, ge=1, description="Largest width x height of a picture, from its header."

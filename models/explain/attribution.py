@@ -1,13 +1,20 @@
-"""An explanation is a frozen value that says what it explains and whether there was anything to explain."""
+"""An explanation is a frozen value that says what it explains, how it was made, and whether there was
+anything to explain.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 
+from models.explain.targets import Target
+
 Status = Literal["ok", "no_positive_evidence", "no_gradient", "not_finite"]
+Unit = Literal["logit", "score"]
 
 MEANINGS: dict[Status, str] = {
     "ok": "The map has evidence for the class.",
@@ -16,19 +23,36 @@ MEANINGS: dict[Status, str] = {
     "not_finite": "The map came out with values that are not finite numbers and was dropped.",
 }
 
+INPUT = "input"
+"""In place of a block, where a method explains the pixels themselves."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """Evidence for one class at one block, on the block's own grid."""
+    """Evidence for one target, on the grid of a block or of the input."""
 
-    label: str
-    index: int
+    target: Target
     method: str
     block: str
+    """The block whose output was read, or "input"."""
     status: Status
     values: np.ndarray = field(repr=False)
-    """Signed map, float32 (rows, cols), in units of the class's logit; all zero unless status is ok or
-    no_positive_evidence. Above 0 speaks for the class, below 0 against it."""
+    """Signed map, float32 (rows, cols), not to be written to; all zero unless status is ok or
+    no_positive_evidence. Above 0 speaks for the target, below 0 against it."""
+    unit: Unit = "logit"
+    """What the values are shares or changes of."""
+    settings: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    """Everything else that decided the values: steps, seeds, baselines, smoothing, engine."""
+
+    @property
+    def label(self) -> str:
+        """Name of the class explained."""
+        return self.target.label
+
+    @property
+    def index(self) -> int:
+        """Index of the class explained."""
+        return self.target.index
 
     @property
     def rows(self) -> int:
@@ -47,7 +71,7 @@ class Attribution:
 
     @property
     def maximum(self) -> float:
-        """Highest raw value; what full colour stands for in an overlay."""
+        """Highest raw value; what full colour stands for in an overlay of its own scale."""
         return float(self.values.max())
 
     def positive(self, full_scale: float | None = None) -> np.ndarray:
@@ -60,6 +84,21 @@ class Attribution:
         return scaled
 
 
+def attribution(
+    target: Target,
+    values: np.ndarray,
+    *,
+    method: str,
+    block: str,
+    unit: Unit = "logit",
+    settings: Mapping[str, object] | None = None,
+) -> Attribution:
+    """An Attribution of a raw signed map (rows, cols), with its status."""
+    status, shown = classify(values.astype(np.float32))
+    shown.setflags(write=False)
+    return Attribution(target, method, block, status, shown, unit, MappingProxyType(dict(settings or {})))
+
+
 def classify(values: np.ndarray) -> tuple[Status, np.ndarray]:
     """Status of a raw signed map, and the map that may be shown: never NaN, never a blank one without a
     word.
@@ -69,3 +108,11 @@ def classify(values: np.ndarray) -> tuple[Status, np.ndarray]:
     if not values.any():
         return "no_gradient", values
     return ("ok" if values.max() > 0.0 else "no_positive_evidence"), values
+
+
+def shared_scale(attributions: list[Attribution]) -> float | None:
+    """One full scale for several maps of a kind, so that a faint one looks faint; None when none of them has
+    positive evidence.
+    """
+    top = max((each.maximum for each in attributions), default=0.0)
+    return top if top > 0.0 else None

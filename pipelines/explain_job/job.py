@@ -20,7 +20,8 @@ from models import images
 from models.bundle import Bundle
 from models.errors import DataError, LucidaError
 from models.explain.attribution import Attribution
-from models.explain.grad_cam import grad_cam_batch, look
+from models.explain.look import look
+from models.explain.methods import explain_each
 from models.geometry import Frame
 from models.images import Image, Limits
 from models.predictions import Prediction, class_index, rank
@@ -164,7 +165,7 @@ def _explain_batch(
             yield _error_row(job, each.name, str(error))
     fixed = model.classes.index(job.target) if job.target is not None else None
     targets = [fixed if fixed is not None else (ranking[0].index if ranking else 0) for ranking in rankings]
-    maps = grad_cam_batch(model, evidence, targets)
+    maps = explain_each(evidence, targets)
     for each, ranking, attribution in zip(ready, rankings, maps, strict=True):
         if ranking:
             file = overlay_name(each.name)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from models import images
-from models.explain.attribution import MEANINGS
-from models.explain.grad_cam import grad_cam, look
+from models.explain.attribution import MEANINGS, Attribution
+from models.explain.look import look
+from models.explain.methods import explain as explain_targets
 from models.render.overlay import overlay, overlay_contrast
 from models.transfer import TransferModel
 from pipelines.data import Sample
@@ -105,7 +106,7 @@ def explain(
 def _case(model: TransferModel, judged: Judged, split: str, near: tuple[Neighbour, ...]) -> Case:
     image = images.read(judged.sample.path)
     x, frame = model.geometry.prepare(image)
-    said, true = grad_cam(model, look(model, x.unsqueeze(0)), 0, [judged.said.index, judged.true.index])
+    said, true = _two_maps(model, x, judged)
     scale = max(said.maximum, true.maximum)
     notes = dict.fromkeys(
         f"{each.label}: {MEANINGS[each.status]}" for each in (said, true) if each.status != "ok"
@@ -122,6 +123,12 @@ def _case(model: TransferModel, judged: Judged, split: str, near: tuple[Neighbou
         neighbours=near,
         notes=tuple(notes),
     )
+
+
+def _two_maps(model: TransferModel, x: Tensor, judged: Judged) -> list[Attribution]:
+    """Evidence for the answer and for the truth."""
+    evidence = look(model, x.unsqueeze(0))
+    return explain_targets(evidence, [[judged.said.index, judged.true.index]])[0]
 
 
 def as_rows(cases: Sequence[Case]) -> dict[str, list[object]]:

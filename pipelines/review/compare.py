@@ -14,7 +14,8 @@ from models import images
 from models.bundle import Bundle
 from models.errors import RegistryError
 from models.explain.attribution import Attribution
-from models.explain.grad_cam import grad_cam_batch, look
+from models.explain.look import look
+from models.explain.methods import explain_each
 from models.render.overlay import data_uri, overlay
 from models.transfer import TransferModel
 from pipelines import plots
@@ -112,7 +113,7 @@ def _pairs(
 
 def _maps(model: TransferModel, judged: Sequence[Judged]) -> list[Attribution]:
     x = torch.stack([model.geometry.prepare(images.read(item.sample.path))[0] for item in judged])
-    return grad_cam_batch(model, look(model, x), [item.top.index for item in judged])
+    return explain_each(look(model, x), [item.top.index for item in judged])
 
 
 def _on_one_grid(wanted: Attribution, other: Attribution) -> list[list[float]]:

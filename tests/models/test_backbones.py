@@ -14,25 +14,30 @@ from models.transfer import TransferModel
 
 
 @pytest.fixture(scope="module", params=BACKBONES)
-def pair(request):
+def pair(request, network_of):
     """(uncut network, the same network cut into blocks)."""
-    torch.manual_seed(0)
+    network = network_of(request.param)
     row = backbone(request.param)
-    network = row.network("imagenet" if request.param == "efficientnet_lite0" else "none")
     return network, TransferModel(row, network, classes=imagenet_classes(), keep_classifier=True).eval()
+
+
+def pictures(model: TransferModel, count: int, seed: int) -> torch.Tensor:
+    """Random ones, smaller where the network takes any size: there are many rows."""
+    side = 224 if model.row.name == "vit_b_16" else 160
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
 def test_cut_logits_are_bit_equal_to_the_uncut_network(pair):
     network, model = pair
-    x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    x = pictures(model, 2, 1)
     assert torch.equal(model(x), network(x))
 
 
 @torch.no_grad()
 def test_until_and_after_meet_at_every_block(pair):
     _, model = pair
-    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    x = pictures(model, 1, 2)
     logits = model(x)
     for block in model.block_names:
         assert torch.equal(model.after(block, model.until(block, x)), logits), block
@@ -41,7 +46,7 @@ def test_until_and_after_meet_at_every_block(pair):
 @torch.no_grad()
 def test_no_later_block_overwrites_an_earlier_ones_value(pair):
     _, model = pair
-    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(3))
+    x = pictures(model, 1, 3)
     kept = [(name, value, value.clone()) for name, value in model.walk(x)]
     assert [name for name, _, _ in kept] == [*model.block_names, "head"]
     for name, value, copy in kept:
@@ -49,10 +54,28 @@ def test_no_later_block_overwrites_an_earlier_ones_value(pair):
 
 
 @torch.no_grad()
+def test_reading_a_value_as_a_map_and_back_changes_nothing(pair):
+    _, model = pair
+    layout = model.row.layout
+    for _, value in list(model.walk(pictures(model, 1, 3)))[:-1]:
+        grid = layout.to_map(value)
+        assert grid.ndim == 4
+        assert torch.equal(layout.from_map(grid, value), value)
+
+
+@torch.no_grad()
+def test_a_new_classifier_answers_for_its_classes(pair):
+    _, model = pair
+    small = TransferModel.create(model.row.name, ["a", "b", "c"], pretraining="none")
+    assert small(pictures(model, 1, 4)).shape == (1, 3)
+
+
+@torch.no_grad()
 def test_the_cam_and_top_blocks_are_maps_of_the_model(pair):
     _, model = pair
     assert model.row.top_block in model.block_names
-    activation = model.until(model.cam_block, torch.randn(1, 3, 224, 224))
+    side = model.geometry.crop_height
+    activation = model.as_map(model.cam_block, model.until(model.cam_block, torch.randn(1, 3, side, side)))
     assert activation.ndim == 4
     assert min(activation.shape[-2:]) >= 7
 
@@ -116,4 +139,4 @@ def test_an_unknown_backbone_names_the_choices():
 
 def test_geometry_of_each_row_is_plain_data():
     for row in BACKBONES.values():
-        assert json.loads(json.dumps(row.geometry().to_dict()))["crop_height"] == 224
+        assert json.loads(json.dumps(row.geometry().to_dict()))["crop_height"] in (224, 299, 384)

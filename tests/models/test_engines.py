@@ -6,63 +6,114 @@ import numpy as np
 import pytest
 import torch
 
-from models import bundle, engines
-from models.errors import BundleError, UnknownChoice
-from models.explain.grad_cam import grad_cam, look
+from models import bundle, engines, images
+from models.errors import BundleError, ConfigError, UnknownChoice
+from models.explain.look import look, predict
+from models.explain.methods import explain_each
 from models.transfer import TransferModel
 
 
-def batch(n: int, seed: int) -> torch.Tensor:
-    return torch.randn(n, 3, 224, 224, generator=torch.Generator().manual_seed(seed))
+@pytest.fixture(scope="module")
+def openvino(imagenet, random_batch):
+    pytest.importorskip("openvino", reason="the extra 'fast' is not installed")
+    return engines.prepare("openvino", imagenet, probe=random_batch(1, 0))
 
 
 @pytest.fixture(scope="module")
-def openvino(imagenet):
+def bfloat16(imagenet, random_batch):
     pytest.importorskip("openvino", reason="the extra 'fast' is not installed")
-    return engines.prepare("openvino", imagenet, probe=batch(1, 0))
+    try:
+        return engines.prepare("openvino", imagenet, probe=random_batch(1, 0), precision="bf16")
+    except ConfigError as error:
+        pytest.skip(str(error))
 
 
-def test_openvino_gives_torchs_logits_and_maps(imagenet, openvino):
+def test_openvino_gives_torchs_logits_and_maps(imagenet, openvino, random_batch):
     for n in (1, 3):
-        x = batch(n, 7)
-        ours, fast = look(imagenet, x), look(imagenet, x, prefix=openvino)
+        x = random_batch(n, 7)
+        ours, fast = look(imagenet, x), look(imagenet, x, engine=openvino)
         torch.testing.assert_close(fast.logits, ours.logits, atol=1e-4, rtol=1e-4)
-        for item in range(n):
-            target = int(ours.logits[item].argmax())
-            one, other = (grad_cam(imagenet, each, item, [target])[0].values for each in (ours, fast))
-            assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9999
+        targets = ours.logits.argmax(1).tolist()
+        for one, other in zip(explain_each(ours, targets), explain_each(fast, targets), strict=True):
+            assert np.corrcoef(one.values.ravel(), other.values.ravel())[0, 1] > 0.9999
+            assert other.settings["engine"] == "openvino"
 
 
-def test_another_block_is_run_by_torch(imagenet, openvino):
-    x = batch(1, 8)
-    found = look(imagenet, x, block="stage5.2", prefix=openvino)
-    assert torch.equal(found.activation, look(imagenet, x, block="stage5.2").activation)
+def test_bfloat16_agrees_on_real_photographs(imagenet, bfloat16, photos):
+    paths = sorted((photos / "caltech_animals").glob("*/*/*.jpg")) + sorted(
+        (photos / "hymenoptera/val").glob("*/*.jpg")
+    )
+    exact = engines.prepare("eager", imagenet, probe=torch.zeros(1, 3, 224, 224))
+    agree, correlations = [], []
+    for start in range(0, len(paths), 16):
+        x = torch.stack(
+            [imagenet.geometry.prepare(images.read(path))[0] for path in paths[start : start + 16]]
+        )
+        one, other = look(imagenet, x, engine=exact), look(imagenet, x, engine=bfloat16)
+        targets = one.logits.argmax(1)
+        agree += (targets == other.logits.argmax(1)).tolist()
+        pairs = zip(explain_each(one, targets.tolist()), explain_each(other, targets.tolist()), strict=True)
+        correlations += [np.corrcoef(a.values.ravel(), b.values.ravel())[0, 1] for a, b in pairs]
+    print(f"bf16, {len(agree)} photographs: top-1 {np.mean(agree):.4f}, maps {np.mean(correlations):.4f}")
+    assert np.mean(agree) >= 0.99
+    assert np.mean(correlations) >= 0.99
 
 
-def test_threads_share_one_compiled_network(imagenet, openvino):
-    xs = [batch(1, seed) for seed in range(6)]
-    alone = [openvino(x) for x in xs]
+def test_another_block_or_size_is_run_by_torch(imagenet, openvino, random_batch):
+    x = random_batch(1, 8)
+    found = look(imagenet, x, block="stage5.2", engine=openvino)
+    assert torch.equal(found.map, look(openvino.model, x, block="stage5.2").map)
+    wide = torch.randn(1, 3, 224, 320)
+    assert look(imagenet, wide, engine=openvino).map.shape == (1, 1280, 7, 10)
+
+
+def test_threads_share_one_compiled_network(imagenet, openvino, random_batch):
+    xs = [random_batch(1, seed) for seed in range(6)]
+    alone = [predict(openvino, x) for x in xs]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda i: openvino(xs[i % 6]), range(60)))
+        together = list(pool.map(lambda i: predict(openvino, xs[i % 6]), range(60)))
     assert all(torch.allclose(value, alone[i % 6], atol=1e-5) for i, value in enumerate(together))
 
 
-def test_an_engine_whose_logits_are_off_is_refused(imagenet, openvino, monkeypatch):
+def test_an_engine_whose_logits_are_off_is_refused(imagenet, openvino, random_batch, monkeypatch):
     monkeypatch.setattr(
-        engines.OpenVinoPrefix, "__call__", lambda self, x: imagenet.until(self.block, x) * 1.01
+        engines.OpenVinoEngine, "until", lambda self, block, x: imagenet.until(block, x) * 1.01
     )
-    with pytest.raises(BundleError, match="openvino gives logits that are off by"):
-        engines.prepare("openvino", imagenet, probe=batch(1, 0))
+    with pytest.raises(BundleError, match=r"openvino \(fp32\) gives logits that are off by"):
+        engines.prepare("openvino", imagenet, probe=random_batch(1, 0))
 
 
-def test_the_choices_are_named():
+def test_an_engine_that_gives_no_numbers_is_refused(imagenet, random_batch, monkeypatch):
+    monkeypatch.setattr(
+        engines.EagerEngine, "until", lambda self, block, x: imagenet.until(block, x) * float("nan")
+    )
+    with pytest.raises(BundleError, match="off by nan"):
+        engines.prepare("eager", imagenet, probe=random_batch(1, 0))
+
+
+def test_the_choices_are_named(random_batch):
     model = TransferModel.create("resnet18", ["a", "b"], pretraining="none")
     with pytest.raises(UnknownChoice, match="eager, openvino"):
-        engines.prepare("tensorrt", model, probe=batch(1, 0))
-    assert engines.prepare("eager", model, probe=batch(1, 0)).name == "eager"
+        engines.prepare("tensorrt", model, probe=random_batch(1, 0))
+    with pytest.raises(UnknownChoice, match="fp32, bf16"):
+        engines.prepare("eager", model, probe=random_batch(1, 0), precision="int8")
+    with pytest.raises(ConfigError, match="eager computes in fp32"):
+        engines.prepare("eager", model, probe=random_batch(1, 0), precision="bf16")
+    assert engines.prepare("eager", model, probe=random_batch(1, 0)).name == "eager"
 
 
-def test_the_answer_says_what_ran(bundle_folder, encode):
+def test_the_twin_leaves_the_model_as_it_was(random_batch):
+    model = TransferModel.create("resnet18", ["a", "b"], pretraining="none")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    engine = engines.prepare("eager", model, probe=random_batch(1, 0))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in engine.model.modules())
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_answer_says_what_ran(bundle_folder):
     pytest.importorskip("openvino", reason="the extra 'fast' is not installed")
     from service.engine import Engine
     from service.settings import Settings

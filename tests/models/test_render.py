@@ -7,6 +7,7 @@ import pytest
 from models import images
 from models.errors import ExplanationError, UnknownChoice
 from models.explain.attribution import Attribution
+from models.explain.targets import Target
 from models.geometry import Geometry
 from models.predictions import class_index, rank
 from models.render.colour import colourise, evidence_table
@@ -56,7 +57,7 @@ def test_colour_blind_readers_can_order_the_values(matrix):
 
 
 def attribution(values: np.ndarray) -> Attribution:
-    return Attribution("a", 0, "grad_cam", "b", "ok", values.astype(np.float32))
+    return Attribution(Target(0, "a"), "grad_cam", "b", "ok", values.astype(np.float32))
 
 
 def test_the_overlay_has_the_pictures_size_and_colours_only_where_evidence_is():

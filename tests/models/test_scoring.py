@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from models import bundle
 from models.errors import BundleError, ConfigError, UnknownChoice
-from models.explain.grad_cam import grad_cam, look
+from models.explain.look import look
+from models.explain.methods import explain
 from models.predictions import rank
 from models.scoring import Scoring, expand_binary
 from models.transfer import TransferModel
@@ -59,7 +60,7 @@ def test_a_binary_models_two_maps_mirror_each_other(imagenet):
     x = torch.randn(1, 3, 224, 224)
     evidence = look(model, x)
     assert evidence.logits.shape == (1, 2)
-    negative, positive = grad_cam(model, evidence, 0, [0, 1])
+    negative, positive = explain(evidence, [[0, 1]])[0]
     assert abs(positive.values).max() > 0
     assert torch.equal(torch.from_numpy(negative.values), torch.from_numpy(-positive.values))
 

@@ -16,7 +16,8 @@ import pytest
 
 from models import bundle, images
 from models.errors import DataError, UnknownChoice
-from models.explain.grad_cam import grad_cam, look
+from models.explain.look import look
+from models.explain.methods import explain_each
 from pipelines.explain_job import job, local
 from pipelines.explain_job.job import overlay_name, plan
 
@@ -62,7 +63,7 @@ def test_every_picture_becomes_a_row_and_bad_ones_say_why(folder, loaded, tmp_pa
     label = int(evidence.logits[0].argmax())
     assert good["prediction"] == loaded.model.classes[label]
     assert sum(score for _, score in good["scores"]) == pytest.approx(1)
-    alone = grad_cam(loaded.model, evidence, 0, [label])[0]
+    alone = explain_each(evidence, [label])[0]
     np.testing.assert_allclose(np.reshape(good["grid"], (7, 7)), alone.values, atol=1e-5)
     assert good["seen_box"] == pytest.approx(frame.seen_box)
     assert good["digest"] == image.sha256

@@ -275,9 +275,10 @@ def test_models_that_cannot_be_compared_are_refused(story):
 
 def test_maps_of_two_backbones_are_compared_on_one_grid():
     from models.explain.attribution import Attribution
+    from models.explain.targets import Target
 
     def of(values):
-        return Attribution("a", 0, "grad_cam", "b", "ok", np.array(values, np.float32))
+        return Attribution(Target(0, "a"), "grad_cam", "b", "ok", np.array(values, np.float32))
 
     coarse, fine = of([[1.0, 0.0]]), of([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
     one, other = compare._on_one_grid(coarse, fine), compare._on_one_grid(fine, coarse)

@@ -1,0 +1,86 @@
+"""Guided backpropagation (Springenberg et al. 2015): gradients in which no ReLU passes a negative one down.
+
+Captum and its peers hook the ReLU modules of the shared model, so that two requests spoil each other, and
+miss ReLUs that are called as functions, and ReLU6. Here the rule is put where the function is called, in the
+calling thread only, and the model stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from models.errors import ExplanationError
+from models.explain.cam import grad_cam
+from models.explain.look import Evidence
+from models.explain.targets import Target
+from models.transfer import TransferModel
+
+_RELU = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+_RELU6 = {F.relu6, F.hardtanh, F.hardtanh_}
+_UNGUIDED = (nn.SiLU, nn.GELU, nn.Hardswish)
+
+
+class _GuidedClamp(torch.autograd.Function):
+    """min(max(x, 0), top), whose backward passes a gradient only where it and the input are positive."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, top: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.top = top
+        return x.clamp(0.0, top)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return gradients[0].clamp(min=0) * ((x > 0) & (x < ctx.top)), None
+
+
+class _Guided(TorchFunctionMode):
+    """While entered, this thread's ReLUs follow the rule."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in _RELU:
+            return _GuidedClamp.apply(args[0], float("inf"))
+        if func in _RELU6:
+            return _GuidedClamp.apply(args[0], 6.0)
+        return func(*args, **(kwargs or {}))
+
+
+def guided_gradient(model: TransferModel, x: Tensor, targets: Sequence[Target]) -> Tensor:
+    """Of each picture's target score by its pixels, (N, 3, H, W), under the guided rule.
+
+    Raises ExplanationError for a network whose activations are not ReLUs: the rule is not defined there.
+    """
+    if odd := sorted({type(module).__name__ for module in model.modules() if isinstance(module, _UNGUIDED)}):
+        raise ExplanationError(
+            f"Guided backpropagation is defined by ReLUs; {model.row.name} has {', '.join(odd)}. "
+            "Choose another method."
+        )
+    pixels = x.detach().clone().requires_grad_()
+    with torch.enable_grad(), _Guided():
+        logits = model(pixels)
+        score = torch.stack([target.of(row) for target, row in zip(targets, logits, strict=True)]).sum()
+    (found,) = torch.autograd.grad(score, pixels)
+    return found
+
+
+def guided_grad_cam(evidence: Evidence, targets: Sequence[Target]) -> Tensor:
+    """Signed maps (N, H, W) of the input: the guided gradient, summed over the colours, within the positive
+    part of Grad-CAM.
+    """
+    cams = grad_cam(evidence, targets).clamp(min=0)
+    size = (evidence.x.shape[2], evidence.x.shape[3])
+    within = F.interpolate(cams[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    return guided_gradient(evidence.model, evidence.x, targets).sum(1) * within

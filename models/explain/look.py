@@ -1,0 +1,97 @@
+"""One forward for a prediction and all its explanations, safe to call from many threads at once.
+
+The blocks up to the cut run without autograd, at the price of a prediction. What follows runs once with it;
+each target then costs one backward through that tail. Captum's hook sits on an ``Identity`` made for this
+one call: nothing is hooked on the shared model, so two requests never meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.engines import EagerEngine, Engine
+from models.errors import ExplanationError
+from models.explain.targets import Target
+from models.transfer import TransferModel
+
+
+class Evidence:
+    """A batch of pictures run once: its logits, and the map at a block, from which they can be derived."""
+
+    def __init__(self, engine: Engine, block: str, x: Tensor, value: Tensor) -> None:
+        """Run what follows ``block`` on its ``value``, keeping the graph; raises ExplanationError when the
+        value is no map.
+        """
+        self.engine, self.model, self.block, self.x = engine, engine.model, block, x
+        layout = self.model.row.layout
+        self.map = self.model.as_map(block, value).detach().requires_grad_()
+        """The block's output as a map (N, channels, rows, cols), a leaf of autograd."""
+        with torch.enable_grad():
+            self._logits: Tensor = self.model.after(block, layout.from_map(self.map, value))
+
+    @property
+    def logits(self) -> Tensor:
+        """(N, classes), without autograd."""
+        return self._logits.detach()
+
+    def scores(self, targets: Sequence[Target]) -> Tensor:
+        """(N,) of one target for each picture, with autograd; may be derived any number of times."""
+        chosen = [target.of(row) for target, row in zip(targets, self._logits, strict=True)]
+        return torch.stack(chosen)
+
+    def gradient(self, targets: Sequence[Target]) -> Tensor:
+        """Of each picture's target score by its map, (N, channels, rows, cols)."""
+        (found,) = torch.autograd.grad(self.scores(targets).sum(), self.map, retain_graph=True)
+        return found
+
+
+class Tail(nn.Module):
+    """The rest of the network as Captum wants it: a module with a layer to hook, whose forward gives the
+    targets' scores. The forward has run already, so each call only hands out its result.
+    """
+
+    def __init__(self, evidence: Evidence, targets: Sequence[Target]) -> None:
+        super().__init__()
+        self.cut = nn.Identity()
+        self._scores = evidence.scores(targets)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """(N, channels, rows, cols), the evidence's own map, to scores (N,)."""
+        self.cut(grid)
+        return self._scores
+
+
+def look(
+    model: TransferModel, x: Tensor, *, block: str | None = None, engine: Engine | None = None
+) -> Evidence:
+    """Run pictures (N, 3, H, W) once, ready to be explained at ``block``.
+
+    With an ``engine`` its twin of the model is what runs and is explained; ``model`` itself otherwise.
+
+    Raises UnknownChoice for an unknown block, and ExplanationError for one whose output is no map or a
+    picture that is too small for the network.
+    """
+    engine = engine or EagerEngine(model)
+    block = block or model.cam_block
+    model.index_of(block)
+    try:
+        value = engine.until(block, x)
+    except RuntimeError as error:
+        geometry = model.geometry
+        if x.shape[-2] < geometry.crop_height or x.shape[-1] < geometry.crop_width:
+            raise ExplanationError(
+                f"A picture of {x.shape[-1]} x {x.shape[-2]} is too small for {model.row.name}, which was "
+                f"made for {geometry.crop_width} x {geometry.crop_height}: {str(error).splitlines()[0]}"
+            ) from error
+        raise
+    return Evidence(engine, block, x, value)
+
+
+def predict(engine: Engine, x: Tensor) -> Tensor:
+    """Logits (N, classes) of pictures (N, 3, H, W), without autograd."""
+    model = engine.model
+    with torch.no_grad():
+        return model.after(model.cam_block, engine.until(model.cam_block, x))

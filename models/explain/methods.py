@@ -1,0 +1,163 @@
+"""The table of methods, and the one way to call them.
+
+To add a method, add a row to ``METHODS``; service, jobs, sanity checks and tests take it from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from models.errors import UnknownChoice
+from models.explain import cam, guided, pixels
+from models.explain.attribution import INPUT, Attribution, Unit, attribution
+from models.explain.look import Evidence
+from models.explain.pixels import Effort
+from models.explain.targets import Target, target
+
+Rows = Sequence[Sequence[Target]]
+"""For each of several targets of a picture, one target a picture of the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One row of the table."""
+
+    name: str
+    title: str
+    run: Callable[[Evidence, Rows, Effort], list[Tensor]]
+    """Signed maps (N, rows, cols) for each row of targets."""
+    grid: Literal["block", "input"]
+    """Whether the map has the block's cells or the input's pixels."""
+    good_for: str
+    misleads: str
+    unit: Unit = "logit"
+    effort: tuple[str, ...] = ()
+    """Which fields of Effort it heeds."""
+    adds_up: bool = False
+    """Whether a cell of the input is the sum of its pixels, and not their mean."""
+    reads_block: bool = True
+
+
+def _each(run: Callable[[Evidence, Sequence[Target]], Tensor]) -> Callable[..., list[Tensor]]:
+    return lambda evidence, rows, _: [run(evidence, row) for row in rows]
+
+
+def _each_with_effort(
+    run: Callable[[Evidence, Sequence[Target], Effort], Tensor],
+) -> Callable[..., list[Tensor]]:
+    return lambda evidence, rows, effort: [run(evidence, row, effort) for row in rows]
+
+
+METHODS: dict[str, Method] = {
+    row.name: row
+    for row in (
+        Method(
+            "grad_cam", "Grad-CAM", _each(cam.grad_cam), "block",
+            good_for="Which region speaks for a class, at the price of a prediction.",
+            misleads="Below the last block the mean gradient can point at what the score does not use.",
+        ),
+        Method(
+            "hires_cam", "HiResCAM", _each(cam.hires_cam), "block",
+            good_for="Each cell's own share of the score, also where positions matter to the layers above.",
+            misleads="Noisy at early blocks; equal to Grad-CAM before a global average pooling.",
+        ),
+        Method(
+            "layer_cam", "LayerCAM", _each(cam.layer_cam), "block",
+            good_for="Finer maps from earlier blocks.",
+            misleads="Shows nothing that speaks against the class, so it looks surer than the model is.",
+        ),
+        Method(
+            "grad_cam_plus_plus", "Grad-CAM++", _each(cam.grad_cam_plus_plus), "block",
+            good_for="Several objects of one class in a picture.",
+            misleads="Heeds positive gradients only: maps of different classes look more alike than they are.",
+        ),
+        Method(
+            "guided_grad_cam", "Guided Grad-CAM", _each(guided.guided_grad_cam), "input", effort=("cell",),
+            adds_up=True,
+            good_for="Which edges and textures within Grad-CAM's region the score follows.",
+            misleads="Guided backpropagation redraws the picture's edges almost whatever the weights are.",
+        ),
+        Method(
+            "integrated_gradients", "Integrated gradients", _each_with_effort(pixels.integrated_gradients),
+            "input", effort=("steps", "cell"), reads_block=False, adds_up=True,
+            good_for="A share for each pixel; the shares add up to the score's rise above the mean colour.",
+            misleads="Speckled; says nothing about what has the mean colour itself, and edges stand out.",
+        ),
+        Method(
+            "occlusion", "Occlusion", _each_with_effort(pixels.occlusion), "input",
+            effort=("window", "stride", "cell"), reads_block=False,
+            good_for="What the score really loses when a part is covered; no gradients involved.",
+            misleads="Blind to what exceeds the window or is there twice; a grey square is itself a sight.",
+        ),
+        Method(
+            "rise", "RISE", pixels.rise, "input", unit="score", effort=("masks", "cells", "seed", "cell"),
+            reads_block=False,
+            good_for="Score against visibility over many random masks; treats the model as a black box.",
+            misleads="Speckled with few masks; flat where the score is saturated.",
+        ),
+    )
+}  # fmt: skip
+DEFAULT = "grad_cam"
+
+
+def row_of(name: str) -> Method:
+    """The row of that name; raises UnknownChoice."""
+    if name not in METHODS:
+        raise UnknownChoice("method", name, METHODS)
+    return METHODS[name]
+
+
+def explain(
+    evidence: Evidence,
+    targets: Sequence[Sequence[Target | int]],
+    *,
+    method: str = DEFAULT,
+    effort: Effort | None = None,
+) -> list[list[Attribution]]:
+    """Maps for each picture of the evidence, one for each of its targets (as many for every picture).
+
+    Raises UnknownChoice for an unknown method or class, ExplanationError where the method does not apply.
+    """
+    if len(targets) != len(evidence.x):
+        raise ValueError(f"{len(targets)} sequences of targets for {len(evidence.x)} pictures.")
+    row, effort = row_of(method), effort or Effort()
+    chosen = [[_target(evidence, each) for each in of_one] for of_one in targets]
+    maps = row.run(evidence, list(zip(*chosen, strict=True)), effort)
+    if row.grid == "input":
+        maps = [pixels.in_cells(found, effort.cell, adds_up=row.adds_up) for found in maps]
+    settings = {key: value for key, value in asdict(effort).items() if key in row.effort}
+    settings |= {"engine": evidence.engine.name, "precision": evidence.engine.precision}
+    return [
+        [
+            attribution(
+                each,
+                maps[k][n].float().cpu().numpy(),
+                method=method,
+                block=evidence.block if row.reads_block else INPUT,
+                unit=row.unit,
+                settings=settings,
+            )
+            for k, each in enumerate(of_one)
+        ]
+        for n, of_one in enumerate(chosen)
+    ]
+
+
+def explain_each(
+    evidence: Evidence,
+    targets: Sequence[Target | int],
+    *,
+    method: str = DEFAULT,
+    effort: Effort | None = None,
+) -> list[Attribution]:
+    """One map for each picture of the evidence, for its own target."""
+    found = explain(evidence, [[each] for each in targets], method=method, effort=effort)
+    return [of_one[0] for of_one in found]
+
+
+def _target(evidence: Evidence, each: Target | int) -> Target:
+    return target(evidence.model.classes, each) if isinstance(each, int) else each

@@ -1,0 +1,64 @@
+"""Networks of every row that behave like trained ones, without any download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from models.backbones import backbone, imagenet_classes
+from models.transfer import TransferModel
+
+
+def batch(n: int = 1, seed: int = 0, side: int = 224) -> torch.Tensor:
+    """Random pictures (n, 3, side, side)."""
+    return torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def live_network(name: str) -> nn.Module:
+    """The uncut network of a row: the embedded one with its weights, any other with random ones whose
+    BatchNorms know the signals of random pictures and whose head is not all zero, as a fresh one's may be.
+    """
+    torch.manual_seed(0)
+    row = backbone(name)
+    if name == "efficientnet_lite0":
+        return row.network()
+    network = row.network("none")
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = None
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.normal_(module.weight, std=0.05)
+    with torch.no_grad():
+        network.train()(batch(4, seed=99, side=row.geometry().crop_height if name == "vit_b_16" else 160))
+    return network.eval()
+
+
+def live_model(name: str) -> TransferModel:
+    """The same cut into blocks, with the 1,000 ImageNet classes."""
+    row = backbone(name)
+    model = TransferModel(row, live_network(name), classes=imagenet_classes(), keep_classifier=True)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def random_batch() -> Callable[..., torch.Tensor]:
+    return batch
+
+
+@pytest.fixture(scope="session")
+def network_of() -> Callable[[str], nn.Module]:
+    return live_network
+
+
+@pytest.fixture(scope="session")
+def model_of() -> Callable[[str], TransferModel]:
+    return live_model
+
+
+@pytest.fixture(scope="session")
+def resnet18() -> TransferModel:
+    return live_model("resnet18")

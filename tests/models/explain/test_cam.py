@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import LayerGradCam
+from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
+from pytorch_grad_cam.utils.image import scale_cam_image
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+from models import engines, images
+from models.backbones import BACKBONES
+from models.errors import ExplanationError, UnknownChoice
+from models.explain.activations import activations
+from models.explain.attribution import classify
+from models.explain.look import look
+from models.explain.methods import explain, explain_each
+from models.explain.targets import target
+from models.layouts import MAPS
+from models.transfer import TransferModel
+
+CONVOLUTIONAL = [name for name, row in BACKBONES.items() if row.layout is MAPS]
+TRANSFORMERS = [name for name in BACKBONES if name not in CONVOLUTIONAL]
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def model(request, model_of):
+    return model_of(request.param)
+
+
+@pytest.fixture
+def convolutional(model):
+    if model.row.layout is not MAPS:
+        pytest.skip("a transformer: Captum alone gives it no map; held by tests of its own")
+    return model
+
+
+def whole_model_map(model, x, block, index):
+    """Captum on the whole uncut model, (rows, cols)."""
+    whole = LayerGradCam(model, model.block(block)).attribute(x.clone().requires_grad_(), target=index)
+    return whole[0, 0].detach().numpy()
+
+
+def close(found, expected, relative):
+    scale = float(np.abs(expected).max())
+    assert scale > 0
+    np.testing.assert_allclose(found, expected, atol=relative * scale)
+
+
+def test_equal_to_captum_on_the_whole_uncut_model(convolutional, random_batch):
+    model, x = convolutional, random_batch()
+    for block in (model.cam_block, model.block_names[len(model.block_names) * 2 // 3]):
+        for index in (3, 700):
+            ours = explain_each(look(model, x, block=block), [index])[0]
+            close(ours.values, whole_model_map(model, x, block, index), 1e-5)
+
+
+def test_the_default_engine_is_equal_too(convolutional, random_batch):
+    """Folding BatchNorm forms the sums in another order. With trained weights that stays within 1e-5; random
+    ones amplify rounding from block to block, in a hundred layers to a few 1e-4.
+    """
+    model, x = convolutional, random_batch()
+    engine = engines.prepare("eager", model, probe=x)
+    ours = explain_each(look(engine.model, x, engine=engine), [3])[0]
+    trained = model.row.name == "efficientnet_lite0"
+    close(ours.values, whole_model_map(model, x, model.cam_block, 3), 1e-5 if trained else 1e-3)
+
+
+def test_equal_to_pytorch_grad_cam_after_its_normalisation(convolutional, random_batch):
+    model, x = convolutional, random_batch(seed=3)
+    # Of a class with evidence: without any the peer gives a blank map, which correlates with nothing.
+    for index in look(model, x).logits[0].topk(2).indices.tolist():
+        with GradCAM(model=model, target_layers=[model.block(model.cam_block)]) as peer:
+            theirs = peer(input_tensor=x.clone().requires_grad_(), targets=[ClassifierOutputTarget(index)])[0]
+        ours = explain_each(look(model, x), [index])[0]
+        shown = scale_cam_image(scale_cam_image(np.maximum(ours.values, 0)[None], (224, 224)))[0]
+        assert np.corrcoef(shown.ravel(), theirs.ravel())[0, 1] >= 0.9999
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_transformers_equal_the_formula_on_the_whole_model(name, model_of, random_batch):
+    """Derived by a hook on the whole model and a reshape written for each by hand."""
+    model, x = model_of(name), random_batch()
+    kept = {}
+
+    def keep(_module, _args, value):
+        kept["value"] = value
+        value.retain_grad()
+
+    handle = model.block(model.cam_block).register_forward_hook(keep)
+    model(x.clone().requires_grad_())[0, 11].backward()
+    handle.remove()
+    value, gradient = kept["value"].detach()[0], kept["value"].grad[0]
+    if name == "vit_b_16":
+        value, gradient = (each[1:].reshape(14, 14, 768) for each in (value, gradient))
+    alpha = gradient.mean(dim=(0, 1))
+    expected = (value * alpha).sum(-1).numpy()
+    found = explain_each(look(model, x), [11])[0]
+    assert found.values.shape == expected.shape
+    close(found.values, expected, 1e-5)
+
+
+def test_transformers_last_block_says_that_patches_have_no_gradient(model_of, random_batch):
+    model = model_of("vit_b_16")
+    found = explain_each(look(model, random_batch(), block="layers.11"), [3])[0]
+    assert found.status == "no_gradient"
+
+
+@pytest.mark.parametrize(
+    ("method", "peer", "block"),
+    [
+        ("hires_cam", HiResCAM, "layer4.1"),
+        ("hires_cam", HiResCAM, "layer3.0"),
+        ("layer_cam", LayerCAM, "layer3.0"),
+        ("layer_cam", LayerCAM, "layer4.1"),
+        ("grad_cam_plus_plus", GradCAMPlusPlus, "layer4.1"),
+    ],
+)
+def test_the_kin_equal_their_peers(method, peer, block, resnet18, random_batch):
+    x = random_batch(seed=7)
+    # The peer's Grad-CAM++ adds 1e-6 to its denominator, which is as large as squared gradients after a
+    # pooling: it is asked at a head whose gradients are not small.
+    model = TransferModel.create("resnet18", ["a", "b"], pretraining="none").eval()
+    model.load_state_dict(
+        {k: v for k, v in resnet18.state_dict().items() if "classifier" not in k}, strict=False
+    )
+    torch.nn.init.normal_(model.classifier.weight, std=20.0)
+    with peer(model=model, target_layers=[model.block(block)]) as cam:
+        theirs = cam(input_tensor=x.clone().requires_grad_(), targets=[ClassifierOutputTarget(1)])[0]
+    ours = explain_each(look(model, x, block=block), [1], method=method)[0].values
+    shown = scale_cam_image(scale_cam_image(np.maximum(ours, 0)[None], (224, 224)))[0]
+    assert np.corrcoef(shown.ravel(), theirs.ravel())[0, 1] >= 0.9999
+
+
+def test_grad_cam_plus_plus_by_higher_derivatives_of_the_exponential():
+    """Its weights as the paper defines them, from second and third derivatives of exp(score), which for a
+    linear tail are powers of the gradient.
+    """
+    torch.manual_seed(1)
+    activation = torch.rand(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 2, 2, dtype=torch.float64)
+    score = torch.exp((activation * weight).sum())
+    (first,) = torch.autograd.grad(score, activation, create_graph=True)
+    second, third = torch.zeros(3, 2, 2), torch.zeros(3, 2, 2)
+    for place in np.ndindex(3, 2, 2):
+        (row,) = torch.autograd.grad(first[place], activation, create_graph=True)
+        second[place] = row[place].detach()
+        (next_row,) = torch.autograd.grad(row[place], activation, retain_graph=True)
+        third[place] = next_row[place]
+    total = activation.detach().sum(dim=(1, 2), keepdim=True)
+    alpha = second / (2 * second + total * third)
+    # The score's own factor exp(S) leaves alpha and the map's shape as they are.
+    weights = (alpha * first.detach().clamp(min=0)).sum(dim=(1, 2), keepdim=True) / score.detach()
+    expected = (weights * activation.detach()).sum(0)
+    from models.explain import cam
+
+    class Linear:
+        map = activation[None].float()
+
+        def gradient(self, _targets):
+            return weight[None].float()
+
+    found = cam.grad_cam_plus_plus(Linear(), [])
+    torch.testing.assert_close(found[0], expected.float(), atol=1e-5, rtol=1e-4)
+
+
+def test_equal_to_the_formula_by_plain_autograd(imagenet, random_batch):
+    evidence = look(imagenet, random_batch(seed=4))
+    activation = evidence.map.detach().clone().requires_grad_()
+    imagenet.after(imagenet.cam_block, activation)[0, 207].backward()
+    alpha = activation.grad.mean(dim=(2, 3), keepdim=True)
+    expected = (alpha * activation.detach()).sum(1)[0].numpy()
+    np.testing.assert_allclose(explain_each(evidence, [207])[0].values, expected, atol=1e-6)
+
+
+def test_on_a_pooled_last_block_all_is_class_activation_mapping(resnet18, random_batch):
+    """Zhou et al. 2016: with average pooling and one linear layer the map is the weighted sum over h * w."""
+    evidence = look(resnet18, random_batch(seed=5))
+    weights = resnet18.classifier.weight[123]
+    expected = torch.einsum("c,chw->hw", weights, evidence.map[0].detach()) / 49
+    for method in ("grad_cam", "hires_cam"):
+        np.testing.assert_allclose(
+            explain_each(evidence, [123], method=method)[0].values, expected.numpy(), atol=1e-6
+        )
+
+
+def test_a_contrast_is_the_difference_of_the_two_maps(imagenet, random_batch):
+    evidence = look(imagenet, random_batch(seed=5))
+    why_b_not_a = target(imagenet.classes, 9, 5)
+    one, other, contrast = explain(evidence, [[9, 5, why_b_not_a]])[0]
+    np.testing.assert_allclose(contrast.values, one.values - other.values, atol=1e-6)
+    assert contrast.target.name == f"{imagenet.classes[9]}, not {imagenet.classes[5]}"
+
+
+def test_many_targets_and_batches_equal_one_at_a_time(imagenet, random_batch):
+    x = random_batch(3, seed=6)
+    evidence = look(imagenet, x)
+    together = explain(evidence, [[5, 9, 800]] * 3)
+    for n in range(3):
+        for place, index in enumerate((5, 9, 800)):
+            alone = explain_each(look(imagenet, x[n : n + 1]), [index])[0]
+            np.testing.assert_allclose(together[n][place].values, alone.values, atol=1e-5)
+            assert (together[n][place].index, together[n][place].label) == (index, imagenet.classes[index])
+
+
+def test_several_classes_run_the_tail_once(resnet18, random_batch, monkeypatch):
+    """One forward for a prediction and five maps at a deep cut: every block runs once."""
+    ran = []
+    run_blocks = TransferModel.run_blocks
+
+    def counted(self, x, start, stop):
+        ran.append((start, stop))
+        return run_blocks(self, x, start, stop)
+
+    monkeypatch.setattr(TransferModel, "run_blocks", counted)
+    explain(look(resnet18, random_batch(), block="layer2.1"), [[1, 2, 3, 4, 5]])
+    cut = resnet18.index_of("layer2.1") + 1
+    assert ran == [(0, cut), (cut, len(resnet18.block_names))]
+
+
+def test_the_map_lies_on_the_animal(imagenet, photos):
+    """Energy in the object's mask against the mask's area, on real photographs with the true class."""
+    energies, areas = [], []
+    for path in sorted((photos / "caltech_animals/val/flamingo").glob("*.jpg")):
+        image = images.read(path)
+        mask = images.read(photos / "caltech_animals/masks/val/flamingo" / f"{path.stem}.png").pil
+        x, frame = imagenet.geometry.prepare(image)
+        found = explain_each(look(imagenet, x[None]), [imagenet.classes.index("flamingo")])[0]
+        laid = np.nan_to_num(frame.unwarp(found.positive()))
+        inside = np.asarray(mask)[..., 0] > 127
+        energies.append(laid[inside].sum() / max(laid.sum(), 1e-9))
+        areas.append(inside[frame.seen()].mean())
+    assert np.mean(energies) > np.mean(areas) + 0.15
+
+
+def test_statuses_never_leave_a_blank_map_without_a_word():
+    assert classify(np.array([[-1.0, -2.0]]))[0] == "no_positive_evidence"
+    assert classify(np.zeros((2, 2)))[0] == "no_gradient"
+    status, shown = classify(np.array([[np.nan, 1.0]]))
+    assert status == "not_finite"
+    assert np.isfinite(shown).all()
+    assert classify(np.array([[-1.0, 0.5]]))[0] == "ok"
+
+
+def test_a_dead_head_is_called_no_gradient(random_batch):
+    model = TransferModel.create("resnet18", ["a", "b"], pretraining="none")
+    torch.nn.init.zeros_(model.classifier.weight)
+    found = explain_each(look(model, random_batch()), [0])[0]
+    assert found.status == "no_gradient"
+    assert not found.values.any()
+
+
+def test_bad_requests_name_the_value_and_the_choices(imagenet, resnet18, random_batch):
+    with pytest.raises(UnknownChoice, match="stage6"):
+        look(imagenet, random_batch(), block="layer4")
+    with pytest.raises(ExplanationError, match="no map"):
+        look(imagenet, torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ExplanationError, match=r"8 x 8 is too small for inception_v3.*299 x 299"):
+        look(TransferModel.create("inception_v3", ["a", "b"], pretraining="none"), torch.zeros(1, 3, 8, 8))
+    evidence = look(imagenet, random_batch())
+    with pytest.raises(UnknownChoice, match="100000"):
+        explain_each(evidence, [100_000])
+    with pytest.raises(UnknownChoice, match="grad_cam, hires_cam"):
+        explain_each(evidence, [1], method="lime")
+    with pytest.raises(ExplanationError, match="needs two classes"):
+        target(imagenet.classes, 4, 4)
+    mobile = look(TransferModel.create("mobilenet_v3_small", ["a", "b"], pretraining="none"), random_batch())
+    with pytest.raises(ExplanationError, match="Hardswish"):
+        explain_each(mobile, [1], method="guided_grad_cam")
+
+
+def test_a_map_cannot_be_written_to(imagenet, random_batch):
+    found = explain_each(look(imagenet, random_batch()), [1])[0]
+    with pytest.raises(ValueError, match="read-only"):
+        found.values[0, 0] = 1.0
+    with pytest.raises(TypeError):
+        found.settings["engine"] = "mine"
+
+
+def test_activations_are_what_the_blocks_give(imagenet, random_batch):
+    x = random_batch(seed=8)
+    found = activations(imagenet, x, blocks=["top", "stem"], channels=3)
+    assert [each.block for each in found] == ["stem", "top"]
+    with torch.no_grad():
+        value = imagenet.until("top", x)[0]
+    top = found[1]
+    assert top.shape == (1280, 7, 7)
+    assert top.mean == pytest.approx(float(value.mean()), rel=1e-5)
+    assert top.zero_share == pytest.approx(float((value == 0).float().mean()))
+    strongest = value.mean(dim=(1, 2)).topk(3).indices.tolist()
+    assert [channel.index for channel in top.strongest] == strongest
+    np.testing.assert_array_equal(top.strongest[0].values, value[strongest[0]].numpy())
