@@ -48,9 +48,17 @@ class Backbone:
     """How the blocks' values are read as maps."""
 
     def block_names(self) -> tuple[str, ...]:
-        """The names of the blocks, from the input up; the network is built without memory for its weights."""
-        with torch.device("meta"):
-            return tuple(self.cut(self.build()).blocks)
+        """The names of the blocks, from the input up."""
+        return tuple(self.cut(self.outline()).blocks)
+
+    def outline(self) -> nn.Module:
+        """The uncut network without memory for its weights, for its shapes alone."""
+        try:
+            with torch.device("meta"):
+                return self.build()
+        except NotImplementedError:
+            # RegNet computes its widths with tensors, which need memory to be read.
+            return self.build().to("meta")
 
     def network(self, pretraining: Pretraining = "imagenet") -> nn.Module:
         """Build the uncut network in eval mode; ``pretraining="none"`` leaves its weights random."""

@@ -9,7 +9,7 @@ Coordinates are continuous: pixel ``i`` covers ``[i, i + 1)`` and has its centre
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -55,6 +55,19 @@ class Frame:
             self.top * sy,
             (self.left + self.crop_width) * sx,
             (self.top + self.crop_height) * sy,
+        )
+
+    def to_picture(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        """A box (x0, y0, x1, y1) in pixels of the model's input, in pixels of the upright picture; it may
+        reach beyond either.
+        """
+        sx, sy = self.width / self.resized_width, self.height / self.resized_height
+        x0, y0, x1, y1 = box
+        return (
+            (self.left + x0) * sx,
+            (self.top + y0) * sy,
+            (self.left + x1) * sx,
+            (self.top + y1) * sy,
         )
 
     def cell_size(self, rows: int, cols: int) -> tuple[float, float]:
@@ -192,6 +205,21 @@ class Geometry:
             image.pil, [self.resize], interpolation=_TORCHVISION[self.interpolation], antialias=True
         )
         return F.center_crop(resized, [self.crop_height, self.crop_width]), frame
+
+    def see_moved(self, image: Image, right: int, down: int) -> tuple[PIL.Image.Image, Frame]:
+        """As :meth:`see`, with the crop moved by some pixels of the resized picture; beyond its edge the
+        edge's pixels are repeated.
+        """
+        frame = self.frame(image.width, image.height)
+        resized = F.resize(
+            image.pil, [self.resize], interpolation=_TORCHVISION[self.interpolation], antialias=True
+        )
+        margin = max(abs(right), abs(down))
+        padded = F.pad(resized, [margin], padding_mode="edge")
+        moved = replace(frame, left=frame.left + right, top=frame.top + down)
+        corner = (moved.left + margin, moved.top + margin)
+        box = (*corner, corner[0] + self.crop_width, corner[1] + self.crop_height)
+        return padded.crop(box), moved
 
     def _see_extreme(self, image: Image, frame: Frame) -> PIL.Image.Image:
         """Resize only the part of a very long picture that the crop needs: 1 x 5000 would otherwise become

@@ -44,8 +44,8 @@ class Scoring:
         return calibrated.sigmoid() if self.task == "multilabel" else torch.softmax(calibrated, dim=-1)
 
     def margin(self, logits: Tensor) -> Tensor:
-        """Of logits (N, classes), how far each answer is from being another one, (N,): the lead of the highest
-        logit, or the least distance of a label's logit from 0.
+        """How far each answer of logits (N, classes) is from being another one, (N,): the lead of the
+        highest logit, or the least distance of a label's logit from 0.
         """
         if self.task == "multilabel":
             return logits.abs().amin(dim=1)

@@ -16,13 +16,12 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from models.errors import ExplanationError
+from models.explain.activation_functions import RELU, RELU6
 from models.explain.cam import grad_cam
 from models.explain.look import Evidence
 from models.explain.targets import Target
 from models.transfer import TransferModel
 
-_RELU = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
-_RELU6 = {F.relu6, F.hardtanh, F.hardtanh_}
 _UNGUIDED = (nn.SiLU, nn.GELU, nn.Hardswish)
 
 
@@ -51,9 +50,9 @@ class _Guided(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in _RELU:
+        if func in RELU:
             return _GuidedClamp.apply(args[0], float("inf"))
-        if func in _RELU6:
+        if func in RELU6:
             return _GuidedClamp.apply(args[0], 6.0)
         return func(*args, **(kwargs or {}))
 

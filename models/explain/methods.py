@@ -73,7 +73,7 @@ METHODS: dict[str, Method] = {
         Method(
             "grad_cam_plus_plus", "Grad-CAM++", _each(cam.grad_cam_plus_plus), "block",
             good_for="Several objects of one class in a picture.",
-            misleads="Heeds positive gradients only: maps of different classes look more alike than they are.",
+            misleads="Heeds positive gradients only: maps of two classes look more alike than they are.",
         ),
         Method(
             "guided_grad_cam", "Guided Grad-CAM", _each(guided.guided_grad_cam), "input", effort=("cell",),

@@ -1,0 +1,114 @@
+"""How far prediction and map move when the picture moves by a few pixels (topic of pooling: why it is there).
+
+The crop is moved on the resized picture, so that real pixels come in where there are any; each map is carried
+back through its own Frame and compared on the picture itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from models.engines import Engine
+from models.explain.attribution import Attribution
+from models.explain.look import look
+from models.explain.methods import DEFAULT, explain_each
+from models.explain.targets import Target
+from models.geometry import Frame
+from models.images import Image
+
+_SHOWN = 96
+_STEADY = 0.9
+_LITTLE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Shifted:
+    """After one move."""
+
+    right: int
+    down: int
+    """Of the crop, in pixels of the model's input."""
+    score: float
+    """Of the target."""
+    same_answer: bool
+    correlation: float
+    """Of the map, carried back, with the one before; over what both saw."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftTest:
+    """Of one picture and target."""
+
+    score: float
+    """Before any move."""
+    moves: tuple[Shifted, ...]
+
+    @property
+    def spread(self) -> float:
+        """Largest change of the target's score."""
+        return max(abs(move.score - self.score) for move in self.moves)
+
+    @property
+    def correlation(self) -> float:
+        """Lowest correlation of a map with the one before."""
+        return min(move.correlation for move in self.moves)
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        far = max(max(abs(move.right), abs(move.down)) for move in self.moves)
+        figures = f"score by up to {self.spread:.2f}, map correlation down to {self.correlation:.2f}"
+        if not all(move.same_answer for move in self.moves):
+            return f"The answer itself changes when the picture moves by up to {far} pixels ({figures})."
+        steady = self.correlation >= _STEADY and self.spread <= _LITTLE
+        held = "hold" if steady else "keep to the answer, but not quite to the figures,"
+        return f"Answer and map {held} when the picture moves by up to {far} pixels ({figures})."
+
+
+def shift_test(
+    engine: Engine,
+    image: Image,
+    target: Target,
+    *,
+    pixels: Sequence[int] = (2, 4, 8),
+    method: str = DEFAULT,
+    block: str | None = None,
+) -> ShiftTest:
+    """Move a picture by each of so many pixels in four directions; one forward and map for each."""
+    geometry = engine.model.geometry
+    moves = [(0, 0)] + [move for far in pixels for move in ((far, 0), (-far, 0), (0, far), (0, -far))]
+    seen = [geometry.see_moved(image, right, down) for right, down in moves]
+    x = torch.stack([geometry.normalise(picture) for picture, _ in seen])
+    evidence = look(engine.model, x, engine=engine, block=block)
+    maps = explain_each(evidence, [target] * len(moves), method=method)
+    scores = target.of(engine.model.scoring.scores(evidence.logits)).tolist()
+    answers = evidence.logits.argmax(1).tolist()
+    laid = [_laid(each, frame) for each, (_, frame) in zip(maps, seen, strict=True)]
+    return ShiftTest(
+        score=scores[0],
+        moves=tuple(
+            Shifted(right, down, scores[n], answers[n] == answers[0], _correlation(laid[0], laid[n]))
+            for n, (right, down) in enumerate(moves)
+            if n
+        ),
+    )
+
+
+def _laid(attribution: Attribution, frame: Frame) -> np.ndarray:
+    """The map on a small version of the picture; the frame keeps its proportions."""
+    scale = _SHOWN / max(frame.width, frame.height)
+    small = replace(
+        frame, width=max(1, round(frame.width * scale)), height=max(1, round(frame.height * scale))
+    )
+    return small.unwarp(attribution.values)
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    both = np.isfinite(one) & np.isfinite(other)
+    if not both.any() or one[both].std() == 0 or other[both].std() == 0:
+        return 0.0
+    return float(np.corrcoef(one[both], other[both])[0, 1])

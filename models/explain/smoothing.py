@@ -1,0 +1,104 @@
+"""Maps averaged over flips and noise, each carried back to where it belongs.
+
+What only one slightly different picture shows is an accident; what they all show is steadier evidence
+(SmoothGrad; Smilkov et al. 2017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.errors import ConfigError
+from models.explain.attribution import Attribution, attribution
+from models.explain.look import Evidence, look
+from models.explain.methods import DEFAULT, explain
+from models.explain.pixels import Effort
+from models.explain.targets import Target
+
+_MOST = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Smoothing:
+    """What is averaged over."""
+
+    flip: bool = False
+    """Each picture also mirrored left to right, its map mirrored back."""
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise, of the range of the picture's values."""
+    samples: int = 8
+    """Noisy pictures; without noise there is one."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for figures out of range."""
+        if not 0.0 <= self.noise <= 1.0:
+            raise ConfigError(f"noise is {self.noise}; it must be from 0 to 1, of the picture's range.")
+        if not 1 <= self.samples <= _MOST:
+            raise ConfigError(f"samples is {self.samples}; it must be from 1 to {_MOST}.")
+
+    @property
+    def on(self) -> bool:
+        """Whether there is anything to average over."""
+        return self.flip or self.noise > 0
+
+
+def explain_smoothly(
+    evidence: Evidence,
+    targets: Sequence[Sequence[Target | int]],
+    smoothing: Smoothing,
+    *,
+    method: str = DEFAULT,
+    effort: Effort | None = None,
+) -> list[list[Attribution]]:
+    """As :func:`models.explain.methods.explain`, averaged over variations of the evidence's pictures."""
+    variations = _variations(evidence.x, smoothing)
+    sums: list[list[np.ndarray]] = []
+    found: list[list[Attribution]] = []
+    for x, mirrored in variations:
+        varied = look(evidence.model, x, block=evidence.block, engine=evidence.engine)
+        found = explain(varied, targets, method=method, effort=effort)
+        maps = [[each.values[:, ::-1] if mirrored else each.values for each in row] for row in found]
+        sums = [_added(*pair) for pair in zip(sums, maps, strict=True)] if sums else maps
+    how = {
+        "flip": smoothing.flip,
+        "noise": smoothing.noise,
+        "noise_seed": smoothing.seed,
+        "averaged": len(variations),
+    }
+    return [
+        [
+            attribution(
+                each.target,
+                total / len(variations),
+                method=each.method,
+                block=each.block,
+                unit=each.unit,
+                settings={**each.settings, **how},
+            )
+            for each, total in zip(row, of_one, strict=True)
+        ]
+        for row, of_one in zip(found, sums, strict=True)
+    ]
+
+
+def _added(sums: list[np.ndarray], maps: list[np.ndarray]) -> list[np.ndarray]:
+    return [total + each for total, each in zip(sums, maps, strict=True)]
+
+
+def _variations(x: Tensor, smoothing: Smoothing) -> list[tuple[Tensor, bool]]:
+    """(pictures, whether they are mirrored)."""
+    generator = torch.Generator().manual_seed(smoothing.seed)
+    ranges = x.amax(dim=(1, 2, 3), keepdim=True) - x.amin(dim=(1, 2, 3), keepdim=True)
+    made = []
+    for _ in range(smoothing.samples if smoothing.noise > 0 else 1):
+        noisy = x + smoothing.noise * ranges * torch.randn(x.shape, generator=generator)
+        made.append((noisy, False))
+        if smoothing.flip:
+            made.append((noisy.flip(3), True))
+    return made

@@ -1,0 +1,114 @@
+"""What the model would say if a part of the picture were covered: a question, an experiment, an answer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import PIL.Image
+
+from models.engines import Engine
+from models.errors import ExplanationError
+from models.explain.attribution import MEANINGS, Attribution
+from models.explain.cover import Cover, check, covered_picture
+from models.explain.look import predict
+from models.geometry import Frame
+from models.images import Image
+from models.predictions import Prediction, rank
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Of one class's score."""
+
+    label: str
+    index: int
+    before: float
+    after: float
+
+    @property
+    def change(self) -> float:
+        """After less before."""
+        return self.after - self.before
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """The scores with and without a part of the picture."""
+
+    changes: tuple[Change, ...]
+    """Every class, in the order of the scores before."""
+    cover: Cover
+    share: float
+    """Of what the model sees, how much was covered, 0 to 1."""
+    covered: Image = field(repr=False)
+    """The upright picture with its part covered."""
+
+
+def by_box(frame: Frame, box: Box) -> np.ndarray:
+    """A box (x0, y0, x1, y1) in pixels of the upright picture as a boolean mask (height, width).
+
+    Raises ExplanationError for a box without area, or that the model never saw any of.
+    """
+    x0, y0, x1, y1 = box
+    if not all(map(math.isfinite, box)) or x1 <= x0 or y1 <= y0:
+        raise ExplanationError(f"The box {box} has no area; it is x0, y0, x1, y1 with x0 < x1 and y0 < y1.")
+    mask = np.zeros((frame.height, frame.width), dtype=bool)
+    mask[_pixels(y0, y1, frame.height), _pixels(x0, x1, frame.width)] = True
+    if not (mask & frame.seen()).any():
+        left, top, right, bottom = (round(edge) for edge in frame.seen_box)
+        raise ExplanationError(
+            f"The box {box} lies outside of what the model saw: {left}, {top}, {right}, {bottom}."
+        )
+    return mask
+
+
+def by_map(frame: Frame, attribution: Attribution, *, share: float = 0.15) -> np.ndarray:
+    """The hottest part of a map, as a mask (height, width) over that share of what the model saw.
+
+    Raises ExplanationError for an empty map or a share outside 0 to 1.
+    """
+    if attribution.status != "ok":
+        raise ExplanationError(f"There is no hottest region: {MEANINGS[attribution.status]}")
+    if not 0 < share < 1:
+        raise ExplanationError(f"The share is {share}; it must lie between 0 and 1.")
+    laid = frame.unwarp(attribution.values)
+    seen = frame.seen()
+    edge = np.quantile(laid[seen], 1 - share)
+    mask: np.ndarray = seen & (np.nan_to_num(laid, nan=-np.inf) >= edge) & (np.nan_to_num(laid) > 0)
+    return mask
+
+
+def what_if(engine: Engine, image: Image, mask: np.ndarray, *, cover: str = "blur") -> WhatIf:
+    """Cover what ``mask`` (height, width) marks of the upright picture, and ask the model again.
+
+    Raises UnknownChoice for the cover.
+    """
+    how = check(cover)
+    whole = covered_picture(image.pil, how)
+    edited = PIL.Image.composite(whole, image.pil, PIL.Image.fromarray((mask * 255).astype(np.uint8)))
+    changed = replace(image, pil=edited)
+    frame = engine.model.geometry.frame(image.width, image.height)
+    seen = frame.seen()
+    before, after = (_scores(engine, each) for each in (image, changed))
+    later = {item.index: item.score for item in after}
+    return WhatIf(
+        changes=tuple(Change(item.label, item.index, item.score, later[item.index]) for item in before),
+        cover=how,
+        share=float(mask[seen].mean()),
+        covered=changed,
+    )
+
+
+def _scores(engine: Engine, image: Image) -> list[Prediction]:
+    model = engine.model
+    x, _ = model.geometry.prepare(image)
+    return rank(predict(engine, x[None])[0], model.classes, model.scoring)
+
+
+def _pixels(start: float, stop: float, count: int) -> slice:
+    """The pixels that an interval touches."""
+    return slice(max(0, math.floor(start)), min(count, math.ceil(stop)))
