@@ -17,12 +17,10 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import torch
 from safetensors import SafetensorError
@@ -33,7 +31,9 @@ from torch import Tensor
 from models import images
 from models.backbones import BACKBONES, backbone
 from models.errors import BundleError, ConfigError, UnknownChoice
+from models.explain.sanity import Sanity
 from models.geometry import Geometry
+from models.probe import probe_pixels
 from models.render.overlay import encode
 from models.scoring import Scoring
 from models.transfer import TransferModel
@@ -68,6 +68,8 @@ class Bundle:
     manifest: Mapping[str, Any]
     model: TransferModel = field(repr=False)
     provenance: Provenance
+    sanity: Sanity | None
+    """Which methods depend on what this model has learnt; None for a bundle that was saved without."""
 
     @property
     def probe(self) -> tuple[Tensor, Tensor]:
@@ -84,6 +86,7 @@ def save(
     metrics: Mapping[str, float] | None = None,
     dataset: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
+    sanity: Sanity | None = None,
 ) -> str:
     """Write a model as a new bundle folder and return its digest; the model is left in eval mode.
 
@@ -97,7 +100,7 @@ def save(
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise BundleError(f"The weights {key!r} are not finite; this model must not be saved.")
     weights = save_tensors(state)
-    probe = encode(PIL.Image.fromarray(_probe_pixels(model.geometry)), "png")
+    probe = encode(PIL.Image.fromarray(probe_pixels(model.geometry)), "png")
     with torch.no_grad():
         x, _ = model.geometry.prepare(images.decode(probe))
         logits = model(x.unsqueeze(0))[0].double().tolist()
@@ -114,6 +117,7 @@ def save(
         "metrics": dict(metrics or {}),
         "dataset": dict(dataset or {}),
         "training": dict(training or {}),
+        "sanity": sanity.to_dict() if sanity is not None else None,
         "versions": {package: version(package) for package in ("torch", "torchvision", "captum", "pillow")},
         "files": {WEIGHTS: _sha256(weights), PROBE: _sha256(probe)},
         "probe": {"file": PROBE, "logits": logits},
@@ -141,7 +145,14 @@ def load(folder: Path) -> Bundle:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     check_probe(model, *_probe(folder, manifest, model.geometry))
-    return Bundle(folder=folder, manifest=manifest, model=model, provenance=_provenance(folder, manifest))
+    checked = manifest.get("sanity")
+    return Bundle(
+        folder=folder,
+        manifest=manifest,
+        model=model,
+        provenance=_provenance(folder, manifest),
+        sanity=Sanity.from_dict(checked) if checked is not None else None,
+    )
 
 
 def check_probe(model: TransferModel, x: Tensor, expected: Tensor) -> None:
@@ -288,23 +299,6 @@ def _probe(folder: Path, manifest: Mapping[str, Any], geometry: Geometry) -> tup
         )
     x, _ = geometry.prepare(images.decode(_read(folder, PROBE)))
     return x.unsqueeze(0), torch.tensor([logits], dtype=torch.float64)
-
-
-@lru_cache(maxsize=4)
-def _probe_pixels(geometry: Geometry) -> np.ndarray:
-    """A seeded picture of soft colour clouds, uint8; drawn rather than taken, so that no user's picture
-    travels.
-    """
-    rng = np.random.default_rng(20)
-    height, width = geometry.crop_height + 32, geometry.crop_width + 32
-    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
-    pixels = np.full((height, width, 3), 0.5)
-    for _ in range(14):
-        cy, cx, radius = rng.uniform(0, height), rng.uniform(0, width), rng.uniform(12, 70)
-        cloud = np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * radius**2))
-        pixels += cloud[..., None] * rng.uniform(-0.6, 0.6, size=3)
-    drawn: np.ndarray = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
-    return drawn
 
 
 def _provenance(folder: Path, manifest: Mapping[str, Any]) -> Provenance:

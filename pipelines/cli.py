@@ -6,11 +6,8 @@ import logging
 import os
 import signal
 import sys
-import tempfile
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,12 +16,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from models.errors import LucidaError
+from pipelines import looking
 from pipelines.console import (
     SPECIMENS,
     asked_to_stop,
     console,
     dataset,
-    heed,
     print_evaluation,
     progress_bars,
     reporting,
@@ -38,17 +35,12 @@ if TYPE_CHECKING:
 _CTRL_C = 130
 
 
-class Where(StrEnum):
-    """What runs a batch."""
-
-    local = "local"
-    ray = "ray"
-
-
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
     help="Fine-tune, register, serve and explain image classifiers.",
 )  # fmt: skip
+
+looking.register(app)
 
 Data = Annotated[
     str, typer.Option(help="Image folder (train/ and val/, or one folder of classes), or 'specimens'.")
@@ -219,47 +211,6 @@ def package(
 
 
 @app.command()
-def explain(
-    source: Annotated[Path, typer.Argument(help="Folder of pictures, or one picture.")],
-    out: Annotated[Path, typer.Option(help="New folder for rows, overlays and index.html.")],
-    model: Annotated[
-        str | None, typer.Option(help="Registered model: NAME, NAME@alias or NAME/number.")
-    ] = None,
-    bundle: Annotated[Path | None, typer.Option(help="Bundle folder, instead of a registered model.")] = None,
-    target: Annotated[
-        str | None, typer.Option(help="Class to explain; each picture's own prediction by default.")
-    ] = None,
-    block: Annotated[str | None, typer.Option(help="Block to explain at.")] = None,
-    on: Annotated[
-        Where, typer.Option(help="This process, or Ray workers (needs the extra 'ray').")
-    ] = Where.local,
-) -> None:
-    """Explain a folder of pictures into Parquet rows, overlays and a page to look at."""
-    from models import bundle as bundles
-    from pipelines.explain_job import local
-    from pipelines.explain_job.job import plan
-
-    if (model is None) == (bundle is None):
-        raise typer.BadParameter("give either --model or --bundle")
-    with tempfile.TemporaryDirectory() as aside, progress_bars() as progress:
-        loaded = bundles.load(bundle if bundle is not None else _fetch(str(model), Path(aside)))
-        job = plan(source, loaded, target=target, block=block)
-        task = progress.add_task("explaining", total=len(job.files))
-
-        def show(count: int, total: int) -> None:
-            heed()
-            progress.update(task, completed=count, total=total)
-
-        if on is Where.ray:
-            done = _on_ray().run(job, loaded, out, progress=show)
-        else:
-            done = local.run(job, loaded, out, progress=show)
-    already = f", {done.resumed} of them done before" if done.resumed else ""
-    console.print(f"{done.pictures} pictures{already}, {done.errors} could not be used.")
-    console.print(f"Look at {done.out / 'index.html'}", highlight=False)
-
-
-@app.command()
 def review(
     run: Annotated[str, typer.Argument(help="Run id, or registered model: NAME, NAME@alias, NAME/number.")],
     data: Data = SPECIMENS,
@@ -370,21 +321,6 @@ def _print_trained(done: Trained) -> None:
         f"Run [bold]{done.run_id}[/bold] registered [bold]{done.name}[/bold] version {done.version}."
     )
     console.print(f"Next: lucida promote {done.name}", highlight=False)
-
-
-def _on_ray() -> ModuleType:
-    """The module that needs Ray, or a usage error that says how to have it."""
-    try:
-        from pipelines.explain_job import on_ray
-    except ImportError as error:
-        raise typer.BadParameter("--on ray needs the extra: pip install 'camera-lucida[ray]'") from error
-    return on_ray
-
-
-def _fetch(reference: str, folder: Path) -> Path:
-    from pipelines.tracking.registry import fetch_bundle
-
-    return fetch_bundle(reference, folder / "bundle").folder
 
 
 if __name__ == "__main__":

@@ -153,6 +153,9 @@ class TrainConfig:
     """Share of a folder without train/ and val/ that is held out, chosen by content hash."""
     threads: int = 0
     """Torch threads; 0 takes one for each core."""
+    sanity: str = "all"
+    """Which explanation methods are checked against shuffled weights before the bundle is saved: "all", only
+    the cheap ones that read a "block", or "none"."""
     phases: tuple[PhaseConfig, ...] = DEFAULT_PHASES
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -171,6 +174,7 @@ class TrainConfig:
         _require(0 <= self.cache_gb < 1e6, "cache_gb", self.cache_gb, "at least 0 and below 1000000")
         _require(0 <= self.cache_disk_gb < 1e6, "cache_disk_gb", self.cache_disk_gb, "from 0, below 1000000")
         _require(self.threads >= 0, "threads", self.threads, "at least 0")
+        _choose("sanity", self.sanity, ("all", "block", "none"))
         _require(len(self.phases) > 0, "phases", self.phases, "at least one phase")
         names = [phase.name for phase in self.phases]
         _require(len(set(names)) == len(names), "phase names", names, "all different")

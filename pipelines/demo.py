@@ -178,5 +178,5 @@ def _batch(source: Path, out: Path, name: str, reporter: Reporter) -> Path:
         registry.fetch_bundle(f"{name}/{number}", folder)
     loaded = bundle.load(folder)
     target = out / f"batch-v{number}"
-    planned = job.plan(source, loaded, target=None, block=None)
+    planned = job.plan(source, loaded)
     return local.run(planned, loaded, target, progress=lambda d, t: reporter.step("explaining", d, t)).out

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from models.explain.faithfulness import Faithfulness
 from pipelines.evaluate import Bin, Evaluation
 from pipelines.reporter import Epoch
 
@@ -176,3 +177,24 @@ def _picture(figure: Figure) -> PIL.Image.Image:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     return PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())  # type: ignore[no-untyped-call]
+
+
+def faithfulness(found: Faithfulness) -> PIL.Image.Image:
+    """Deletion and insertion curves of a map, and its score among those of random maps."""
+    figure = Figure(figsize=(7.6, 3.4), dpi=110, layout="constrained")
+    curves, beside = figure.subplots(1, 2, width_ratios=(1.7, 1))
+    _quiet(curves)
+    _quiet(beside)
+    for curve, colour, label in (
+        (found.insertion, ORANGE, "shown, strongest first"),
+        (found.deletion, PURPLE, "covered, strongest first"),
+    ):
+        curves.plot(curve.shares, curve.scores, color=colour, marker="o", markersize=3, label=label)
+    curves.set(xlabel="share of the picture", ylabel="score", ylim=(min(-0.02, *found.deletion.scores), 1.02))
+    curves.legend(frameon=False, fontsize=9)
+    beside.hist(found.random_scores, bins=9, color=LINE, label="random maps")
+    beside.axvline(found.score, color=ORANGE, linewidth=2, label="this map")
+    beside.axvline(found.centre, color=FAINT, linestyle=":", label="a spot in the middle")
+    beside.set(xlabel="insertion less deletion", yticks=[])
+    beside.legend(frameon=False, fontsize=8)
+    return _picture(figure)

@@ -21,6 +21,7 @@ T = TypeVar("T")
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "views": 2,
+        "sanity": "block",
         "phases": [{"name": "head", "train_from": HEAD, "epochs": 10, "rate": 4e-3}],
     },
     "default": {},

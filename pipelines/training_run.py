@@ -20,7 +20,7 @@ from models import bundle
 from models.errors import LossNotFinite, TrackerUnavailable, TrainingError
 from models.scoring import Scoring
 from models.transfer import TransferModel
-from pipelines import forensics, plots, recipes, surroundings
+from pipelines import forensics, plots, recipes, surroundings, trust
 from pipelines.augment import views_sheet
 from pipelines.baseline import linear_probe
 from pipelines.data import Dataset, Sample, with_task
@@ -268,7 +268,13 @@ class TrainingRun:
         if baseline is not None:
             metrics["baseline_accuracy"] = baseline
         metrics["temperature"] = model.scoring.temperature
+        metrics |= self._located(model)
         self.log.metrics(metrics, timestamp_ms=ended_ms)
+        methods = trust.check_methods(
+            model, forensics.choose_probes(self.data), self.config.sanity, report=self.reporter.step
+        )
+        if methods is not None:
+            self.log.file(_json(methods.to_dict()), "explanations/sanity.json")
         self.log.tags({"peak_memory_mb": f"{surroundings.peak_memory_mb():.0f}"})
         with self._bundle_folder() as folder:
             digest = bundle.save(
@@ -279,6 +285,7 @@ class TrainingRun:
                 metrics=metrics,
                 dataset=self.data.summary(),
                 training=self.config.flat(),
+                sanity=methods,
             )
             checked = bundle.load(folder)
             log_review(
@@ -319,6 +326,13 @@ class TrainingRun:
                 f"The run could not be finished in {self.folder.path}: {error.strerror or error}. "
                 "The checkpoint is whole."
             ) from error
+
+    def _located(self, model: TransferModel) -> dict[str, float]:
+        """Where the evidence lies against the data's masks, as metrics; nothing without masks."""
+        located = [each for split in ("val", "test") for each in trust.locate(model, self.data, split)]
+        if located:
+            self.log.file(trust.summary(located), "explanations/localisation.json")
+        return {key: value for each in located for key, value in each.metrics().items()}
 
     def _evaluate(self, model: TransferModel) -> dict[str, Evaluation]:
         """Judge the held-out splits with the temperature that fits the validation split."""

@@ -22,12 +22,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import answer
 
-UPLOADS = {"/predict", "/explain", "/heatmap", "/activations"}
+UPLOADS = {"/predict", "/explain", "/heatmap", "/activations", "/trust", "/trace", "/whatif", "/split"}
 """Routes that take a form with the picture in its field ``image``."""
 
-READ_ONLY = {"/model", "/livez", "/readyz", "/healthz", "/metrics", "/docs.json"}
+READ_ONLY = {"/model", "/anatomy", "/filters", "/livez", "/readyz", "/healthz", "/metrics", "/docs.json"}
 
-FIELDS = ("target", "top_k", "block", "overlay", "encoding", "blocks", "channels", "picture")
+FIELDS = (
+    "target", "against", "top_k", "block", "method", "flip", "noise", "faithfulness", "overlay", "encoding",
+    "blocks", "channels", "picture", "checks", "box", "share", "cover",
+)  # fmt: skip
 """Every text field that some route takes. Only these names are written into a rebuilt form: a name of the
 client's own could close its quotes and smuggle in a second field ``image`` with a URL as its text.
 """

@@ -2,30 +2,79 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from models import bundle, engines, images
-from models.errors import UnknownChoice
+from models.anatomy import Anatomy, anatomy
+from models.errors import ExplanationError, UnknownChoice
+from models.explain import cautions
 from models.explain.activations import BlockActivation, activations
-from models.explain.attribution import MEANINGS, Attribution
-from models.explain.look import look, predict
-from models.explain.methods import METHODS, explain
+from models.explain.attribution import Attribution, shared_scale
+from models.explain.faithfulness import faithfulness
+from models.explain.filters import templates
+from models.explain.look import Evidence, look, predict
+from models.explain.methods import DEFAULT, METHODS, explain, row_of
+from models.explain.smoothing import Smoothing, explain_smoothly
+from models.explain.targets import choose, target
 from models.geometry import Frame
 from models.images import Image, Limits
 from models.predictions import Prediction, class_index, rank
 from models.render.contact_sheet import activation_sheet
 from models.render.overlay import Encoding, data_uri, encode, overlay
-from service import schemas
+from service import answers, schemas
+from service.clock import Clock
 from service.settings import Settings
 
-_UNSEEN_SHARE_WARNED = 0.25
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be explained, and how."""
+
+    target: str | None = None
+    """A class by name; the highest score without."""
+    against: str | None = None
+    """A class that it is held against."""
+    top_k: int = 1
+    block: str | None = None
+    method: str = DEFAULT
+    flip: bool = False
+    noise: float = 0.0
+    faithfulness: bool = False
+    overlay: bool = False
+
+    @property
+    def smoothing(self) -> Smoothing:
+        """Raises ConfigError for noise out of range."""
+        return Smoothing(flip=self.flip, noise=self.noise)
+
+
+_PLAIN = Request()
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One picture, looked at and explained."""
+
+    image: Image
+    frame: Frame
+    ranking: list[Prediction]
+    evidence: Evidence
+    maps: list[Attribution]
+    full_scale: float | None
+
+    @property
+    def x(self) -> Tensor:
+        """(3, H, W)."""
+        return self.evidence.x[0]
+
+    def score(self, attribution: Attribution) -> float:
+        """Of the class that a map explains."""
+        return next(item.score for item in self.ranking if item.index == attribution.index)
 
 
 class Engine:
@@ -47,81 +96,97 @@ class Engine:
             precision=settings.precision,
         )
         self.model = self.runner.model
-        self.explain((folder / bundle.PROBE).read_bytes(), overlay=True)
+        self.barred = self.bundle.sanity.barred() if self.bundle.sanity is not None else {}
+        self.anatomy: Anatomy = anatomy(self.bundle.model)
+        self.explain((folder / bundle.PROBE).read_bytes(), Request(overlay=True))
         self.ready = True
 
     def predict(self, data: bytes) -> schemas.PredictAnswer:
         """Scores of all classes for an encoded picture."""
-        clock = _Clock()
-        image, x, frame = self._prepare(data, clock)
+        clock = Clock()
+        image, x, frame = self.prepared(data, clock)
         with clock.part("model"):
             ranking = rank(predict(self.runner, x)[0], self.model.classes, self.model.scoring)
         return schemas.PredictAnswer(
             task=self.model.scoring.task,
-            predictions=[_score(item) for item in ranking],
-            image=schemas.ImageSize(width=image.width, height=image.height),
-            provenance=self._provenance(image),
-            warnings=_warnings(image, frame),
-            timing_ms=clock.parts(),
+            predictions=[answers.score(item) for item in ranking],
+            **self.about(image, clock, cautions.of_picture(image, frame)),
         )
 
-    def explain(
-        self,
-        data: bytes,
-        *,
-        target: str | None = None,
-        top_k: int = 1,
-        block: str | None = None,
-        overlay: bool = False,
-    ) -> schemas.ExplainAnswer:
-        """The prediction with evidence for the class ``target``, or for the ``top_k`` highest scores.
+    def explain(self, data: bytes, request: Request = _PLAIN) -> schemas.ExplainAnswer:
+        """The prediction with evidence for the target asked for, or for the ``top_k`` highest scores.
 
-        Raises UnknownChoice for a class or block that the model does not have.
+        Raises UnknownChoice for a class, block or method that is none of the model's, and ExplanationError
+        for one that may not be used with it.
         """
-        clock = _Clock()
-        image, frame, ranking, maps = self._maps(data, clock, target=target, top_k=top_k, block=block)
+        clock = Clock()
+        looked = self.looked(data, request, clock)
         with clock.part("render"):
-            scores = {item.index: item.score for item in ranking}
+            evidence = [self.evidence(looked, each, overlay=request.overlay) for each in looked.maps]
+        if request.faithfulness:
+            with clock.part("faithfulness"):
+                judged = [
+                    faithfulness(self.runner, looked.x, each) if each.status == "ok" else None
+                    for each in looked.maps
+                ]
             evidence = [
-                self._evidence(image, frame, each, scores[each.index], overlay=overlay) for each in maps
+                item.model_copy(update={"faithfulness": answers.faithfulness(found)}) if found else item
+                for item, found in zip(evidence, judged, strict=True)
             ]
         return schemas.ExplainAnswer(
             task=self.model.scoring.task,
-            predictions=[_score(item) for item in ranking],
-            image=schemas.ImageSize(width=image.width, height=image.height),
+            predictions=[answers.score(item) for item in looked.ranking],
             evidence=evidence,
-            provenance=self._provenance(image),
-            warnings=_warnings(image, frame, maps),
-            timing_ms=clock.parts(),
+            **self.about(looked.image, clock, self.warnings(looked)),
         )
 
     def heatmap(
-        self, data: bytes, *, target: str | None = None, block: str | None = None, encoding: Encoding = "jpeg"
+        self, data: bytes, request: Request, *, encoding: Encoding = "jpeg"
     ) -> tuple[bytes, Attribution]:
-        """The overlay of one class as an encoded picture, and what it shows."""
-        image, frame, _, maps = self._maps(data, _Clock(), target=target, top_k=1, block=block)
-        drawn = overlay(image, frame, maps[0], max_side=self.settings.max_overlay_side)
-        return encode(drawn, encoding), maps[0]
+        """The overlay of one target as an encoded picture, and what it shows."""
+        looked = self.looked(data, request, Clock())
+        shown = looked.maps[0]
+        drawn = overlay(
+            looked.image,
+            looked.frame,
+            shown,
+            max_side=self.settings.max_overlay_side,
+            full_scale=looked.full_scale,
+        )
+        return encode(drawn, encoding), shown
 
     def activations(self, data: bytes, *, blocks: list[str], channels: int) -> schemas.ActivationsAnswer:
         """Statistics and strongest channels of the named blocks (all of them when none is named)."""
-        clock = _Clock()
+        clock = Clock()
         image, frame, found = self._activations(data, blocks, channels, clock)
         return schemas.ActivationsAnswer(
-            activations=[_block(each) for each in found],
-            image=schemas.ImageSize(width=image.width, height=image.height),
-            provenance=self._provenance(image),
-            warnings=_warnings(image, frame),
-            timing_ms=clock.parts(),
+            activations=[answers.block(each) for each in found],
+            **self.about(image, clock, cautions.of_picture(image, frame)),
         )
 
     def activation_sheet(self, data: bytes, *, blocks: list[str], channels: int) -> bytes:
         """The strongest channels as a PNG contact sheet."""
-        _, _, found = self._activations(data, blocks, channels, _Clock())
+        _, _, found = self._activations(data, blocks, channels, Clock())
         return encode(activation_sheet(found, columns=channels), "png")
 
+    def filters(self, block: str, channels: list[int], steps: int) -> list[dict[str, Any]]:
+        """Synthesised templates of a few channels, as data URIs; raises UnknownChoice beyond the limits."""
+        if not 1 <= len(channels) <= 8 or not 1 <= steps <= 256:
+            raise UnknownChoice("request", f"{len(channels)} channels, {steps} steps", ("1 to 8, 1 to 256",))
+        return [
+            {
+                "block": found.block,
+                "channel": found.channel,
+                "response": found.response,
+                "start": found.start,
+                "steps": found.steps,
+                "picture": data_uri(images.from_array(found.picture).pil),
+            }
+            for found in templates(self.model, block, channels, steps=steps)
+        ]
+
     def card(self) -> dict[str, Any]:
-        """What is served: classes, geometry, blocks, metrics, limits and provenance."""
+        """What is served: classes, geometry, blocks, methods, metrics, limits and provenance."""
         manifest, origin = self.bundle.manifest, self.bundle.provenance
         return {
             "model": origin.model,
@@ -130,11 +195,14 @@ class Engine:
             "digest": origin.digest,
             "backbone": origin.backbone,
             "engine": self.runner.name,
+            "precision": self.runner.precision,
             "classes": self.model.classes,
             "scoring": asdict(self.model.scoring),
             "blocks": list(self.model.block_names),
             "cam_block": self.model.cam_block,
-            "methods": list(METHODS),
+            "methods": [name for name in METHODS if name not in self.barred],
+            "barred_methods": self.barred,
+            "sanity": self.bundle.sanity.to_dict() if self.bundle.sanity is not None else None,
             "geometry": self.model.geometry.to_dict(),
             "metrics": manifest["metrics"],
             "dataset": manifest["dataset"],
@@ -146,135 +214,126 @@ class Engine:
             },
         }
 
-    # ------------------------------------------------------------ parts
+    # ------------------------------------------------------------ parts that other answers share
 
-    def _prepare(self, data: bytes, clock: _Clock) -> tuple[Image, torch.Tensor, Frame]:
+    def prepared(self, data: bytes, clock: Clock) -> tuple[Image, Tensor, Frame]:
+        """A decoded picture, as a batch of one, with its Frame."""
         with clock.part("decode"):
             image = images.decode(data, limits=self.limits)
         with clock.part("prepare"):
             x, frame = self.model.geometry.prepare(image)
         return image, x.unsqueeze(0), frame
 
-    def _maps(
-        self, data: bytes, clock: _Clock, *, target: str | None, top_k: int, block: str | None
-    ) -> tuple[Image, Frame, list[Prediction], list[Attribution]]:
-        # Names are checked before any work is done for them.
-        wanted = None if target is None else class_index(target, self.model.classes)
-        if not 1 <= top_k <= self.settings.max_top_k:
-            raise UnknownChoice("top_k", top_k, (f"a whole number from 1 to {self.settings.max_top_k}",))
-        if block is not None:
-            self.model.index_of(block)
-        image, x, frame = self._prepare(data, clock)
+    def looked(self, data: bytes, request: Request, clock: Clock) -> Looked:
+        """Look at a picture once and explain it; names are checked before any work is done for them."""
+        self._check(request)
+        image, x, frame = self.prepared(data, clock)
         with clock.part("model"):
-            evidence = look(self.model, x, block=block, engine=self.runner)
+            evidence = look(self.model, x, block=request.block, engine=self.runner)
             ranking = rank(evidence.logits[0], self.model.classes, self.model.scoring)
         with clock.part("explain"):
-            chosen = [item.index for item in ranking[:top_k]] if wanted is None else [wanted]
-            maps = explain(evidence, [chosen])[0]
-        return image, frame, ranking, maps
+            targets = choose(
+                self.model.classes,
+                ranking,
+                name=request.target,
+                against=request.against,
+                top_k=request.top_k,
+            )
+            # What reads a block costs one backward: the predicted class's map then gives the scale.
+            beside = METHODS[request.method].grid == "block" and not any(
+                each.index == ranking[0].index and each.against is None for each in targets
+            )
+            asked = [*targets, *([target(self.model.classes, ranking[0].index)] if beside else [])]
+            if request.smoothing.on:
+                maps = explain_smoothly(evidence, [asked], request.smoothing, method=request.method)[0]
+            else:
+                maps = explain(evidence, [asked], method=request.method)[0]
+        return Looked(image, frame, ranking, evidence, maps[: len(targets)], shared_scale(maps))
+
+    def evidence(
+        self, looked: Looked, attribution: Attribution, *, overlay: bool = False
+    ) -> schemas.Evidence:
+        """One map as an answer."""
+        return answers.evidence(
+            looked.frame,
+            attribution,
+            looked.score(attribution),
+            full_scale=looked.full_scale,
+            sanity=self.sanity_note(attribution.method),
+            overlay=self._drawn(looked, attribution) if overlay else None,
+        )
+
+    def sanity_note(self, method: str) -> str | None:
+        """How a method fared when the weights were shuffled, as far as the bundle knows."""
+        known = self.bundle.sanity.methods.get(method) if self.bundle.sanity is not None else None
+        return known.reason if known is not None else None
+
+    def warnings(self, looked: Looked) -> list[str]:
+        """What is lost between picture and model, and what is odd about each map."""
+        found = cautions.of_picture(looked.image, looked.frame)
+        for each in looked.maps:
+            found += cautions.of_map(each, looked.score(each), looked.full_scale)
+        if looked.maps and self.sanity_note(looked.maps[0].method) is None:
+            found.append(
+                f"The method {looked.maps[0].method} was not checked against shuffled weights for this model."
+            )
+        return found
+
+    def about(self, image: Image, clock: Clock, warnings: list[str]) -> dict[str, Any]:
+        """The end of every answer about a picture."""
+        origin = self.bundle.provenance
+        return {
+            "image": schemas.ImageSize(width=image.width, height=image.height),
+            "provenance": schemas.Provenance(
+                model=origin.model,
+                version=origin.version,
+                run_id=origin.run_id,
+                digest=origin.digest,
+                backbone=origin.backbone,
+                engine=self.runner.name,
+                precision=self.runner.precision,
+                image_sha256=image.sha256,
+            ),
+            "warnings": warnings,
+            "timing_ms": clock.parts(),
+        }
+
+    def _check(self, request: Request) -> None:
+        for name in (request.target, request.against):
+            if name is not None:
+                class_index(name, self.model.classes)
+        if not 1 <= request.top_k <= self.settings.max_top_k:
+            rule = f"a whole number from 1 to {self.settings.max_top_k}"
+            raise UnknownChoice("top_k", request.top_k, (rule,))
+        if request.block is not None:
+            self.model.index_of(request.block)
+        row_of(request.method)
+        _ = request.smoothing
+        if request.method in self.barred:
+            allowed = ", ".join(name for name in METHODS if name not in self.barred)
+            raise ExplanationError(
+                f"The method {request.method} is barred for this model. {self.barred[request.method]} "
+                f"Choose one of: {allowed}."
+            )
 
     def _activations(
-        self, data: bytes, blocks: list[str], channels: int, clock: _Clock
+        self, data: bytes, blocks: list[str], channels: int, clock: Clock
     ) -> tuple[Image, Frame, list[BlockActivation]]:
         if not 1 <= channels <= 32:
             raise UnknownChoice("channels", channels, ("a whole number from 1 to 32",))
         names = blocks or list(self.model.block_names)
         for name in names:
             self.model.index_of(name)
-        image, x, frame = self._prepare(data, clock)
+        image, x, frame = self.prepared(data, clock)
         with clock.part("model"):
             return image, frame, activations(self.model, x, blocks=names, channels=channels)
 
-    def _evidence(
-        self, image: Image, frame: Frame, attribution: Attribution, score: float, *, overlay: bool
-    ) -> schemas.Evidence:
-        cell_width, cell_height = frame.cell_size(attribution.rows, attribution.cols)
-        x0, y0, x1, y1 = frame.seen_box
-        return schemas.Evidence(
-            label=attribution.label,
-            index=attribution.index,
-            score=score,
-            method=attribution.method,
-            block=attribution.block,
-            status=attribution.status,
-            grid=schemas.Grid(
-                rows=attribution.rows,
-                cols=attribution.cols,
-                values=attribution.values.tolist(),
-                min=attribution.minimum,
-                max=attribution.maximum,
-            ),
-            cell_px=(round(cell_width, 3), round(cell_height, 3)),
-            seen_box=(round(x0, 3), round(y0, 3), round(x1, 3), round(y1, 3)),
-            overlay=self._data_uri(image, frame, attribution) if overlay else None,
+    def _drawn(self, looked: Looked, attribution: Attribution) -> str:
+        drawn = overlay(
+            looked.image,
+            looked.frame,
+            attribution,
+            max_side=self.settings.max_overlay_side,
+            full_scale=looked.full_scale,
         )
-
-    def _data_uri(self, image: Image, frame: Frame, attribution: Attribution) -> str:
-        drawn = overlay(image, frame, attribution, max_side=self.settings.max_overlay_side)
         return data_uri(drawn)
-
-    def _provenance(self, image: Image) -> schemas.Provenance:
-        origin = self.bundle.provenance
-        return schemas.Provenance(
-            model=origin.model,
-            version=origin.version,
-            run_id=origin.run_id,
-            digest=origin.digest,
-            backbone=origin.backbone,
-            engine=self.runner.name,
-            image_sha256=image.sha256,
-        )
-
-
-class _Clock:
-    """Milliseconds of the parts of one request."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._parts: dict[str, float] = {}
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._parts[name] = self._parts.get(name, 0.0) + (time.perf_counter() - start) * 1000
-
-    def parts(self) -> dict[str, float]:
-        """Rounded, with the total so far."""
-        total = (time.perf_counter() - self._start) * 1000
-        return {name: round(value, 2) for name, value in {**self._parts, "total": total}.items()}
-
-
-def _score(item: Prediction) -> schemas.Score:
-    return schemas.Score(label=item.label, index=item.index, score=item.score, accepted=item.accepted)
-
-
-def _block(each: BlockActivation) -> schemas.BlockAnswer:
-    return schemas.BlockAnswer(
-        block=each.block,
-        shape=list(each.shape),
-        mean=each.mean,
-        std=each.std,
-        min=each.minimum,
-        max=each.maximum,
-        zero_share=each.zero_share,
-        strongest=[schemas.ChannelAnswer(index=c.index, mean=c.mean, max=c.maximum) for c in each.strongest],
-    )
-
-
-def _warnings(image: Image, frame: Frame, maps: list[Attribution] | None = None) -> list[str]:
-    """What a reader should know before trusting the answer."""
-    found = list(image.notes)
-    x0, y0, x1, y1 = frame.seen_box
-    unseen = 1.0 - (x1 - x0) * (y1 - y0) / (image.width * image.height)
-    if unseen > _UNSEEN_SHARE_WARNED:
-        found.append(
-            f"The model saw only the middle of the picture: {unseen:.0%} of its area was cropped away."
-        )
-    if min(x1 - x0, y1 - y0) < min(frame.crop_width, frame.crop_height) / 4:
-        found.append(
-            f"The picture is small: {image.width} x {image.height} pixels were enlarged for the model, "
-            "so its details are not evidence."
-        )
-    found += [f"{each.label}: {MEANINGS[each.status]}" for each in maps or [] if each.status != "ok"]
-    return found

@@ -23,6 +23,7 @@ STATUS: dict[type[errors.LucidaError], HTTPStatus] = {
     errors.ImageError: HTTPStatus.BAD_REQUEST,
     errors.UnknownChoice: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.ExplanationError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.ConfigError: HTTPStatus.UNPROCESSABLE_ENTITY,
 }
 """What a client can cause. Anything else is the service's own fault: 500."""
 

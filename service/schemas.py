@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
+
+Box = tuple[float, float, float, float]
 
 
 class Answer(BaseModel):
@@ -39,11 +43,21 @@ class Provenance(Answer):
     digest: str = Field(description="SHA-256 of the bundle.")
     backbone: str
     engine: str = Field(description="What ran the blocks: eager or openvino.")
+    precision: str = Field("fp32", description="Of the engine: fp32 or bf16.")
     image_sha256: str = Field(description="Digest of the picture's bytes as they were sent.")
 
 
+class About(Answer):
+    """What every answer about a picture ends with."""
+
+    image: ImageSize
+    provenance: Provenance
+    warnings: list[str] = Field(description="What a reader should know before trusting the answer.")
+    timing_ms: dict[str, float]
+
+
 class Grid(Answer):
-    """A signed map on the block's own grid, in units of the class's logit; above 0 speaks for the class."""
+    """A signed map on its own grid; above 0 speaks for the target."""
 
     rows: int
     cols: int
@@ -52,26 +66,66 @@ class Grid(Answer):
     max: float
 
 
+class Border(Answer):
+    """How much of the evidence lies in the outermost cells, where the network sees its own padding."""
+
+    mass: float
+    area: float = Field(description="What an even map would have there.")
+    suspicious: bool
+
+
+class Curve(Answer):
+    """Scores as more and more of the picture is covered or shown."""
+
+    shares: list[float]
+    scores: list[float]
+    area: float
+
+
+class Faithfulness(Answer):
+    """Whether the model reacts to what the map marks."""
+
+    score: float = Field(description="Insertion's area less deletion's.")
+    percentile: float = Field(description="Share of random maps as smooth that do worse, percent.")
+    random_maps: int
+    centre: float = Field(description="The score of a plain spot in the middle.")
+    cover: str
+    deletion: Curve
+    insertion: Curve
+    verdict: str
+
+
 class Evidence(Answer):
-    """Why one class: a map, where it lies on the picture, and whether it says anything."""
+    """Why one class, or one and not another: a map, where it lies, and whether it says anything."""
 
     label: str
     index: int
     score: float
+    against: str | None = Field(None, description="The class that it is held against, for a contrast.")
     method: str
-    block: str
+    block: str = Field(description='The block that was read, or "input" for a method that asks the pixels.')
     status: str = Field(description="ok, no_positive_evidence, no_gradient or not_finite.")
+    unit: str = Field("logit", description="What the values are shares or changes of: logit or score.")
     grid: Grid
+    full_scale: float | None = Field(
+        None,
+        description="What full colour stands for in the overlay: one figure for all maps of an answer and "
+        "the predicted class's, so that a faint map looks faint. null where there is no positive evidence.",
+    )
     cell_px: tuple[float, float] = Field(description="Width and height of one cell in pixels of the picture.")
-    seen_box: tuple[float, float, float, float] = Field(
+    seen_box: Box = Field(
         description="x0, y0, x1, y1 of what the model saw, in pixels of the picture; the grid tiles this box."
     )
+    settings: dict[str, Any] = Field(default_factory=dict, description="All else that decided the values.")
+    border: Border | None = None
+    sanity: str | None = Field(None, description="How the method fared when the weights were shuffled.")
+    faithfulness: Faithfulness | None = Field(None, description="If asked for.")
     overlay: str | None = Field(
         None, description="The picture with the map over it, as a JPEG data URI, if asked for."
     )
 
 
-class PredictAnswer(Answer):
+class PredictAnswer(About):
     """All classes, highest score first."""
 
     task: str = Field(
@@ -79,16 +133,118 @@ class PredictAnswer(Answer):
         "a score of its own."
     )
     predictions: list[Score]
-    image: ImageSize
-    provenance: Provenance
-    warnings: list[str]
-    timing_ms: dict[str, float]
 
 
 class ExplainAnswer(PredictAnswer):
     """A prediction with its evidence."""
 
     evidence: list[Evidence]
+
+
+class Agreement(Answer):
+    """How far several methods' maps agree."""
+
+    methods: list[str]
+    correlations: list[list[float]] = Field(description="Rank correlation of each pair.")
+    mean: float
+    overlap: float = Field(description="Share of the hottest fifth that two methods have in common.")
+    left_out: dict[str, str] = Field(description="Methods that were not asked, with the reason.")
+    verdict: str
+
+
+class Move(Answer):
+    """The picture moved by some pixels of the model's input."""
+
+    right: int
+    down: int
+    score: float
+    same_answer: bool
+    correlation: float
+
+
+class Shifts(Answer):
+    """How far answer and map move with the picture."""
+
+    score: float
+    spread: float
+    correlation: float
+    moves: list[Move]
+    verdict: str
+
+
+class StageAnswer(Answer):
+    """One stage of the network, explained and judged."""
+
+    evidence: Evidence
+    faithfulness: Faithfulness | None
+
+
+class TrustAnswer(ExplainAnswer):
+    """How far one explanation can be trusted; checks that were not asked for are null."""
+
+    agreement: Agreement | None
+    shifts: Shifts | None
+    sweep: list[StageAnswer] | None
+
+
+class TracedChannel(Answer):
+    """One channel on its way through Grad-CAM."""
+
+    index: int
+    weight: float = Field(description="Step 3: the mean of the gradient over the positions.")
+    share: float = Field(description="Of the map's sum, what this channel adds or takes away.")
+    activation: list[list[float]] = Field(description="Step 1.")
+    gradient: list[list[float]] = Field(description="Step 2.")
+
+
+class TraceAnswer(PredictAnswer):
+    """Grad-CAM's five steps; the last is the evidence's overlay."""
+
+    logit: float = Field(description="Step 1: what is derived.")
+    channels: int = Field(description="Of the block; those below matter most.")
+    speaking_for: list[TracedChannel]
+    speaking_against: list[TracedChannel]
+    evidence: Evidence = Field(description="Steps 4 and 5.")
+
+
+class Change(Answer):
+    """Of one class's score."""
+
+    label: str
+    index: int
+    before: float
+    after: float
+    change: float
+
+
+class WhatIfAnswer(About):
+    """The scores with a part of the picture covered."""
+
+    changes: list[Change]
+    cover: str
+    share: float = Field(description="Of what the model sees, how much was covered.")
+    covered: str | None = Field(None, description="The covered picture as a JPEG data URI, if asked for.")
+
+
+class PartAnswer(Answer):
+    """What came through one part of a block."""
+
+    name: str
+    channels: int
+    total: float = Field(description="Sum of its map, in units of the logit.")
+    without: float = Field(description="The logit when this part is cut off.")
+    grid: Grid
+
+
+class SplitAnswer(About):
+    """The evidence at a block, by its branches or by skip and branch."""
+
+    label: str
+    against: str | None
+    block: str
+    kind: str = Field(description="inception or residual.")
+    logit: float
+    parts: list[PartAnswer]
 
 
 class ChannelAnswer(Answer):
@@ -112,14 +268,10 @@ class BlockAnswer(Answer):
     strongest: list[ChannelAnswer]
 
 
-class ActivationsAnswer(Answer):
+class ActivationsAnswer(About):
     """Intermediate activations of the chosen blocks, in the model's order."""
 
     activations: list[BlockAnswer]
-    image: ImageSize
-    provenance: Provenance
-    warnings: list[str]
-    timing_ms: dict[str, float]
 
 
 class ErrorAnswer(Answer):

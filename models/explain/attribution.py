@@ -71,15 +71,25 @@ class Attribution:
 
     @property
     def maximum(self) -> float:
-        """Highest raw value; what full colour stands for in an overlay of its own scale."""
+        """Highest raw value."""
         return float(self.values.max())
 
+    @property
+    def full_scale(self) -> float:
+        """What full colour stands for in an overlay of its own: the highest value, or in a map of pixels, where
+        one odd cell would leave the rest unseen, what 98 % of the positive values stay below.
+        """
+        if self.block != INPUT and self.method != "guided_grad_cam":
+            return self.maximum
+        above = self.values[self.values > 0]
+        return float(np.quantile(above, 0.98)) if above.size else self.maximum
+
     def positive(self, full_scale: float | None = None) -> np.ndarray:
-        """The positive part scaled to [0, 1] by its own maximum or by ``full_scale``; all zero when there
+        """The positive part scaled to [0, 1] by its own full scale or by ``full_scale``; all zero when there
         is none.
         """
         positive = np.maximum(self.values, 0.0)
-        top = float(positive.max()) if full_scale is None else full_scale
+        top = self.full_scale if full_scale is None else full_scale
         scaled: np.ndarray = np.minimum(positive / top, 1.0) if top > 0.0 else positive
         return scaled
 
@@ -114,5 +124,5 @@ def shared_scale(attributions: list[Attribution]) -> float | None:
     """One full scale for several maps of a kind, so that a faint one looks faint; None when none of them has
     positive evidence.
     """
-    top = max((each.maximum for each in attributions), default=0.0)
+    top = max((each.full_scale for each in attributions), default=0.0)
     return top if top > 0.0 else None

@@ -110,6 +110,12 @@ def has_parts(model: TransferModel, block: str) -> bool:
     return isinstance(module, _INCEPTION) or _adds(module)
 
 
+def last_with_parts(model: TransferModel) -> str:
+    """The highest block that :func:`split` works at; the Grad-CAM block where there is none."""
+    able = [name for name in model.block_names if has_parts(model, name)]
+    return able[-1] if able else model.cam_block
+
+
 def _opened(block: nn.Module) -> tuple[nn.Module, nn.Module]:
     """What opens a block, and the block proper; a last LayerNorm makes a block one without parts."""
     if isinstance(block, nn.Sequential) and len(block) == 2 and not isinstance(block[1], nn.LayerNorm):

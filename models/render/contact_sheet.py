@@ -33,7 +33,9 @@ def contact_sheet(
     gap, line = 14, 17
     captioned = any(tile.caption for tile in tiles)
     detailed = any(tile.detail for tile in tiles)
-    cell = side + (line if captioned else 0) + (line if detailed else 0) + gap
+    pictures = [_fitted(tile.picture, side) for tile in tiles]
+    tall = max((picture.height for picture in pictures), default=side)
+    cell = tall + (line if captioned else 0) + (line if detailed else 0) + gap
     top = gap + (30 if title else 0)
     rows = -(-len(tiles) // columns) if tiles else 0
     sheet = PIL.Image.new("RGB", (gap + columns * (side + gap), top + max(rows, 1) * cell + 4), _PAPER)
@@ -47,11 +49,11 @@ def contact_sheet(
         )
     for position, tile in enumerate(tiles):
         x, y = gap + (position % columns) * (side + gap), top + (position // columns) * cell
-        fitted = _fitted(tile.picture, side)
-        sheet.paste(fitted, (x + (side - fitted.width) // 2, y + (side - fitted.height) // 2))
+        fitted = pictures[position]
+        sheet.paste(fitted, (x + (side - fitted.width) // 2, y + tall - fitted.height))
         font = ImageFont.load_default(13)
-        draw.text((x, y + side + 2), _fit_text(draw, tile.caption, side, 13), _INK, font)
-        draw.text((x, y + side + 2 + line), _fit_text(draw, tile.detail, side, 13), _FAINT, font)
+        draw.text((x, y + tall + 2), _fit_text(draw, tile.caption, side, 13), _INK, font)
+        draw.text((x, y + tall + 2 + line), _fit_text(draw, tile.detail, side, 13), _FAINT, font)
     return sheet
 
 

@@ -9,19 +9,23 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 
-from models import images
+from models import engines, images
 from models.bundle import Bundle
-from models.errors import DataError, LucidaError
+from models.errors import DataError, ExplanationError, LucidaError
+from models.explain import cautions
 from models.explain.attribution import Attribution
+from models.explain.faithfulness import Faithfulness, faithfulness
 from models.explain.look import look
-from models.explain.methods import explain_each
+from models.explain.methods import DEFAULT, explain_each, row_of
+from models.explain.smoothing import Smoothing, explain_smoothly
+from models.explain.targets import Target, choose
 from models.geometry import Frame
 from models.images import Image, Limits
 from models.predictions import Prediction, class_index, rank
@@ -38,11 +42,19 @@ SCHEMA = pa.schema(
         pa.field("accepted", pa.list_(pa.string())),
         pa.field("scores", pa.map_(pa.string(), pa.float64())),
         pa.field("target", pa.string()),
+        pa.field("against", pa.string()),
+        pa.field("method", pa.string()),
+        pa.field("unit", pa.string()),
         pa.field("block", pa.string()),
         pa.field("grid_rows", pa.int32()),
         pa.field("grid_cols", pa.int32()),
         pa.field("grid", pa.list_(pa.float32())),
         pa.field("seen_box", pa.list_(pa.float64())),
+        pa.field("border_mass", pa.float64()),
+        pa.field("faithfulness", pa.float64()),
+        pa.field("faithfulness_percentile", pa.float64()),
+        pa.field("verdict", pa.string()),
+        pa.field("warnings", pa.list_(pa.string())),
         pa.field("status", pa.string(), nullable=False),
         pa.field("error", pa.string()),
         pa.field("overlay", pa.string()),
@@ -55,6 +67,22 @@ _OVERLAY_SIDE = 800
 _SAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
+@dataclass(frozen=True, slots=True)
+class How:
+    """What is explained in each picture, and by what."""
+
+    target: str | None = None
+    """A class in every picture; None explains each picture's own prediction."""
+    against: str | None = None
+    """A class that it is held against."""
+    block: str | None = None
+    """None takes the model's Grad-CAM block."""
+    method: str = DEFAULT
+    smoothing: Smoothing = field(default_factory=Smoothing)
+    faithfulness: bool = False
+    """Judge each map, at the cost of some four hundred forwards a picture."""
+
+
 @dataclass(frozen=True)
 class ExplainJob:
     """What is to be explained and how; two jobs with the same key give the same rows."""
@@ -62,28 +90,36 @@ class ExplainJob:
     source: Path
     files: tuple[str, ...]
     """Paths within the source, sorted."""
-    target: str | None
-    """Class to explain in every picture; None explains each picture's own prediction."""
-    block: str
+    how: How
     model_digest: str
     limits: Limits
 
     @property
+    def target(self) -> str | None:
+        """As in ``how``."""
+        return self.how.target
+
+    @property
+    def block(self) -> str:
+        """The block's name."""
+        return str(self.how.block)
+
+    @property
     def key(self) -> str:
         """Digest of all that decides the rows: model, options, and each picture's name, size and time."""
-        parts: list[object] = [self.model_digest, self.target, self.block, str(self.limits), str(self.source)]
+        parts: list[object] = [self.model_digest, asdict(self.how), str(self.limits), str(self.source)]
         for name in self.files:
             status = (self.source / name).stat()
             parts += [name, status.st_size, status.st_mtime_ns]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def plan(
-    source: Path, bundle: Bundle, *, target: str | None, block: str | None, limits: Limits | None = None
-) -> ExplainJob:
-    """Find the pictures of a folder (or take a single file) and check the options; raises DataError,
-    UnknownChoice.
+def plan(source: Path, bundle: Bundle, how: How | None = None, *, limits: Limits | None = None) -> ExplainJob:
+    """Find the pictures of a folder (or take a single file) and check the options.
+
+    Raises DataError, UnknownChoice, and ExplanationError for a method that is barred for this model.
     """
+    how = _checked(how or How(), bundle)
     source = source.resolve()
     if not source.exists():
         raise DataError(f"There is no file or folder {source}.")
@@ -99,25 +135,28 @@ def plan(
         )
     if not files:
         raise DataError(f"The folder {source} has no pictures ({', '.join(images.SUFFIXES)}).")
-    block = block or bundle.model.cam_block
-    bundle.model.index_of(block)
-    if target is not None:
-        target = bundle.model.classes[class_index(target, bundle.model.classes)]
     names = tuple(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in files)
     if len(set(names)) != len(names) or list(names) != files:
         raise DataError("Some file names are not valid UTF-8; rename them first.")
-    return ExplainJob(source, names, target, block, bundle.provenance.digest, limits or Limits())
+    return ExplainJob(source, names, how, bundle.provenance.digest, limits or Limits())
 
 
-def explain_part(
-    job: ExplainJob, bundle: Bundle, files: Sequence[str], overlays: Path, *, batch_size: int = 16
-) -> list[dict[str, Any]]:
-    """Rows for some of the job's files, in their order; overlays are written as JPEG files."""
-    rows: dict[str, dict[str, Any]] = {}
-    for start in range(0, len(files), batch_size):
-        for row in _explain_batch(job, bundle, files[start : start + batch_size], overlays):
-            rows[row["path"]] = row
-    return [rows[name] for name in files]
+def _checked(how: How, bundle: Bundle) -> How:
+    """The same with the names of classes and block as the model has them."""
+    model = bundle.model
+    block = how.block or model.cam_block
+    model.index_of(block)
+    row_of(how.method)
+    barred = bundle.sanity.barred() if bundle.sanity is not None else {}
+    if how.method in barred:
+        raise ExplanationError(f"The method {how.method} is barred for this model. {barred[how.method]}")
+    target, against = (
+        None if name is None else model.classes[class_index(name, model.classes)]
+        for name in (how.target, how.against)
+    )
+    if target is not None:
+        choose(model.classes, [], name=target, against=against)
+    return replace(how, target=target, against=against, block=block)
 
 
 def overlay_name(path: str) -> str:
@@ -141,49 +180,90 @@ class _Ready:
     shown: Image
     frame: Frame
     """Of the picture as it is shown, at most _OVERLAY_SIDE pixels a side."""
+    notes: tuple[str, ...]
+    """What is lost between the picture and the model."""
 
 
-def _explain_batch(
-    job: ExplainJob, bundle: Bundle, files: Sequence[str], overlays: Path
-) -> Iterator[dict[str, Any]]:
-    model = bundle.model
-    ready: list[_Ready] = []
-    for name in files:
-        try:
-            ready.append(_prepare(job, bundle, name))
-        except LucidaError as error:
-            yield _error_row(job, name, str(error))
-    if not ready:
-        return
-    evidence = look(model, torch.stack([each.x for each in ready]), block=job.block)
-    rankings: list[list[Prediction]] = []
-    for each, logits in zip(ready, evidence.logits, strict=True):
-        try:
-            rankings.append(rank(logits, model.classes, model.scoring))
-        except LucidaError as error:
-            rankings.append([])
-            yield _error_row(job, each.name, str(error))
-    fixed = model.classes.index(job.target) if job.target is not None else None
-    targets = [fixed if fixed is not None else (ranking[0].index if ranking else 0) for ranking in rankings]
-    maps = explain_each(evidence, targets)
-    for each, ranking, attribution in zip(ready, rankings, maps, strict=True):
-        if ranking:
-            file = overlay_name(each.name)
-            (overlays / file).write_bytes(encode(overlay(each.shown, each.frame, attribution)))
-            yield _row(job, each, ranking, attribution, file)
+class Explainer:
+    """One loaded model at work on a job; safe to use from one thread."""
 
+    def __init__(self, job: ExplainJob, bundle: Bundle, *, batch_size: int = 16) -> None:
+        self.job, self.batch_size = job, batch_size
+        self.engine = engines.prepare("eager", bundle.model, probe=bundle.probe[0])
+        self.model = self.engine.model
 
-def _prepare(job: ExplainJob, bundle: Bundle, name: str) -> _Ready:
-    image = images.read(job.source / name, limits=job.limits)
-    x, frame = bundle.model.geometry.prepare(image)
-    small, small_frame = fit(image.pil, frame, _OVERLAY_SIDE)
-    shown = replace(image, pil=small)
-    return _Ready(name, image.sha256, image.width, image.height, frame.seen_box, x, shown, small_frame)
+    def explain_part(self, files: Sequence[str], overlays: Path) -> list[dict[str, Any]]:
+        """Rows for some of the job's files, in their order; overlays are written as JPEG files."""
+        rows: dict[str, dict[str, Any]] = {}
+        for start in range(0, len(files), self.batch_size):
+            for row in self._batch(files[start : start + self.batch_size], overlays):
+                rows[row["path"]] = row
+        return [rows[name] for name in files]
+
+    def _batch(self, files: Sequence[str], overlays: Path) -> Iterator[dict[str, Any]]:
+        ready: list[_Ready] = []
+        for name in files:
+            try:
+                ready.append(self._prepare(name))
+            except LucidaError as error:
+                yield _error_row(self.job, name, str(error))
+        if not ready:
+            return
+        how = self.job.how
+        evidence = look(
+            self.model, torch.stack([each.x for each in ready]), block=how.block, engine=self.engine
+        )
+        rankings: list[list[Prediction]] = []
+        for each, logits in zip(ready, evidence.logits, strict=True):
+            try:
+                rankings.append(rank(logits, self.model.classes, self.model.scoring))
+            except LucidaError as error:
+                rankings.append([])
+                yield _error_row(self.job, each.name, str(error))
+        targets = [self._target(ranking) for ranking in rankings]
+        if how.smoothing.on:
+            found = explain_smoothly(evidence, [[each] for each in targets], how.smoothing, method=how.method)
+            maps = [of_one[0] for of_one in found]
+        else:
+            maps = explain_each(evidence, targets, method=how.method)
+        for each, ranking, attribution in zip(ready, rankings, maps, strict=True):
+            if ranking:
+                file = overlay_name(each.name)
+                (overlays / file).write_bytes(encode(overlay(each.shown, each.frame, attribution)))
+                yield _row(self.job, each, ranking, attribution, self._judged(each, attribution), file)
+
+    def _prepare(self, name: str) -> _Ready:
+        image = images.read(self.job.source / name, limits=self.job.limits)
+        x, frame = self.model.geometry.prepare(image)
+        small, small_frame = fit(image.pil, frame, _OVERLAY_SIDE)
+        notes = tuple(cautions.of_picture(image, frame))
+        shown = replace(image, pil=small)
+        return _Ready(
+            name, image.sha256, image.width, image.height, frame.seen_box, x, shown, small_frame, notes
+        )
+
+    def _target(self, ranking: list[Prediction]) -> Target:
+        """A picture without finite scores is explained for nothing, and has its row already."""
+        how = self.job.how
+        if not ranking:
+            return Target(0, self.model.classes[0])
+        return choose(self.model.classes, ranking, name=how.target, against=how.against)[0]
+
+    def _judged(self, each: _Ready, attribution: Attribution) -> Faithfulness | None:
+        if not self.job.how.faithfulness or attribution.status != "ok":
+            return None
+        return faithfulness(self.engine, each.x, attribution)
 
 
 def _row(
-    job: ExplainJob, each: _Ready, ranking: list[Prediction], attribution: Attribution, file: str
+    job: ExplainJob,
+    each: _Ready,
+    ranking: list[Prediction],
+    attribution: Attribution,
+    judged: Faithfulness | None,
+    file: str,
 ) -> dict[str, Any]:
+    score = next(item.score for item in ranking if item.index == attribution.index)
     return {
         "path": each.name,
         "digest": each.sha256,
@@ -194,11 +274,19 @@ def _row(
         "accepted": [item.label for item in ranking if item.accepted],
         "scores": [(item.label, item.score) for item in ranking],
         "target": attribution.label,
+        "against": attribution.target.against,
+        "method": attribution.method,
+        "unit": attribution.unit,
         "block": attribution.block,
         "grid_rows": attribution.rows,
         "grid_cols": attribution.cols,
         "grid": attribution.values.ravel().tolist(),
         "seen_box": list(each.seen_box),
+        "border_mass": cautions.border_audit(attribution).mass,
+        "faithfulness": judged.score if judged is not None else None,
+        "faithfulness_percentile": judged.percentile if judged is not None else None,
+        "verdict": judged.verdict if judged is not None else None,
+        "warnings": [*each.notes, *cautions.of_map(attribution, score)],
         "status": attribution.status,
         "error": None,
         "overlay": f"overlays/{file}",

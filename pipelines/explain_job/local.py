@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from models.bundle import Bundle
 from models.errors import DataError
-from pipelines.explain_job.job import SCHEMA, ExplainJob, explain_part
+from pipelines.explain_job.job import SCHEMA, Explainer, ExplainJob
 from pipelines.pages import render
 
 _PART = 64
@@ -46,8 +46,9 @@ def run(
     waiting = missing_parts(job, out)
     resumed = len(job.files) - sum(len(part.files) for part in waiting)
     done = resumed
+    explainer = Explainer(job, bundle)
     for part in waiting:
-        write_part(explain_part(job, bundle, part.files, out / "overlays"), part.path)
+        write_part(explainer.explain_part(part.files, out / "overlays"), part.path)
         done += len(part.files)
         if progress:
             progress(done, len(job.files))
@@ -100,8 +101,9 @@ def index_page(job: ExplainJob, bundle: Bundle, rows: list[dict[str, Any]]) -> s
             "version": origin.version or "not from a registry",
             "run": origin.run_id or "unknown",
             "bundle digest": origin.digest,
-            "block": job.block,
+            "method": f"{job.how.method} at {job.block}",
             "class explained": job.target or "each picture's own prediction",
+            "held against": job.how.against or "nothing",
         },
     )
 
@@ -113,8 +115,7 @@ def claim(job: ExplainJob, out: Path) -> None:
         {
             "key": job.key,
             "model_digest": job.model_digest,
-            "block": job.block,
-            "target": job.target,
+            **asdict(job.how),
             "pictures": len(job.files),
         },
         indent=2,

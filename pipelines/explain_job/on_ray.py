@@ -15,7 +15,7 @@ import torch
 
 from models import bundle as bundles
 from models.bundle import Bundle
-from pipelines.explain_job.job import ExplainJob, explain_part
+from pipelines.explain_job.job import Explainer, ExplainJob
 from pipelines.explain_job.local import Done, Part, claim, finish, missing_parts, write_part
 
 
@@ -24,11 +24,11 @@ class _Worker:
 
     def __init__(self, folder: Path, job: ExplainJob, out: Path) -> None:
         torch.set_num_threads(1)
-        self.bundle, self.job, self.out = bundles.load(folder), job, out
+        self.explainer, self.out = Explainer(job, bundles.load(folder)), out
 
     def explain(self, part: Part) -> int:
         """Write a part's rows and overlays; returns how many files it had."""
-        write_part(explain_part(self.job, self.bundle, part.files, self.out / "overlays"), part.path)
+        write_part(self.explainer.explain_part(part.files, self.out / "overlays"), part.path)
         return len(part.files)
 
 

@@ -27,7 +27,8 @@ def test_every_backbone_folds_to_the_same_values(name):
         expected, found = model.run_blocks(x, 0, level), prefix(x)
     assert float((found - expected).abs().max()) <= 1e-4 * max(float(expected.abs().max()), 1.0)
     norms = [module for module in prefix.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert not norms, "all of them were folded"
+    # DenseNet normalises what several layers gave before it convolves it: those norms follow no convolution.
+    assert len(norms) == (62 if name == "densenet121" else 0), "all that follow a convolution were folded"
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in prefix.parameters())
 

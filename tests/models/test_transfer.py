@@ -19,7 +19,8 @@ def train_a_little(model: TransferModel, steps: int = 3) -> None:
     )
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
-        x = torch.randn(4, 3, 96, 96, generator=generator) * 3 + 1
+        side = 224 if model.row.name == "vit_b_16" else 96
+        x = torch.randn(4, 3, side, side, generator=generator) * 3 + 1
         loss = torch.nn.functional.cross_entropy(model(x), torch.tensor([0, 1, 2, 0]))
         optimiser.zero_grad()
         loss.backward()

@@ -19,7 +19,7 @@ from models.errors import DataError, UnknownChoice
 from models.explain.look import look
 from models.explain.methods import explain_each
 from pipelines.explain_job import job, local
-from pipelines.explain_job.job import overlay_name, plan
+from pipelines.explain_job.job import How, overlay_name, plan
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def rows_of(out: Path) -> list[dict]:
 
 
 def test_every_picture_becomes_a_row_and_bad_ones_say_why(folder, loaded, tmp_path):
-    done = local.run(plan(folder, loaded, target=None, block=None), loaded, tmp_path / "out")
+    done = local.run(plan(folder, loaded), loaded, tmp_path / "out")
     rows = {row["path"]: row for row in rows_of(done.out)}
     assert (done.pictures, done.errors) == (len(rows), 2)
     assert len(rows) == 20 + 2 + 5
@@ -71,7 +71,7 @@ def test_every_picture_becomes_a_row_and_bad_ones_say_why(folder, loaded, tmp_pa
 
 
 def test_overlays_are_safe_distinct_and_of_the_pictures_size(folder, loaded, tmp_path):
-    out = local.run(plan(folder, loaded, target="bee", block=None), loaded, tmp_path / "out").out
+    out = local.run(plan(folder, loaded, How(target="bee")), loaded, tmp_path / "out").out
     rows = [row for row in rows_of(out) if row["status"] != "error"]
     assert len({row["overlay"] for row in rows}) == len(rows), "same stem twice, nothing overwritten"
     for row in rows:
@@ -87,7 +87,7 @@ def test_overlays_are_safe_distinct_and_of_the_pictures_size(folder, loaded, tmp
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on this machine")
 def test_the_page_opens_in_a_real_browser(folder, loaded, tmp_path):
-    out = local.run(plan(folder, loaded, target=None, block=None), loaded, tmp_path / "out").out
+    out = local.run(plan(folder, loaded), loaded, tmp_path / "out").out
     shot = tmp_path / "page.png"
     command = [
         "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -106,14 +106,14 @@ def test_a_hostile_name_cannot_write_html(loaded, butterflies, tmp_path):
     source = tmp_path / "in"
     source.mkdir()
     shutil.copy(next(butterflies.glob("val/argus/*.jpg")), source / "<img src=x onerror=alert(1)>.jpg")
-    out = local.run(plan(source, loaded, target=None, block=None), loaded, tmp_path / "out").out
+    out = local.run(plan(source, loaded), loaded, tmp_path / "out").out
     assert "<img src=x" not in (out / "index.html").read_text()
 
 
 def test_a_killed_job_resumes_to_the_same_rows(folder, loaded, bundle_folder, tmp_path, monkeypatch):
     for number in range(150):
         shutil.copy(folder / "same.jpg", folder / f"more_{number:03d}.jpg")
-    whole = local.run(plan(folder, loaded, target=None, block=None), loaded, tmp_path / "whole").out
+    whole = local.run(plan(folder, loaded), loaded, tmp_path / "whole").out
     out = tmp_path / "killed"
     command = [
         sys.executable,
@@ -141,35 +141,35 @@ def test_a_killed_job_resumes_to_the_same_rows(folder, loaded, bundle_folder, tm
 
 
 def test_another_jobs_folder_is_refused(folder, loaded, tmp_path):
-    local.run(plan(folder, loaded, target=None, block=None), loaded, tmp_path / "out")
+    local.run(plan(folder, loaded), loaded, tmp_path / "out")
     with pytest.raises(DataError, match="another job"):
-        local.run(plan(folder, loaded, target="ant", block=None), loaded, tmp_path / "out")
+        local.run(plan(folder, loaded, How(target="ant")), loaded, tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="not empty"):
-        local.run(plan(folder, loaded, target=None, block=None), loaded, tmp_path / "full")
+        local.run(plan(folder, loaded), loaded, tmp_path / "full")
 
 
 def test_the_same_names_in_another_folder_or_changed_are_another_job(folder, loaded, tmp_path):
-    local.run(plan(folder, loaded, target=None, block=None), loaded, tmp_path / "out")
+    local.run(plan(folder, loaded), loaded, tmp_path / "out")
     other = shutil.copytree(folder, tmp_path / "other", symlinks=True)
     with pytest.raises(DataError, match="another job"):
-        local.run(plan(other, loaded, target=None, block=None), loaded, tmp_path / "out")
+        local.run(plan(other, loaded), loaded, tmp_path / "out")
     shutil.copy(folder / "argus/argus_001.jpg", folder / "same.jpg")
     with pytest.raises(DataError, match="another job"):
-        local.run(plan(folder, loaded, target=None, block=None), loaded, tmp_path / "out")
+        local.run(plan(folder, loaded), loaded, tmp_path / "out")
 
 
 def test_options_are_checked_before_any_work(folder, loaded, tmp_path):
     with pytest.raises(UnknownChoice, match="flamingo"):
-        plan(folder, loaded, target="wasp", block=None)
+        plan(folder, loaded, How(target="wasp"))
     with pytest.raises(UnknownChoice, match="stage7"):
-        plan(folder, loaded, target=None, block="layer4")
+        plan(folder, loaded, How(block="layer4"))
     with pytest.raises(DataError, match="no file or folder"):
-        plan(tmp_path / "nowhere", loaded, target=None, block=None)
+        plan(tmp_path / "nowhere", loaded)
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="no pictures"):
-        plan(tmp_path / "none", loaded, target=None, block=None)
+        plan(tmp_path / "none", loaded)
 
 
 def test_ctrl_c_ends_with_130_and_resumes(folder, bundle_folder, tmp_path):
@@ -203,7 +203,7 @@ def test_ray_gives_the_rows_of_one_machine(folder, loaded, tmp_path):
 
     for number in range(60):
         os.link(folder / "same.jpg", folder / f"more_{number:03d}.jpg")
-    planned = plan(folder, loaded, target=None, block=None)
+    planned = plan(folder, loaded)
     alone = local.run(planned, loaded, tmp_path / "alone").out
     seen = []
     done = on_ray.run(

@@ -17,7 +17,7 @@ from pipelines.explain_job import job, local
 from pipelines.reporter import Reporter
 from pipelines.tracking.registry import fetch_bundle
 from pipelines.train import train
-from service.engine import Engine
+from service.engine import Engine, Request
 from service.settings import Settings
 
 CONFIG = TrainConfig(
@@ -65,7 +65,7 @@ def test_any_number_of_labels(in_tmp, butterflies):
     assert 0 < val.metrics["mean_average_precision"] <= 1
     engine = served("marks", in_tmp / "b")
     both = next(item for item in val.judged if len(item.sample.labels) == 2 and item.right)
-    answer = engine.explain(both.sample.path.read_bytes(), top_k=2)
+    answer = engine.explain(both.sample.path.read_bytes(), Request(top_k=2))
     assert answer.task == "multilabel"
     assert {score.label for score in answer.predictions if score.accepted} == set(both.truth.split(" + "))
     assert sum(score.score for score in answer.predictions) > 1
@@ -74,9 +74,7 @@ def test_any_number_of_labels(in_tmp, butterflies):
     )
     assert engine.card()["scoring"]["task"] == "multilabel"
     loaded = bundle.load(in_tmp / "b")
-    explained = local.run(
-        job.plan(found.root / "val", loaded, target=None, block=None), loaded, in_tmp / "out"
-    )
+    explained = local.run(job.plan(found.root / "val", loaded), loaded, in_tmp / "out")
     assert explained.errors == 0
     assert (explained.out / "index.html").is_file()
 
@@ -93,7 +91,7 @@ def test_a_yes_or_no_question(in_tmp, butterflies):
     engine = served("eyes", in_tmp / "b")
     assert engine.model.classifier[-1].out_features == 1, "one logit"
     sample = val.judged[0].sample
-    answer = engine.explain(sample.path.read_bytes(), top_k=2)
+    answer = engine.explain(sample.path.read_bytes(), Request(top_k=2))
     assert answer.task == "binary"
     assert sum(score.score for score in answer.predictions) == pytest.approx(1)
     first, second = answer.evidence

@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 from models.errors import BundleError, UnknownChoice
-from service.engine import Engine
+from service.engine import Engine, Request
 from service.settings import Settings
 
 
@@ -27,7 +27,7 @@ def bee(photos) -> bytes:
 
 
 def test_the_fixed_fields_of_an_explanation(engine, bee):
-    answer = json.loads(engine.explain(bee, top_k=2, overlay=True).model_dump_json())
+    answer = json.loads(engine.explain(bee, Request(top_k=2, overlay=True)).model_dump_json())
     assert {"predictions", "image", "evidence", "provenance", "warnings", "timing_ms"} <= set(answer)
     width, height = PIL.Image.open(io.BytesIO(bee)).size
     assert answer["image"] == {"width": width, "height": height}
@@ -55,7 +55,7 @@ def test_the_fixed_fields_of_an_explanation(engine, bee):
 
 def test_the_same_picture_gives_the_same_answer(engine, bee):
     def answer() -> dict:
-        return engine.explain(bee, overlay=True).model_dump(exclude={"timing_ms"})
+        return engine.explain(bee, Request(overlay=True)).model_dump(exclude={"timing_ms"})
 
     assert answer() == answer()
     assert answer()["evidence"][0]["label"] == engine.predict(bee).predictions[0].label
@@ -76,7 +76,7 @@ def test_eight_orientations_tell_the_same_story(engine, bee, encode):
 
 
 def test_a_class_by_name_a_block_by_name(engine, bee):
-    answer = engine.explain(bee, target="flamingo", block="stage5.2")
+    answer = engine.explain(bee, Request(target="flamingo", block="stage5.2"))
     assert [(item.label, item.block) for item in answer.evidence] == [("flamingo", "stage5.2")]
     assert (answer.evidence[0].grid.rows, answer.evidence[0].grid.cols) == (14, 14)
 
@@ -88,11 +88,13 @@ def test_a_class_by_name_a_block_by_name(engine, bee):
         ({"block": "layer4"}, "stage7.0"),
         ({"top_k": 0}, "1 to 20"),
         ({"top_k": 99}, "1 to 20"),
+        ({"against": "wasp"}, "ant, bee, flamingo"),
+        ({"method": "lime"}, "grad_cam, hires_cam"),
     ],
 )
 def test_unknown_names_are_refused_with_the_choices(engine, bee, options, names):
     with pytest.raises(UnknownChoice, match=names):
-        engine.explain(bee, **options)
+        engine.explain(bee, Request(**options))
 
 
 def test_warnings_say_what_a_reader_should_know(engine, encode):
@@ -106,11 +108,14 @@ def test_warnings_say_what_a_reader_should_know(engine, encode):
 
 
 def test_threads_share_one_engine(engine, bee):
-    alone = [engine.explain(bee, target=name).evidence[0].grid.values for name in ("ant", "bee", "flamingo")]
+    alone = [
+        engine.explain(bee, Request(target=name)).evidence[0].grid.values
+        for name in ("ant", "bee", "flamingo")
+    ]
     with ThreadPoolExecutor(8) as pool:
         names = ["ant", "bee", "flamingo"] * 16
         together = list(
-            pool.map(lambda name: engine.explain(bee, target=name).evidence[0].grid.values, names)
+            pool.map(lambda name: engine.explain(bee, Request(target=name)).evidence[0].grid.values, names)
         )
     assert all(values == alone[i % 3] for i, values in enumerate(together))
 

@@ -1,0 +1,98 @@
+"""All that can be asked about how far to trust one explanation, in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from models.errors import ExplanationError, UnknownChoice
+from models.explain.agreement import Agreement, agreement
+from models.explain.attribution import Attribution
+from models.explain.faithfulness import Faithfulness, faithfulness
+from models.explain.look import Evidence
+from models.explain.methods import DEFAULT, METHODS, explain_each
+from models.explain.pixels import QUICK
+from models.explain.shifts import ShiftTest, shift_test
+from models.explain.sweep import Stage, layer_sweep
+from models.explain.targets import Target
+from models.images import Image
+
+CHECKS = ("faithfulness", "agreement", "shifts", "sweep")
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What the checks found; None for one that was not asked for, or that has nothing to judge."""
+
+    attribution: Attribution
+    faithfulness: Faithfulness | None
+    maps: tuple[Attribution, ...]
+    """Of all methods that may be used, on the same target."""
+    agreement: Agreement | None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Methods that were not asked, with the reason."""
+    shifts: ShiftTest | None = None
+    sweep: tuple[Stage, ...] | None = None
+
+
+def checked(names: Collection[str]) -> tuple[str, ...]:
+    """The checks named, or all of them for none; raises UnknownChoice."""
+    for name in names:
+        if name not in CHECKS:
+            raise UnknownChoice("check", name, CHECKS)
+    return tuple(names) or CHECKS
+
+
+def audit(
+    image: Image,
+    evidence: Evidence,
+    attribution: Attribution,
+    *,
+    barred: Mapping[str, str],
+    checks: Collection[str] = (),
+    report: Callable[[str, int, int], None] | None = None,
+) -> Audit:
+    """Put one map of a single picture's evidence to the checks; ``barred`` methods are not asked.
+
+    Raises UnknownChoice for a check that does not exist.
+    """
+    wanted, engine, target = checked(checks), evidence.engine, attribution.target
+
+    def step(name: str) -> None:
+        if report is not None and name in wanted:
+            report(name, wanted.index(name), len(wanted))
+
+    step("faithfulness")
+    judged = None
+    if "faithfulness" in wanted and attribution.status == "ok":
+        judged = faithfulness(engine, evidence.x[0], attribution)
+    step("agreement")
+    maps, left_out = all_methods(evidence, target, barred) if "agreement" in wanted else ((), {})
+    step("shifts")
+    # What asks the pixels would cost minutes here; Grad-CAM stands for it.
+    method = attribution.method if METHODS[attribution.method].grid == "block" else DEFAULT
+    moved = (
+        shift_test(engine, image, target, method=method, block=evidence.block) if "shifts" in wanted else None
+    )
+    step("sweep")
+    stages = tuple(layer_sweep(engine, evidence.x[0], target)) if "sweep" in wanted else None
+    if report is not None:
+        report("checked", len(wanted), len(wanted))
+    agreed = agreement(maps) if len(maps) > 1 else None
+    return Audit(attribution, judged, maps, agreed, left_out, moved, stages)
+
+
+def all_methods(
+    evidence: Evidence, target: Target, barred: Mapping[str, str]
+) -> tuple[tuple[Attribution, ...], dict[str, str]]:
+    """A quick map by each method that may be used, and why the others were left out."""
+    left_out = dict(barred)
+    maps = []
+    for name in METHODS:
+        if name in left_out:
+            continue
+        try:
+            maps += explain_each(evidence, [target], method=name, effort=QUICK)
+        except ExplanationError as error:
+            left_out[name] = str(error)
+    return tuple(maps), left_out
