@@ -76,8 +76,8 @@ class Attribution:
 
     @property
     def full_scale(self) -> float:
-        """What full colour stands for in an overlay of its own: the highest value, or in a map of pixels, where
-        one odd cell would leave the rest unseen, what 98 % of the positive values stay below.
+        """What full colour stands for in an overlay of its own: the highest value, or in a map of pixels,
+        where one odd cell would leave the rest unseen, what 98 % of the positive values stay below.
         """
         if self.block != INPUT and self.method != "guided_grad_cam":
             return self.maximum

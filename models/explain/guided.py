@@ -76,10 +76,10 @@ def guided_gradient(model: TransferModel, x: Tensor, targets: Sequence[Target]) 
 
 
 def guided_grad_cam(evidence: Evidence, targets: Sequence[Target]) -> Tensor:
-    """Signed maps (N, H, W) of the input: the guided gradient, summed over the colours, within the positive
-    part of Grad-CAM.
+    """Maps (N, H, W) of the input: the length of the guided gradient over the colours, within the positive
+    part of Grad-CAM. They say where the score hangs on the pixels, not whether for or against.
     """
     cams = grad_cam(evidence, targets).clamp(min=0)
     size = (evidence.x.shape[2], evidence.x.shape[3])
     within = F.interpolate(cams[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    return guided_gradient(evidence.model, evidence.x, targets).sum(1) * within
+    return guided_gradient(evidence.model, evidence.x, targets).norm(dim=1) * within

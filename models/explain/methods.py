@@ -79,7 +79,7 @@ METHODS: dict[str, Method] = {
             "guided_grad_cam", "Guided Grad-CAM", _each(guided.guided_grad_cam), "input", effort=("cell",),
             adds_up=True,
             good_for="Which edges and textures within Grad-CAM's region the score follows.",
-            misleads="Guided backpropagation redraws the picture's edges almost whatever the weights are.",
+            misleads="Unsigned, and guided backpropagation redraws edges almost whatever the weights are.",
         ),
         Method(
             "integrated_gradients", "Integrated gradients", _each_with_effort(pixels.integrated_gradients),

@@ -62,12 +62,13 @@ def occlusion(evidence: Evidence, targets: Sequence[Target], effort: Effort) -> 
     covered, averaged over the windows that cover a pixel.
     """
     maps = []
+    window = min(effort.window, *evidence.x.shape[2:])
     for x, target in zip(evidence.x, targets, strict=True):
         with torch.no_grad():
             found = Occlusion(_score_of(evidence, target)).attribute(
                 x[None],
-                sliding_window_shapes=(x.shape[0], effort.window, effort.window),
-                strides=(x.shape[0], effort.stride, effort.stride),
+                sliding_window_shapes=(x.shape[0], window, window),
+                strides=(x.shape[0], min(effort.stride, window), min(effort.stride, window)),
                 perturbations_per_eval=effort.batch,
             )
         maps.append(found[0].mean(0))
@@ -103,7 +104,9 @@ def rise_masks(height: int, width: int, effort: Effort) -> Tensor:
     cell = -(-min(height, width) // effort.cells)
     rows, cols = -(-height // cell) + 1, -(-width // cell) + 1
     coarse = (torch.rand(effort.masks, 1, rows, cols, generator=generator) < 0.5).float()
-    fine = F.interpolate(coarse, (rows * cell, cols * cell), mode="bilinear", align_corners=False)[:, 0]
+    fine = F.interpolate(coarse, (rows * cell, cols * cell), mode="bilinear", align_corners=False)[
+        :, 0
+    ].clamp(0, 1)
     offsets = torch.randint(0, cell, (effort.masks, 2), generator=generator).tolist()
     return torch.stack(
         [fine[i, top : top + height, left : left + width] for i, (top, left) in enumerate(offsets)]

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.backbones import backbone, imagenet_classes
+from models.backbones import Backbone, backbone, imagenet_classes
+from models.cuts import Cut
+from models.geometry import Geometry
 from models.transfer import TransferModel
 
 
@@ -62,3 +64,49 @@ def model_of() -> Callable[[str], TransferModel]:
 @pytest.fixture(scope="session")
 def resnet18() -> TransferModel:
     return live_model("resnet18")
+
+
+class Watch(nn.Module):
+    """Lets the mean colour of one rectangle of the picture through, and nothing else."""
+
+    def __init__(self, side: int, box: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        x0, y0, x1, y1 = box
+        self.register_buffer("mask", torch.zeros(1, 1, side, side))
+        self.mask[:, :, y0:y1, x0:x1] = 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(1, keepdim=True) * self.mask
+
+
+class WatchNetwork(nn.Module):
+    def __init__(self, side: int, box: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        self.see = Watch(side, box)
+        self.head = nn.Linear(1, 2)
+        nn.init.constant_(self.head.bias, 0.0)
+        self.head.weight.data = torch.tensor([[-40.0], [40.0]])
+
+
+def watching(box: tuple[int, int, int, int], *, side: int = 32) -> TransferModel:
+    """A model that says "bright" or "dark" of one rectangle (x0, y0, x1, y1): what a true map must show."""
+    half = (0.5, 0.5, 0.5)
+    row = Backbone(
+        name="watch",
+        build=lambda: WatchNetwork(side, box),
+        cut=lambda network: Cut(
+            {"see": network.see}, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1)), network.head
+        ),
+        classifier=lambda classes: nn.Linear(1, classes),
+        pretrained=dict,
+        cam_block="see",
+        top_block="see",
+        geometry=lambda: Geometry(side, side, side, half, half, "bilinear"),
+    )
+    model = TransferModel(row, row.network("none"), classes=["dark", "bright"], keep_classifier=True)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def watcher() -> Callable[..., TransferModel]:
+    return watching

@@ -1,0 +1,218 @@
+"""Templates, traces and the parts of blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models import images
+from models.anatomy import anatomy
+from models.engines import EagerEngine
+from models.errors import ExplanationError, UnknownChoice
+from models.explain.attribution import attribution
+from models.explain.evidence_split import has_parts, last_with_parts, split
+from models.explain.filters import _BeforeActivation, channel_count, templates
+from models.explain.look import look
+from models.explain.methods import explain_each
+from models.explain.sweep import Stage
+from models.explain.targets import target
+from models.explain.trace import trace
+from models.render.flow import flow
+from models.render.sheets import field_picture, methods_sheet, split_sheet, sweep_sheet, trace_sheet
+
+# ---------------------------------------------------------------- templates
+
+
+def test_a_template_drives_its_channel_far_above_noise_and_is_no_noise(imagenet):
+    found = templates(imagenet, "stage3.1", [5, 11], steps=40, side=96)
+    for each in found:
+        assert each.response > each.start + 5
+        assert each.picture.shape == (96, 96, 3)
+        grey = each.picture.mean(axis=2)
+        assert grey.std() > 8, "not grey"
+        near = np.corrcoef(grey[:, 1:].ravel(), grey[:, :-1].ravel())[0, 1]
+        assert near > 0.5, "neighbouring pixels go together, as in no noise"
+    assert not np.array_equal(found[0].picture, found[1].picture)
+
+
+def test_templates_are_deterministic(imagenet):
+    one, two = (templates(imagenet, "stage3.1", [5], steps=4, side=64)[0] for _ in range(2))
+    np.testing.assert_array_equal(one.picture, two.picture)
+    assert not np.array_equal(
+        one.picture, templates(imagenet, "stage3.1", [5], steps=4, side=64, seed=1)[0].picture
+    )
+
+
+def test_the_weights_are_not_optimised(imagenet):
+    before = {key: value.clone() for key, value in imagenet.state_dict().items()}
+    templates(imagenet, "stage2.0", [0], steps=3, side=64)
+    assert all(torch.equal(value, before[key]) for key, value in imagenet.state_dict().items())
+    assert all(parameter.grad is None for parameter in imagenet.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [("resnet18", "layer3.0"), ("efficientnet_lite0", "top"), ("mobilenet_v3_small", "features.12")],
+)
+def test_the_objective_is_before_the_activation(name, block, model_of, random_batch):
+    """A silent channel has a gradient there; through the function it gives the block its value."""
+    model = model_of(name)
+    x = random_batch(side=96)
+    with torch.no_grad(), _BeforeActivation() as watched:
+        value = model.run_blocks(x, 0, model.index_of(block) + 1)
+        before = watched.before(value)
+    function = {"resnet18": torch.relu, "efficientnet_lite0": torch.nn.functional.relu6,
+                "mobilenet_v3_small": torch.nn.functional.hardswish}[name]  # fmt: skip
+    assert float(before.min()) < 0
+    torch.testing.assert_close(function(before), value)
+
+
+def test_a_block_without_an_activation_at_its_end_is_its_own_objective(imagenet, random_batch):
+    with torch.no_grad(), _BeforeActivation() as watched:
+        value = imagenet.run_blocks(random_batch(side=96), 0, imagenet.index_of("stage3.1") + 1)
+        assert watched.before(value) is value
+
+
+def test_templates_refuse_what_they_cannot_make(imagenet, model_of):
+    with pytest.raises(UnknownChoice, match="0 to 39"):
+        templates(imagenet, "stage3.1", [40], steps=1)
+    with pytest.raises(UnknownChoice, match="stem"):
+        templates(imagenet, "conv9", [0], steps=1)
+    with pytest.raises(ExplanationError, match="side is 8"):
+        templates(imagenet, "stem", [0], side=8)
+    assert channel_count(model_of("vit_b_16"), "layers.2") == 768
+    assert templates(model_of("vit_b_16"), "layers.0", [3], steps=1)[0].picture.shape == (224, 224, 3)
+
+
+# ---------------------------------------------------------------- the parts of blocks
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("resnet18", ["layer2.0", "layer4.1"]),
+        ("resnet50", ["layer4.2"]),
+        ("efficientnet_lite0", ["stage6.3"]),
+        ("googlenet", ["inception4a", "inception5b"]),
+        ("inception_v3", ["Mixed_5b", "Mixed_6a", "Mixed_6b", "Mixed_7a", "Mixed_7c"]),
+        ("squeezenet1_1", ["features.12"]),
+        ("mobilenet_v2", ["features.16"]),
+        ("mobilenet_v3_small", ["features.11"]),
+        ("regnet_y_400mf", ["stage4.5"]),
+        ("convnext_tiny", ["stage4.1"]),
+        ("swin_t", ["stage3.4"]),
+        ("vit_b_16", ["layers.10"]),
+    ],
+)
+def test_the_parts_add_up_to_the_blocks_map(name, blocks, model_of, random_batch):
+    model = model_of(name)
+    x = random_batch(seed=2)
+    goal = target(model.classes, int(look(model, x).logits.argmax()))
+    for block in blocks:
+        found = split(model, x[0], goal, block)
+        whole = explain_each(look(model, x, block=block), [goal])[0]
+        scale = float(np.abs(whole.values).max())
+        total = sum(part.values for part in found.parts)
+        parts_scale = max(scale, *(float(np.abs(part.values).max()) for part in found.parts))
+        np.testing.assert_allclose(total, whole.values, atol=2e-5 * parts_scale)
+        assert len(found.parts) == (
+            2 if found.kind == "residual" else {"features.12": 2}.get(block, len(found.parts))
+        )
+        assert found.logit == pytest.approx(float(look(model, x).logits[0, goal.index]), rel=1e-3, abs=1e-3)
+
+
+def test_cutting_off_a_residual_branch_is_running_the_network_without_it(resnet18, random_batch):
+    """Second derivation: the last BatchNorm of the branch set to zero."""
+    import copy
+
+    x = random_batch(seed=3)
+    goal = target(resnet18.classes, 7)
+    found = split(resnet18, x[0], goal, "layer3.1")
+    branch = next(part for part in found.parts if part.name == "branch")
+    without = copy.deepcopy(resnet18)
+    last = without.block("layer3.1").bn2
+    last.weight.data.zero_()
+    last.bias.data.zero_()
+    with torch.no_grad():
+        assert branch.without == pytest.approx(float(without(x)[0, 7]), abs=1e-4)
+
+
+def test_cutting_off_an_inception_branch_is_zeroing_its_channels(model_of, random_batch):
+    model, x = model_of("googlenet"), random_batch(seed=3)
+    goal = target(model.classes, 7)
+    found = split(model, x[0], goal, "inception5b")
+    assert found.parts[0].name == "1x1"
+    assert len(found.parts) == 4
+    with torch.no_grad():
+        value = model.until("inception5b", x)
+        value[:, :384] = 0
+        assert found.parts[0].without == pytest.approx(
+            float(model.after("inception5b", value)[0, 7]), abs=1e-4
+        )
+
+
+def test_a_block_without_parts_names_those_that_have_them(imagenet, random_batch):
+    with pytest.raises(
+        ExplanationError, match=r"'stem' has neither branches nor a skip; choose one of: stage2\.1"
+    ):
+        split(imagenet, random_batch()[0], target(imagenet.classes, 1), "stem")
+    with pytest.raises(UnknownChoice):
+        split(imagenet, random_batch()[0], target(imagenet.classes, 1), "layer4")
+    assert last_with_parts(imagenet) == "stage6.3"
+    assert not has_parts(imagenet, "stage6.0")
+
+
+# ---------------------------------------------------------------- the five steps
+
+
+def test_the_steps_of_a_trace_lead_to_the_map(imagenet, random_batch):
+    evidence = look(imagenet, random_batch(2, seed=4))
+    goal = target(imagenet.classes, 9)
+    found = trace(evidence, 1, goal, channels=3)
+    activation = evidence.map.detach()[1].numpy()
+    assert found.channels == 1280
+    np.testing.assert_allclose(
+        np.einsum("c,chw->hw", found.weights, activation), found.attribution.values, atol=1e-5
+    )
+    for each in (*found.speaking_for, *found.speaking_against):
+        np.testing.assert_array_equal(each.activation, activation[each.index])
+        assert each.weight == pytest.approx(each.gradient.mean(), abs=1e-8)
+        assert each.share == pytest.approx(
+            each.weight * each.activation.sum() / abs(found.attribution.values.sum()), rel=1e-3
+        )
+    shares = [each.share for each in found.speaking_for]
+    assert shares == sorted(shares, reverse=True)
+    assert all(each.share < 0 for each in found.speaking_against)
+    assert found.logit == pytest.approx(float(evidence.logits[1, 9]))
+
+
+# ---------------------------------------------------------------- pictures of it all
+
+
+def test_sheets_are_drawn_for_any_picture(imagenet, photos):
+    for size in ((300, 200), (31, 400)):
+        image = images.from_array(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8))
+        x, frame = imagenet.geometry.prepare(image)
+        evidence = look(imagenet, x[None])
+        goal = target(imagenet.classes, int(evidence.logits.argmax()))
+        found = explain_each(evidence, [goal])[0]
+        parts = split(imagenet, x, goal, "stage6.3", engine=EagerEngine(imagenet))
+        maps = [attribution(goal, part.values, method="grad_cam", block=parts.block) for part in parts.parts]
+        seen = anatomy(imagenet).block("stage4.2").field
+        for sheet in (
+            trace_sheet(image, frame, trace(evidence, 0, goal)),
+            sweep_sheet(image, frame, [Stage(found, None)]),
+            methods_sheet(image, frame, [found], titles=["Grad-CAM"]),
+            split_sheet(image, frame, parts, maps),
+            field_picture(image, frame, seen, 0, 13),
+            field_picture(image, frame, seen, 13, 0),
+        ):
+            assert np.asarray(sheet).std() > 5
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "vit_b_16", "googlenet"])
+def test_the_flow_is_drawn_for_any_network(name, model_of):
+    drawn = np.asarray(flow(anatomy(model_of(name))))
+    assert drawn.shape[1] > 600
+    assert drawn.std() > 10

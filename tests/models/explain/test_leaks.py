@@ -1,0 +1,88 @@
+"""Nothing is left behind, and nothing is mixed up: a thousand explanations, and eight threads at once."""
+
+from __future__ import annotations
+
+import gc
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from models import engines
+from models.errors import UnknownChoice
+from models.explain.look import look
+from models.explain.methods import METHODS, explain, explain_each
+from models.explain.pixels import Effort
+
+QUICK = Effort(steps=2, window=112, stride=112, masks=2)
+
+
+@pytest.fixture(scope="module")
+def engine(imagenet, random_batch):
+    return engines.prepare("eager", imagenet, probe=random_batch())
+
+
+def state_of(model):
+    return {
+        name: (
+            module.training,
+            len(module._forward_hooks),
+            len(module._forward_pre_hooks),
+            len(module._backward_hooks),
+        )
+        for name, module in model.named_modules()
+    }
+
+
+def graphs():
+    gc.collect()
+    return [each for each in gc.get_objects() if isinstance(each, torch.Tensor) and each.grad_fn is not None]
+
+
+def test_a_thousand_explanations_leave_nothing_behind(engine, random_batch):
+    model, before = engine.model, state_of(engine.model)
+    xs = [random_batch(seed=seed, side=96) for seed in range(4)]
+    blocks = ("top", "stage5.2", "stage3.1")
+    process = psutil.Process()
+    resident = []
+    for number in range(1000):
+        method = list(METHODS)[number % 4] if number % 20 else list(METHODS)[4 + number // 20 % 4]
+        evidence = look(model, xs[number % 4], block=blocks[number % 3], engine=engine)
+        explain(evidence, [[number % 1000, 7]], method=method, effort=QUICK)
+        if number % 100 == 99:
+            with pytest.raises(UnknownChoice):
+                explain_each(evidence, [100_000])
+            resident.append(process.memory_info().rss / 2**20)
+    del evidence
+    assert not graphs()
+    assert state_of(model) == before
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
+    assert resident[-1] - resident[1] < 60, f"resident memory in MB: {resident}"
+
+
+def test_eight_threads_give_no_error_and_no_map_that_differs(engine, random_batch):
+    xs = [random_batch(seed=seed, side=96) for seed in range(6)]
+    methods = ("grad_cam", "hires_cam", "layer_cam", "grad_cam_plus_plus", "guided_grad_cam")
+    jobs = [
+        (seed, index, block, methods[(seed + index) % len(methods)])
+        for seed in range(6)
+        for index in range(1, 11)
+        for block in ("top", "stage6.1")
+    ] * 10
+
+    def values(job) -> np.ndarray:
+        seed, index, block, method = job
+        return explain_each(look(engine.model, xs[seed], block=block, engine=engine), [index], method=method)[
+            0
+        ].values
+
+    alone = {job: values(job) for job in set(jobs)}
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(values, jobs))
+    assert len(together) == 1200
+    assert [
+        job for job, found in zip(jobs, together, strict=True) if not np.array_equal(found, alone[job])
+    ] == []
+    assert not graphs()
