@@ -226,6 +226,78 @@ def test_activations_as_json_and_as_a_picture(world, val):
     assert PIL.Image.open(io.BytesIO(sheet.content)).format == "PNG"
 
 
+def test_doubts_are_answered_over_http(world, val):
+    bee = val["bees"][0]
+    explained = ask(
+        world, "/explain", bee, method="hires_cam", against="ants", flip="true", faithfulness="true"
+    ).json()
+    (found,) = explained["evidence"]
+    assert (found["method"], found["against"]) == ("hires_cam", "ants")
+    assert found["faithfulness"]["verdict"].startswith("The model reacts")
+    assert found["sanity"], "checked when the model was trained"
+    trusted = ask(world, "/trust", bee, checks="shifts,agreement").json()
+    assert trusted["shifts"]["verdict"]
+    assert trusted["agreement"]["verdict"]
+    assert trusted["sweep"] is None
+    traced = ask(world, "/trace", bee).json()
+    assert traced["speaking_for"]
+    covered = ask(world, "/whatif", bee, share="0.2", cover="mean").json()
+    assert {item["label"] for item in covered["changes"]} == {"ants", "bees"}
+    assert ask(world, "/split", bee).json()["kind"] == "residual"
+    for route in ("/trust", "/trace", "/split"):
+        sheet = ask(world, route, bee, picture="true")
+        assert PIL.Image.open(io.BytesIO(sheet.content)).format == "PNG", route
+    inside = httpx.get(f"{world.url}/anatomy", trust_env=False).json()
+    assert inside["backbone"] == "efficientnet_lite0"
+    drawn = httpx.get(f"{world.url}/anatomy?picture=true", trust_env=False)
+    assert drawn.headers["content-type"] == "image/png"
+    made = httpx.get(
+        f"{world.url}/filters?block=stage2.1&channels=3&steps=4", timeout=60, trust_env=False
+    ).json()
+    assert made["templates"][0]["channel"] == 3
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "says"),
+    [
+        ("/explain", {"method": "lime"}, "grad_cam"),
+        ("/explain", {"noise": "7"}, "noise is 7"),
+        ("/explain", {"noise": "nan"}, "noise"),
+        ("/explain", {"against": "wasps"}, "ants, bees"),
+        ("/explain", {"target": "ants", "against": "ants"}, "two classes"),
+        ("/trust", {"checks": "truth"}, "faithfulness"),
+        ("/whatif", {"box": "1,2,3"}, "x0,y0,x1,y1"),
+        ("/whatif", {"box": "5,5,5,9"}, "no area"),
+        ("/whatif", {"share": "2"}, "between 0 and 1"),
+        ("/whatif", {"cover": "black"}, "blur, mean"),
+        ("/split", {"block": "top"}, "neither branches nor a skip"),
+    ],
+    ids=str,
+)
+def test_bad_doubts_name_the_rule(world, val, route, fields, says):
+    reply = ask(world, route, val["bees"][0], **fields)
+    assert reply.status_code == 422, reply.text
+    assert says in reply.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "block=conv9",
+        "channels=999999",
+        "channels=x",
+        "channels=",
+        "steps=0",
+        "steps=9999999",
+        "channels=1,2,3,4,5,6,7,8,9",
+    ],
+)
+def test_bad_filters_name_the_rule(world, query):
+    reply = httpx.get(f"{world.url}/filters?{query}", timeout=60, trust_env=False)
+    assert reply.status_code == 422
+    assert set(reply.json()) == {"error", "kind"}
+
+
 def raw_form(picture: bytes, name: bytes, text: bytes, charset: bytes = b"") -> dict[str, object]:
     """A form written by hand, whose second field's name tries to close its quotes."""
     body = (

@@ -1,0 +1,214 @@
+"""Answers to a reader who doubts, from the engine itself; over HTTP in tests/test_whole_path.py."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import asdict
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from models import bundle
+from models.errors import BundleError, ConfigError, ExplanationError, UnknownChoice
+from models.explain.methods import METHODS
+from models.explain.sanity import MethodSanity, Sanity
+from service.doubts import Doubts
+from service.engine import Engine, Request
+from service.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def engine(bundle_folder) -> Engine:
+    return Engine(bundle_folder, Settings())
+
+
+@pytest.fixture(scope="module")
+def doubts(engine) -> Doubts:
+    return Doubts(engine)
+
+
+@pytest.fixture(scope="module")
+def bee(photos) -> bytes:
+    return sorted((photos / "hymenoptera/val/bees").glob("*.jpg"))[0].read_bytes()
+
+
+def plain(answer) -> dict:
+    return json.loads(answer.model_dump_json())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_answered_with_its_unit_settings_and_scale(engine, bee, method):
+    (found,) = plain(engine.explain(bee, Request(method=method)))["evidence"]
+    assert found["method"] == method
+    assert found["unit"] == METHODS[method].unit
+    assert found["block"] == ("top" if METHODS[method].reads_block else "input")
+    assert set(METHODS[method].effort) <= set(found["settings"])
+    assert found["grid"]["rows"] == (7 if METHODS[method].grid == "block" else 28)
+    assert 0 <= found["border"]["mass"] <= 1
+
+
+def test_a_contrast_says_what_it_is_held_against(engine, bee):
+    (found,) = plain(engine.explain(bee, Request(against="ant")))["evidence"]
+    both = plain(engine.explain(bee, Request(top_k=3)))["evidence"]
+    assert (found["label"], found["against"]) == ("bee", "ant")
+    maps = {item["label"]: np.array(item["grid"]["values"]) for item in both}
+    np.testing.assert_allclose(found["grid"]["values"], maps["bee"] - maps["ant"], atol=1e-5)
+
+
+def test_a_faint_map_looks_faint_beside_the_predicted_classs(engine, bee):
+    """The class that lost is drawn to the scale of the one that won, and the answer says so."""
+    top = plain(engine.explain(bee, Request(overlay=True)))["evidence"][0]
+    other = plain(engine.explain(bee, Request(target="flamingo", overlay=True)))["evidence"][0]
+    assert other["full_scale"] >= top["full_scale"] == pytest.approx(top["grid"]["max"])
+    assert other["grid"]["max"] < other["full_scale"]
+    shown = [
+        np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(item["overlay"].split(",")[1])))).astype(int)
+        for item in (top, other)
+    ]
+    warm = [(picture[..., 0] - picture[..., 2]).max() for picture in shown]
+    assert warm[0] > warm[1], "full colour is kept for the stronger evidence"
+
+
+def test_smoothing_and_faithfulness_are_options_of_any_explanation(engine, bee):
+    (found,) = plain(engine.explain(bee, Request(flip=True, noise=0.05, faithfulness=True)))["evidence"]
+    assert found["settings"]["averaged"] == 16
+    judged = found["faithfulness"]
+    assert 0 <= judged["percentile"] <= 100
+    assert len(judged["deletion"]["scores"]) == len(judged["insertion"]["scores"]) == 11
+    assert judged["random_maps"] == 19
+    assert judged["verdict"].startswith("The model reacts")
+    with pytest.raises(ConfigError, match="noise is 7"):
+        engine.explain(bee, Request(noise=7))
+    with pytest.raises(ConfigError, match="noise is nan"):
+        engine.explain(bee, Request(noise=float("nan")))
+
+
+def test_trust_answers_every_check(doubts, bee):
+    answer = plain(doubts.trust(bee, Request(overlay=True), []))
+    assert answer["evidence"][0]["faithfulness"]["verdict"]
+    assert set(answer["agreement"]["methods"]) == set(METHODS)
+    assert len(answer["agreement"]["correlations"]) == len(METHODS)
+    assert len(answer["shifts"]["moves"]) == 12
+    blocks = [item["evidence"]["block"] for item in answer["sweep"]]
+    assert blocks == ["stage1.0", "stage2.1", "stage3.1", "stage5.2", "top"]
+    some = plain(doubts.trust(bee, Request(), ["shifts"]))
+    assert (some["agreement"], some["sweep"], some["evidence"][0]["faithfulness"]) == (None, None, None)
+    with pytest.raises(UnknownChoice, match="faithfulness, agreement, shifts, sweep"):
+        doubts.trust(bee, Request(), ["truth"])
+    assert PIL.Image.open(io.BytesIO(doubts.sweep_sheet(bee, Request()))).format == "PNG"
+
+
+def test_the_trace_and_its_sheet(doubts, bee):
+    answer = plain(doubts.trace(bee, Request(target="ant")))
+    assert answer["evidence"]["label"] == "ant"
+    assert answer["channels"] == 1280
+    for channel in answer["speaking_for"]:
+        assert np.shape(channel["activation"]) == np.shape(channel["gradient"]) == (7, 7)
+        assert channel["weight"] == pytest.approx(np.mean(channel["gradient"]), abs=1e-8)
+    assert answer["evidence"]["overlay"].startswith("data:image/jpeg")
+    assert PIL.Image.open(io.BytesIO(doubts.trace_sheet(bee, Request()))).width > 600
+
+
+def test_what_if_covers_a_box_or_the_hottest_part(doubts, bee):
+    width, height = PIL.Image.open(io.BytesIO(bee)).size
+    hot = plain(doubts.what_if(bee, Request(overlay=True), box="", share=0.2, cover="mean"))
+    assert hot["changes"][0]["label"] == "bee"
+    assert hot["changes"][0]["change"] < 0
+    assert hot["share"] == pytest.approx(0.2, abs=0.01)
+    assert hot["covered"].startswith("data:image/jpeg")
+    corner = f"{width / 2 - 20},{height / 2 - 20},{width / 2 + 20},{height / 2 + 20}"
+    boxed = plain(doubts.what_if(bee, Request(), box=corner, share=0.2, cover="blur"))
+    assert sum(item["change"] for item in boxed["changes"]) == pytest.approx(0, abs=1e-6)
+    for wrong in ("1,2,3", "a,b,c,d", "", "nan,0,1,1"):
+        if wrong:
+            with pytest.raises((UnknownChoice, ExplanationError)):
+                doubts.what_if(bee, Request(), box=wrong, share=0.2, cover="blur")
+    with pytest.raises(ExplanationError, match="between 0 and 1"):
+        doubts.what_if(bee, Request(), box="", share=float("nan"), cover="blur")
+
+
+def test_the_split_takes_the_highest_block_that_has_parts(doubts, bee):
+    answer = plain(doubts.split(bee, Request()))
+    assert (answer["block"], answer["kind"]) == ("stage6.3", "residual")
+    assert [part["name"] for part in answer["parts"]] == ["skip", "branch"]
+    with pytest.raises(ExplanationError, match="neither branches nor a skip"):
+        doubts.split(bee, Request(block="top"))
+    assert PIL.Image.open(io.BytesIO(doubts.split_sheet(bee, Request()))).format == "PNG"
+
+
+def test_templates_and_anatomy_are_there_to_be_served(engine):
+    (found,) = engine.filters("stage2.1", [3], 4)
+    assert found["picture"].startswith("data:image/jpeg")
+    assert found["response"] > found["start"]
+    with pytest.raises(UnknownChoice, match="0 to 23"):
+        engine.filters("stage2.1", [24], 4)
+    with pytest.raises(UnknownChoice, match="1 to 8"):
+        engine.filters("stage2.1", list(range(9)), 4)
+    assert json.loads(json.dumps(asdict(engine.anatomy)))["backbone"] == "efficientnet_lite0"
+
+
+@pytest.fixture(scope="module")
+def checked_folder(bundle_folder, tmp_path_factory):
+    """The same model with a sanity check in which one method fell through."""
+    good = MethodSanity({"head": 0.2, "stem": 0.1}, False, "Its maps change (for the test).")
+    bad = MethodSanity({"head": 0.9, "stem": 0.9}, True, "Its maps hardly change (for the test).")
+    folder = tmp_path_factory.mktemp("checked") / "bundle"
+    bundle.save(
+        bundle.load(bundle_folder).model, folder, name="checked",
+        sanity=Sanity({"grad_cam": good, "layer_cam": bad}, 3, 0),
+    )  # fmt: skip
+    return folder
+
+
+def test_a_barred_method_is_refused_with_the_reason_and_the_others_are_noted(checked_folder, bee):
+    engine = Engine(checked_folder, Settings())
+    with pytest.raises(
+        ExplanationError, match=r"layer_cam is barred .* hardly change .* grad_cam, hires_cam"
+    ):
+        engine.explain(bee, Request(method="layer_cam"))
+    (found,) = plain(engine.explain(bee))["evidence"]
+    assert found["sanity"] == "Its maps change (for the test)."
+    unknown = plain(engine.explain(bee, Request(method="rise")))
+    assert unknown["evidence"][0]["sanity"] is None
+    assert any("was not checked" in said for said in unknown["warnings"])
+    card = engine.card()
+    assert "layer_cam" not in card["methods"]
+    assert card["barred_methods"] == {"layer_cam": "Its maps hardly change (for the test)."}
+    trusted = plain(Doubts(engine).trust(bee, Request(), ["agreement"]))
+    assert "layer_cam" in trusted["agreement"]["left_out"]
+
+
+def test_a_damaged_sanity_check_is_refused(checked_folder, tmp_path):
+    manifest = json.loads((checked_folder / bundle.MANIFEST).read_text())
+    manifest["sanity"] = {"methods": {"grad_cam": {}}}
+    manifest["digest"] = bundle._manifest_digest(manifest)
+    folder = tmp_path / "damaged"
+    bundle.copy(checked_folder, folder)
+    (folder / bundle.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="sanity check"):
+        bundle.load(folder)
+
+
+def test_greyscale_pictures_and_a_geometry_that_is_not_square(bundle_folder, tmp_path, encode):
+    """Down to the overlay: the map has the crop's shape, the drawn picture that of the upload."""
+    from dataclasses import replace
+
+    model = bundle.load(bundle_folder).model
+    model.geometry = replace(model.geometry, resize=256, crop_height=192, crop_width=256)
+    bundle.save(model, tmp_path / "wide", name="wide")
+    engine = Engine(tmp_path / "wide", Settings())
+    grey = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 420), np.uint8))
+    assert grey.mode == "L"
+    answer = plain(engine.explain(encode(grey), Request(overlay=True)))
+    (found,) = answer["evidence"]
+    assert (found["grid"]["rows"], found["grid"]["cols"]) == (6, 8)
+    x0, y0, x1, y1 = found["seen_box"]
+    assert (x1 - x0) / (y1 - y0) == pytest.approx(256 / 192, rel=0.01)
+    drawn = PIL.Image.open(io.BytesIO(base64.b64decode(found["overlay"].split(",")[1])))
+    assert drawn.size == (420, 300)
+    for method in METHODS:
+        (each,) = plain(engine.explain(encode(grey), Request(method=method)))["evidence"]
+        assert each["grid"]["cols"] / each["grid"]["rows"] == pytest.approx(256 / 192)
