@@ -41,6 +41,7 @@ bench-finetune: $(STAMP)  ## training beside the usual loops and fastai, which i
 	$(BIN)/python benchmarks/finetune.py
 
 docs: $(STAMP)      ## make the pictures and the generated pages of docs/ again
+	$(BIN)/python docs/make_methods.py
 	$(BIN)/python docs/make_pictures.py
 
 clean:              ## remove what was built and trained here, but not .venv

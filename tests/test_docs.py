@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from models.explain.methods import METHODS
 from pipelines.config import Augmentation, PhaseConfig, TrainConfig
 from service import schemas
 from service.edge import UPLOADS
@@ -36,6 +37,13 @@ def test_every_setting_route_and_field_is_described():
             assert f"`{name}`" in answers, name
     for name in (*schemas.Provenance.model_fields, *schemas.Grid.model_fields):
         assert re.search(rf"\b{name}\b", answers), name
+
+
+def test_every_method_is_described_as_the_product_describes_it():
+    page = (PROJECT / "docs/methods.md").read_text()
+    for row in METHODS.values():
+        for said in (row.name, row.title, row.good_for, row.misleads):
+            assert said in page, f"{row.name}: run `make docs` again"
 
 
 def test_every_training_setting_is_described():

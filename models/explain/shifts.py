@@ -64,9 +64,9 @@ class ShiftTest:
         figures = f"score by up to {self.spread:.2f}, map correlation down to {self.correlation:.2f}"
         if not all(move.same_answer for move in self.moves):
             return f"The answer itself changes when the picture moves by up to {far} pixels ({figures})."
-        steady = self.correlation >= _STEADY and self.spread <= _LITTLE
-        held = "hold" if steady else "keep to the answer, but not quite to the figures,"
-        return f"Answer and map {held} when the picture moves by up to {far} pixels ({figures})."
+        if self.correlation >= _STEADY and self.spread <= _LITTLE:
+            return f"Answer and map hold when the picture moves by up to {far} pixels ({figures})."
+        return f"The answer holds when the picture moves by up to {far} pixels, score and map not quite ({figures})."
 
 
 def shift_test(

@@ -189,8 +189,8 @@ def test_the_commands_write_what_they_say(animals, photos, tmp_path, capsys, mon
         (["inspect", str(picture), "--bundle", str(folder), "--against", "rhino"], ["inspection.html"]),
         (["anatomy", "resnet18", "--out", "inside"], ["inside/anatomy.json", "inside/flow.png"]),
         (["anatomy", "--bundle", str(folder)], []),
-        (["atlas", "stage2.1", "--bundle", str(folder), "--data", str(photos / "caltech_animals"), "--channels", "1,2"],
-         ["atlas/index.html", "atlas/sheet.png", "atlas/atlas.json"]),
+        (["atlas", "stage2.1", "--bundle", str(folder), "--data", str(photos / "caltech_animals"),
+          "--channels", "1,2"], ["atlas/index.html", "atlas/sheet.png", "atlas/atlas.json"]),
         (["explain", str(picture.parent), "--bundle", str(folder), "--out", "why", "--method", "hires_cam",
           "--against", "rhino", "--flip"], ["why/index.html"]),
     ):  # fmt: skip
