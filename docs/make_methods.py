@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import PIL.Image
+from jinja2 import Environment
 
 from models import engines, images
 from models.anatomy import anatomy
@@ -75,54 +76,9 @@ def filters(model: TransferModel) -> PIL.Image.Image:
 
 def page(said: list[str]) -> str:
     """The page in Markdown; the table of methods is the product's own."""
-    rows = "\n".join(
-        f"| `{row.name}` | {row.title} | {row.good_for} | {row.misleads} |" for row in METHODS.values()
-    )
-    verdicts = "\n".join(f"- {each}" for each in said if each)
-    return f"""# What each method shows, and where it misleads
-*This page is written by `make docs`; change [make_methods.py](make_methods.py) instead.*
-
-One photograph (Caltech-101, Li et al., CC BY 4.0), the embedded network with its ImageNet weights, the class "{CLASS}". Bright means evidence; the hatched border was never seen by the network. Under each map is its raw range: units differ from method to method, so colours can be compared within a map and not between them.
-
-![One photograph by every method](pictures/methods.jpg)
-
-| name | method | good for | where it misleads |
-|---|---|---|---|
-{rows}
-
-The last picture is a **contrast**: what speaks for {CLASS} rather than {OTHER}, the difference of the two scores. Every method can be asked so (`against`).
-
-## Before you believe a map
-A heatmap always looks like a reason. `lucida inspect PICTURE`, `POST /trust` and `models.explain.audit` ask four questions of it. Of the Grad-CAM map above they say:
-
-{verdicts}
-
-- **Faithfulness** covers the picture in the order of the map and watches the score, beside random maps that are as smooth: drawn from the map itself by giving its Fourier transform new phases. A high percentile says that the model reacts to these places. It does not say that a person would, nor that the places are the object.
-- **Sanity** shuffles the weights from the head down (Adebayo et al. 2018). A method whose maps stay as they were shows the picture and not the model; it is barred for that model, and asking for it says why. It is checked once for each trained model and kept in its bundle.
-- **Shifts** move the crop by a few pixels. Pooling makes networks tolerant of that, not immune.
-- **The sweep** explains each stage. A mark smaller than a cell of the last block cannot be pointed at there: look at an earlier one, and at HiResCAM.
-
-![The map at the end of each stage](pictures/sweep.jpg)
-
-Warnings come with every answer: a picture cropped, a score as high as it can be, evidence at the border where the network sees its own padding, a map that is faint beside the predicted class's, a class for which nothing speaks.
-
-## How Grad-CAM comes about
-(1) The block answers; (2) the class's logit is derived by each of its values; (3) the mean over the positions weighs each channel, with its sign; (4) the weighted channels are added up, and what is positive is kept; (5) that is laid over the picture. Orange adds to the map, blue takes away.
-
-![Grad-CAM step by step](pictures/trace.jpg)
-
-## Which way the evidence came
-A residual block gives x + f(x), an inception block puts its branches side by side: either way the map at the block is the exact sum of its parts (`POST /split`).
-
-![Evidence by skip and branch](pictures/split.jpg)
-
-## What is inside
-![Blocks from left to right](pictures/flow.jpg)
-
-`lucida anatomy BACKBONE` and `GET /anatomy` give each block's and layer's shapes, receptive field, parameters and multiply-adds. `lucida atlas BLOCK` charts what channels look for, found by gradient ascent on the picture, beside the patches of a data set that they answer most:
-
-![What channels look for](pictures/filters.jpg)
-"""
+    environment = Environment(trim_blocks=True, keep_trailing_newline=True, autoescape=False)
+    template = environment.from_string((HERE / "methods.md.j2").read_text())
+    return template.render(rows=METHODS.values(), said=filter(None, said), label=CLASS, other=OTHER)
 
 
 def save(picture: PIL.Image.Image, name: str) -> None:

@@ -291,6 +291,7 @@ def demo(
     for what, where in (
         ("the picture, explained", made.explained),
         ("the service's whole answer", made.answer),
+        ("the picture, put to all the questions", made.inspection),
         ("mistakes, with where it looked", made.review),
         ("the test folder, explained", made.batch / "index.html"),
         ("the butterflies and their masks", made.out / "specimens"),

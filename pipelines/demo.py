@@ -19,9 +19,10 @@ from pathlib import Path
 
 import httpx
 
-from models import bundle
+from models import bundle, images
+from models.bundle import Bundle
 from models.errors import LucidaError
-from pipelines import data
+from pipelines import data, inspection
 from pipelines.config import TrainConfig
 from pipelines.evaluate import Judged
 from pipelines.explain_job import job, local
@@ -49,6 +50,7 @@ class Demo:
     explained: Path
     answer: Path
     batch: Path
+    inspection: Path
     review: Path
 
 
@@ -75,10 +77,14 @@ def run(out: Path, say: Callable[[str], None], reporter: Reporter) -> Demo:
     say(f"     {picture.name}: {top['label']} {top['score']:.0%} ({SPECIES[top['label']]})")
     say("6/6  Explaining the test folder as a batch, and reviewing the mistakes")
     batch = _batch(root / "test", out, packaged.name, reporter)
+    say("     and putting that one picture to all the questions")
+    inspected = _inspect(picture, out, packaged.name, reporter)
     review = out / "review.html"
     review.write_text(runs.review(trained.run_id, found, reporter=reporter))
     shown = Path(os.path.relpath(picture))
-    return Demo(out, trained.run_id, packaged.bento_tag, shown, explained, answer_file, batch, review)
+    return Demo(
+        out, trained.run_id, packaged.bento_tag, shown, explained, answer_file, batch, inspected, review
+    )
 
 
 @contextmanager
@@ -169,14 +175,27 @@ def _save(out: Path, answer: dict) -> tuple[Path, Path]:  # type: ignore[type-ar
     return explained, answer_file
 
 
-def _batch(source: Path, out: Path, name: str, reporter: Reporter) -> Path:
-    """Explain a folder with the champion; each champion's rows go to a folder of its own."""
+def _champion(out: Path, name: str) -> tuple[Bundle, str]:
+    """The champion's bundle, in a folder of its own, and its version."""
     champion = registry.champion(name)
-    number = champion.version if champion is not None else "0"
+    number = str(champion.version) if champion is not None else "0"
     folder = out / f"champion-v{number}"
     if not folder.exists():
         registry.fetch_bundle(f"{name}/{number}", folder)
-    loaded = bundle.load(folder)
+    return bundle.load(folder), number
+
+
+def _inspect(picture: Path, out: Path, name: str, reporter: Reporter) -> Path:
+    loaded, _ = _champion(out, name)
+    found = inspection.inspect(images.read(picture), picture.name, loaded, report=reporter.step)
+    page = out / "inspection.html"
+    page.write_text(inspection.page(found, loaded))
+    return page
+
+
+def _batch(source: Path, out: Path, name: str, reporter: Reporter) -> Path:
+    """Explain a folder with the champion; each champion's rows go to a folder of its own."""
+    loaded, number = _champion(out, name)
     target = out / f"batch-v{number}"
     planned = job.plan(source, loaded)
     return local.run(planned, loaded, target, progress=lambda d, t: reporter.step("explaining", d, t)).out

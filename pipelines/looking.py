@@ -62,9 +62,16 @@ def explain(
     method: Method = "grad_cam",
     flip: Annotated[bool, typer.Option(help="Average over each picture and its mirror image.")] = False,
     noise: Annotated[float, typer.Option(help="Average over noisy pictures; of the picture's range.")] = 0.0,
-    faithfulness: Annotated[
-        bool, typer.Option(help="Judge each map against random ones; some seconds a picture.")
-    ] = False,
+    check: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="faithfulness, agreement, shifts, sweep or what_if; repeatable, some seconds each."
+        ),
+    ] = None,
+    sheet: Annotated[
+        list[str] | None,
+        typer.Option(help="Draw methods, sweep, trace or split of each picture; repeatable."),
+    ] = None,
     on: Annotated[
         Where, typer.Option(help="This process, or Ray workers (needs the extra 'ray').")
     ] = Where.local,
@@ -75,7 +82,15 @@ def explain(
     from pipelines.explain_job.job import How, plan
 
     with _loaded(model, bundle) as loaded, progress_bars() as progress:
-        how = How(target, against, block, method, Smoothing(flip=flip, noise=noise), faithfulness)
+        how = How(
+            target,
+            against,
+            block,
+            method,
+            Smoothing(flip=flip, noise=noise),
+            tuple(check or ()),
+            tuple(sheet or ()),
+        )
         job = plan(source, loaded, how)
         task = progress.add_task("explaining", total=len(job.files))
 

@@ -47,13 +47,17 @@ def activations(
 ) -> list[BlockActivation]:
     """Outputs of the named blocks for one picture (1, 3, H, W), in the model's order, each block once.
 
-    Raises UnknownChoice for a block that the model does not have.
+    Raises UnknownChoice for a block that the model does not have, ExplanationError for one that gives no map.
     """
     for block in blocks:
         if block not in model.block_names:
             raise UnknownChoice("block", block, model.block_names)
     with torch.no_grad():
-        return [_describe(name, value[0], channels) for name, value in model.walk(x) if name in blocks]
+        return [
+            _describe(name, model.as_map(name, value)[0], channels)
+            for name, value in model.walk(x)
+            if name in blocks
+        ]
 
 
 def _describe(block: str, value: Tensor, channels: int) -> BlockActivation:

@@ -71,7 +71,7 @@ def guided_gradient(model: TransferModel, x: Tensor, targets: Sequence[Target]) 
     with torch.enable_grad(), _Guided():
         logits = model(pixels)
         score = torch.stack([target.of(row) for target, row in zip(targets, logits, strict=True)]).sum()
-    (found,) = torch.autograd.grad(score, pixels)
+    found: Tensor = torch.autograd.grad(score, pixels)[0]
     return found
 
 
@@ -82,4 +82,5 @@ def guided_grad_cam(evidence: Evidence, targets: Sequence[Target]) -> Tensor:
     cams = grad_cam(evidence, targets).clamp(min=0)
     size = (evidence.x.shape[2], evidence.x.shape[3])
     within = F.interpolate(cams[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    return guided_gradient(evidence.model, evidence.x, targets).norm(dim=1) * within
+    length: Tensor = guided_gradient(evidence.model, evidence.x, targets).norm(dim=1)
+    return length * within

@@ -61,12 +61,13 @@ class ShiftTest:
     def verdict(self) -> str:
         """In words."""
         far = max(max(abs(move.right), abs(move.down)) for move in self.moves)
+        moved = f"when the picture moves by up to {far} pixels"
         figures = f"score by up to {self.spread:.2f}, map correlation down to {self.correlation:.2f}"
         if not all(move.same_answer for move in self.moves):
-            return f"The answer itself changes when the picture moves by up to {far} pixels ({figures})."
+            return f"The answer itself changes {moved} ({figures})."
         if self.correlation >= _STEADY and self.spread <= _LITTLE:
-            return f"Answer and map hold when the picture moves by up to {far} pixels ({figures})."
-        return f"The answer holds when the picture moves by up to {far} pixels, score and map not quite ({figures})."
+            return f"Answer and map hold {moved} ({figures})."
+        return f"The answer holds {moved}, score and map not quite ({figures})."
 
 
 def shift_test(

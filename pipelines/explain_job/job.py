@@ -21,7 +21,6 @@ from models.bundle import Bundle
 from models.errors import DataError, ExplanationError, LucidaError
 from models.explain import cautions
 from models.explain.attribution import Attribution
-from models.explain.faithfulness import Faithfulness, faithfulness
 from models.explain.look import look
 from models.explain.methods import DEFAULT, explain_each, row_of
 from models.explain.smoothing import Smoothing, explain_smoothly
@@ -30,6 +29,7 @@ from models.geometry import Frame
 from models.images import Image, Limits
 from models.predictions import Prediction, class_index, rank
 from models.render.overlay import encode, fit, overlay
+from pipelines.explain_job import questions
 
 SCHEMA = pa.schema(
     [
@@ -54,6 +54,11 @@ SCHEMA = pa.schema(
         pa.field("faithfulness", pa.float64()),
         pa.field("faithfulness_percentile", pa.float64()),
         pa.field("verdict", pa.string()),
+        pa.field("agreement", pa.float64()),
+        pa.field("shift_spread", pa.float64()),
+        pa.field("shift_correlation", pa.float64()),
+        pa.field("best_stage", pa.string()),
+        pa.field("hottest_change", pa.float64()),
         pa.field("warnings", pa.list_(pa.string())),
         pa.field("status", pa.string(), nullable=False),
         pa.field("error", pa.string()),
@@ -63,6 +68,17 @@ SCHEMA = pa.schema(
 )
 """One row a picture. ``grid`` holds the signed map row by row; ``status`` is an attribution's, or "error"."""
 
+_ASKED = (
+    "faithfulness",
+    "faithfulness_percentile",
+    "verdict",
+    "agreement",
+    "shift_spread",
+    "shift_correlation",
+    "best_stage",
+    "hottest_change",
+)
+"""Columns that stay empty unless they are asked for."""
 _OVERLAY_SIDE = 800
 _SAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -79,8 +95,10 @@ class How:
     """None takes the model's Grad-CAM block."""
     method: str = DEFAULT
     smoothing: Smoothing = field(default_factory=Smoothing)
-    faithfulness: bool = False
-    """Judge each map, at the cost of some four hundred forwards a picture."""
+    checks: tuple[str, ...] = ()
+    """Any of :data:`pipelines.explain_job.questions.CHECKS`; some cost hundreds of forwards a picture."""
+    sheets: tuple[str, ...] = ()
+    """Any of :data:`pipelines.explain_job.questions.SHEETS`, written beside the overlays."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +174,8 @@ def _checked(how: How, bundle: Bundle) -> How:
     )
     if target is not None:
         choose(model.classes, [], name=target, against=against)
-    return replace(how, target=target, against=against, block=block)
+    checks, sheets = questions.checked(how.checks, how.sheets)
+    return replace(how, target=target, against=against, block=block, checks=checks, sheets=sheets)
 
 
 def overlay_name(path: str) -> str:
@@ -191,6 +210,7 @@ class Explainer:
         self.job, self.batch_size = job, batch_size
         self.engine = engines.prepare("eager", bundle.model, probe=bundle.probe[0])
         self.model = self.engine.model
+        self.barred = bundle.sanity.barred() if bundle.sanity is not None else {}
 
     def explain_part(self, files: Sequence[str], overlays: Path) -> list[dict[str, Any]]:
         """Rows for some of the job's files, in their order; overlays are written as JPEG files."""
@@ -230,7 +250,8 @@ class Explainer:
             if ranking:
                 file = overlay_name(each.name)
                 (overlays / file).write_bytes(encode(overlay(each.shown, each.frame, attribution)))
-                yield _row(self.job, each, ranking, attribution, self._judged(each, attribution), file)
+                asked = self._asked(each, attribution, overlays / Path(file).stem)
+                yield _row(self.job, each, ranking, attribution, file) | asked
 
     def _prepare(self, name: str) -> _Ready:
         image = images.read(self.job.source / name, limits=self.job.limits)
@@ -249,10 +270,22 @@ class Explainer:
             return Target(0, self.model.classes[0])
         return choose(self.model.classes, ranking, name=how.target, against=how.against)[0]
 
-    def _judged(self, each: _Ready, attribution: Attribution) -> Faithfulness | None:
-        if not self.job.how.faithfulness or attribution.status != "ok":
-            return None
-        return faithfulness(self.engine, each.x, attribution)
+    def _asked(self, each: _Ready, attribution: Attribution, stem: Path) -> dict[str, Any]:
+        how = self.job.how
+        if not how.checks and not how.sheets:
+            return {}
+        # The batch let go of the full picture; only these questions need it again.
+        image = images.read(self.job.source / each.name, limits=self.job.limits)
+        return questions.ask(
+            self.engine,
+            image,
+            attribution,
+            block=self.job.block,
+            checks=how.checks,
+            sheets=how.sheets,
+            barred=self.barred,
+            stem=stem,
+        )
 
 
 def _row(
@@ -260,7 +293,6 @@ def _row(
     each: _Ready,
     ranking: list[Prediction],
     attribution: Attribution,
-    judged: Faithfulness | None,
     file: str,
 ) -> dict[str, Any]:
     score = next(item.score for item in ranking if item.index == attribution.index)
@@ -283,9 +315,7 @@ def _row(
         "grid": attribution.values.ravel().tolist(),
         "seen_box": list(each.seen_box),
         "border_mass": cautions.border_audit(attribution).mass,
-        "faithfulness": judged.score if judged is not None else None,
-        "faithfulness_percentile": judged.percentile if judged is not None else None,
-        "verdict": judged.verdict if judged is not None else None,
+        **dict.fromkeys(_ASKED),
         "warnings": [*each.notes, *cautions.of_map(attribution, score)],
         "status": attribution.status,
         "error": None,

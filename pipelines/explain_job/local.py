@@ -89,6 +89,7 @@ def index_page(job: ExplainJob, bundle: Bundle, rows: list[dict[str, Any]]) -> s
         if row["prediction"]:
             counts[row["prediction"]] = counts.get(row["prediction"], 0) + 1
     origin = bundle.provenance
+    sanity = bundle.sanity.methods.get(job.how.method) if bundle.sanity is not None else None
     return render(
         "explain_index.html.j2",
         title=f"{len(rows)} pictures explained",
@@ -104,6 +105,9 @@ def index_page(job: ExplainJob, bundle: Bundle, rows: list[dict[str, Any]]) -> s
             "method": f"{job.how.method} at {job.block}",
             "class explained": job.target or "each picture's own prediction",
             "held against": job.how.against or "nothing",
+            "shuffled weights": sanity.reason
+            if sanity is not None
+            else "not checked for this method and model",
         },
     )
 

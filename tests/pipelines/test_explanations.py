@@ -217,7 +217,10 @@ def test_a_job_judges_its_maps_and_keeps_what_made_them(animals, photos, tmp_pat
     some.mkdir()
     for path in sorted((photos / "caltech_animals/val/flamingo").glob("*.jpg"))[:2]:
         shutil.copy(path, some)
-    how = How(against="emu", method="hires_cam", block="stage5.2", faithfulness=True)
+    how = How(
+        against="emu", method="hires_cam", block="stage5.2",
+        checks=("what_if", "shifts", "faithfulness"), sheets=("trace", "sweep", "methods", "split"),
+    )  # fmt: skip
     done = local.run(plan(some, loaded, how), loaded, tmp_path / "out")
     rows = pq.read_table(done.out / "rows").to_pylist()
     for row in rows:
@@ -231,6 +234,13 @@ def test_a_job_judges_its_maps_and_keeps_what_made_them(animals, photos, tmp_pat
         assert row["verdict"].startswith("The model reacts")
         assert 0 <= row["faithfulness_percentile"] <= 100
         assert 0 <= row["border_mass"] <= 1
+        assert -1 <= row["agreement"] <= 1, "the sheet of methods needs it"
+        assert row["best_stage"] in loaded.model.block_names
+        assert -1 <= row["hottest_change"] <= 1
+        assert row["shift_correlation"] <= 1
+        for name in ("trace", "sweep", "methods", "split"):
+            drawn = PIL.Image.open((done.out / row["overlay"]).with_suffix("").as_posix() + f"-{name}.jpg")
+            assert drawn.width > 500
     page = (done.out / "index.html").read_text()
     assert rows[0]["verdict"] in page
     assert "hires_cam at stage5.2" in page
@@ -242,6 +252,10 @@ def test_a_job_refuses_what_the_service_refuses(animals, photos, tmp_path):
     source = photos / "caltech_animals/val/flamingo"
     with pytest.raises(UnknownChoice, match="grad_cam"):
         plan(source, loaded, How(method="lime"))
+    with pytest.raises(UnknownChoice, match="faithfulness, agreement"):
+        plan(source, loaded, How(checks=("truth",)))
+    with pytest.raises(UnknownChoice, match="methods, sweep"):
+        plan(source, loaded, How(sheets=("poster",)))
     with pytest.raises(UnknownChoice, match="emu"):
         plan(source, loaded, How(against="wasp"))
     with pytest.raises(ExplanationError, match="two classes"):

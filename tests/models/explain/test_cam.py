@@ -277,6 +277,15 @@ def test_a_map_cannot_be_written_to(imagenet, random_batch):
         found.settings["engine"] = "mine"
 
 
+def test_activations_of_transformers_are_read_as_maps(model_of, random_batch):
+    for name, block, shape in (
+        ("vit_b_16", "layers.3", (768, 14, 14)),
+        ("swin_t", "stage2.1", (192, 28, 28)),
+    ):
+        (found,) = activations(model_of(name), random_batch(), blocks=[block], channels=2)
+        assert found.shape == shape
+
+
 def test_activations_are_what_the_blocks_give(imagenet, random_batch):
     x = random_batch(seed=8)
     found = activations(imagenet, x, blocks=["top", "stem"], channels=3)
