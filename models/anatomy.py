@@ -3,9 +3,7 @@
 The network is built without memory for its weights and run once; every operation is seen where it reaches
 torch's own kernels, so that poolings and paddings called as functions count like modules.
 
-Receptive fields follow the interval arithmetic of Araujo et al. (2019): a value at position i along an axis
-sees the input from ``start + i * jump`` to ``start + i * jump + size``; of branches that meet, the union. A
-global pooling, attention or squeeze-and-excitation sees everything: that is said beside the field.
+Receptive fields are carried along by :mod:`models.receptive_fields`.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,68 +34,8 @@ from torchvision.models.vision_transformer import EncoderBlock
 from torchvision.ops.misc import SqueezeExcitation
 
 from models.efficientnet_lite0 import MBConvLite
+from models.receptive_fields import Field
 from models.transfer import HEAD, TransferModel
-
-
-def output_size(size: int, kernel: int, *, stride: int = 1, padding: int = 0, dilation: int = 1) -> int:
-    """Along one axis: floor((size - dilation * (kernel - 1) - 1 + 2 * padding) / stride) + 1."""
-    return (size - effective_kernel(kernel, dilation) + 2 * padding) // stride + 1
-
-
-def effective_kernel(kernel: int, dilation: int = 1) -> int:
-    """How many input positions a dilated kernel spans along one axis: dilation * (kernel - 1) + 1."""
-    return dilation * (kernel - 1) + 1
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """What a position sees of the input along one axis, in input pixels."""
-
-    size: int = 1
-    jump: int = 1
-    """From one position's field to the next one's."""
-    start: int = 0
-    """First pixel that position 0 sees; below 0 it sees padding."""
-
-    def through(self, kernel: int, stride: int, before: int, dilation: int) -> Axis:
-        """After a kernel with so much padding ``before`` position 0."""
-        return Axis(
-            self.size + (effective_kernel(kernel, dilation) - 1) * self.jump,
-            self.jump * stride,
-            self.start - before * self.jump,
-        )
-
-    def padded(self, before: int) -> Axis:
-        """After padding alone."""
-        return replace(self, start=self.start - before * self.jump)
-
-    def joined(self, other: Axis) -> Axis:
-        """Where two branches meet."""
-        start = min(self.start, other.start)
-        stop = max(self.start + self.size, other.start + other.size)
-        return Axis(stop - start, max(self.jump, other.jump), start)
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """A receptive field."""
-
-    rows: Axis = field(default_factory=Axis)
-    cols: Axis = field(default_factory=Axis)
-    sees_all: bool = False
-    """Whether a global pooling, attention or squeeze-and-excitation lies below: each position then also
-    depends on the whole picture."""
-
-    def box(self, row: int, col: int) -> tuple[float, float, float, float]:
-        """(x0, y0, x1, y1) of one position in pixels of the model's input; it may reach beyond the edges."""
-        x0, y0 = self.cols.start + col * self.cols.jump, self.rows.start + row * self.rows.jump
-        return (float(x0), float(y0), float(x0 + self.cols.size), float(y0 + self.rows.size))
-
-    def joined(self, other: Field) -> Field:
-        """Where two branches meet."""
-        return Field(
-            self.rows.joined(other.rows), self.cols.joined(other.cols), self.sees_all or other.sees_all
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from models import images
-from models.anatomy import Field, anatomy
+from models.anatomy import anatomy
 from models.errors import UnknownChoice
 from models.explain.filters import Template, templates
 from models.geometry import Frame
+from models.receptive_fields import Field
 from models.render.contact_sheet import Tile, contact_sheet
 from models.render.overlay import data_uri
 from models.transfer import TransferModel

@@ -10,13 +10,13 @@ import numpy as np
 import PIL.Image
 from PIL import ImageDraw
 
-from models.anatomy import Field
 from models.explain.attribution import Attribution, shared_scale
 from models.explain.evidence_split import EvidenceSplit
 from models.explain.sweep import Stage
 from models.explain.trace import Trace, TracedChannel
 from models.geometry import Frame
 from models.images import Image
+from models.receptive_fields import Field
 from models.render.colour import colourise, colourise_contrast
 from models.render.contact_sheet import Tile, contact_sheet
 from models.render.overlay import fit, overlay

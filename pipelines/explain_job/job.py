@@ -1,86 +1,21 @@
-"""A batch of pictures explained into rows: the same decoding, geometry and Grad-CAM as in the service.
-
-A picture that cannot be used becomes a row with its error; it never stops the others.
-"""
+"""A batch of pictures to be explained: which, for what, by what."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import torch
-
-from models import engines, images
+from models import images
 from models.bundle import Bundle
-from models.errors import DataError, ExplanationError, LucidaError
-from models.explain import cautions
-from models.explain.attribution import Attribution
-from models.explain.look import look
-from models.explain.methods import DEFAULT, explain_each, row_of
-from models.explain.smoothing import Smoothing, explain_smoothly
-from models.explain.targets import Target, choose
-from models.geometry import Frame
-from models.images import Image, Limits
-from models.predictions import Prediction, class_index, rank
-from models.render.overlay import encode, fit, overlay
+from models.errors import DataError, ExplanationError
+from models.explain.methods import DEFAULT, row_of
+from models.explain.smoothing import Smoothing
+from models.explain.targets import choose
+from models.images import Limits
+from models.predictions import class_index
 from pipelines.explain_job import questions
-
-SCHEMA = pa.schema(
-    [
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("digest", pa.string()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("prediction", pa.string()),
-        pa.field("score", pa.float64()),
-        pa.field("accepted", pa.list_(pa.string())),
-        pa.field("scores", pa.map_(pa.string(), pa.float64())),
-        pa.field("target", pa.string()),
-        pa.field("against", pa.string()),
-        pa.field("method", pa.string()),
-        pa.field("unit", pa.string()),
-        pa.field("block", pa.string()),
-        pa.field("grid_rows", pa.int32()),
-        pa.field("grid_cols", pa.int32()),
-        pa.field("grid", pa.list_(pa.float32())),
-        pa.field("seen_box", pa.list_(pa.float64())),
-        pa.field("border_mass", pa.float64()),
-        pa.field("faithfulness", pa.float64()),
-        pa.field("faithfulness_percentile", pa.float64()),
-        pa.field("verdict", pa.string()),
-        pa.field("agreement", pa.float64()),
-        pa.field("shift_spread", pa.float64()),
-        pa.field("shift_correlation", pa.float64()),
-        pa.field("best_stage", pa.string()),
-        pa.field("hottest_change", pa.float64()),
-        pa.field("warnings", pa.list_(pa.string())),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("error", pa.string()),
-        pa.field("overlay", pa.string()),
-        pa.field("model_digest", pa.string(), nullable=False),
-    ]
-)
-"""One row a picture. ``grid`` holds the signed map row by row; ``status`` is an attribution's, or "error"."""
-
-_ASKED = (
-    "faithfulness",
-    "faithfulness_percentile",
-    "verdict",
-    "agreement",
-    "shift_spread",
-    "shift_correlation",
-    "best_stage",
-    "hottest_change",
-)
-"""Columns that stay empty unless they are asked for."""
-_OVERLAY_SIDE = 800
-_SAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,154 +111,3 @@ def _checked(how: How, bundle: Bundle) -> How:
         choose(model.classes, [], name=target, against=against)
     checks, sheets = questions.checked(how.checks, how.sheets)
     return replace(how, target=target, against=against, block=block, checks=checks, sheets=sheets)
-
-
-def overlay_name(path: str) -> str:
-    """A file name for a picture's overlay: readable, safe on any file system, and different for different
-    paths.
-    """
-    stem = _SAFE.sub("_", Path(path).stem)[:60] or "picture"
-    return f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:10]}.jpg"
-
-
-@dataclass(frozen=True, slots=True)
-class _Ready:
-    """A picture on its way through a batch; its full pixels are let go as soon as the tensor is made."""
-
-    name: str
-    sha256: str
-    width: int
-    height: int
-    seen_box: tuple[float, float, float, float]
-    x: torch.Tensor
-    shown: Image
-    frame: Frame
-    """Of the picture as it is shown, at most _OVERLAY_SIDE pixels a side."""
-    notes: tuple[str, ...]
-    """What is lost between the picture and the model."""
-
-
-class Explainer:
-    """One loaded model at work on a job; safe to use from one thread."""
-
-    def __init__(self, job: ExplainJob, bundle: Bundle, *, batch_size: int = 16) -> None:
-        self.job, self.batch_size = job, batch_size
-        self.engine = engines.prepare("eager", bundle.model, probe=bundle.probe[0])
-        self.model = self.engine.model
-        self.barred = bundle.sanity.barred() if bundle.sanity is not None else {}
-
-    def explain_part(self, files: Sequence[str], overlays: Path) -> list[dict[str, Any]]:
-        """Rows for some of the job's files, in their order; overlays are written as JPEG files."""
-        rows: dict[str, dict[str, Any]] = {}
-        for start in range(0, len(files), self.batch_size):
-            for row in self._batch(files[start : start + self.batch_size], overlays):
-                rows[row["path"]] = row
-        return [rows[name] for name in files]
-
-    def _batch(self, files: Sequence[str], overlays: Path) -> Iterator[dict[str, Any]]:
-        ready: list[_Ready] = []
-        for name in files:
-            try:
-                ready.append(self._prepare(name))
-            except LucidaError as error:
-                yield _error_row(self.job, name, str(error))
-        if not ready:
-            return
-        how = self.job.how
-        evidence = look(
-            self.model, torch.stack([each.x for each in ready]), block=how.block, engine=self.engine
-        )
-        rankings: list[list[Prediction]] = []
-        for each, logits in zip(ready, evidence.logits, strict=True):
-            try:
-                rankings.append(rank(logits, self.model.classes, self.model.scoring))
-            except LucidaError as error:
-                rankings.append([])
-                yield _error_row(self.job, each.name, str(error))
-        targets = [self._target(ranking) for ranking in rankings]
-        if how.smoothing.on:
-            found = explain_smoothly(evidence, [[each] for each in targets], how.smoothing, method=how.method)
-            maps = [of_one[0] for of_one in found]
-        else:
-            maps = explain_each(evidence, targets, method=how.method)
-        for each, ranking, attribution in zip(ready, rankings, maps, strict=True):
-            if ranking:
-                file = overlay_name(each.name)
-                (overlays / file).write_bytes(encode(overlay(each.shown, each.frame, attribution)))
-                asked = self._asked(each, attribution, overlays / Path(file).stem)
-                yield _row(self.job, each, ranking, attribution, file) | asked
-
-    def _prepare(self, name: str) -> _Ready:
-        image = images.read(self.job.source / name, limits=self.job.limits)
-        x, frame = self.model.geometry.prepare(image)
-        small, small_frame = fit(image.pil, frame, _OVERLAY_SIDE)
-        notes = tuple(cautions.of_picture(image, frame))
-        shown = replace(image, pil=small)
-        return _Ready(
-            name, image.sha256, image.width, image.height, frame.seen_box, x, shown, small_frame, notes
-        )
-
-    def _target(self, ranking: list[Prediction]) -> Target:
-        """A picture without finite scores is explained for nothing, and has its row already."""
-        how = self.job.how
-        if not ranking:
-            return Target(0, self.model.classes[0])
-        return choose(self.model.classes, ranking, name=how.target, against=how.against)[0]
-
-    def _asked(self, each: _Ready, attribution: Attribution, stem: Path) -> dict[str, Any]:
-        how = self.job.how
-        if not how.checks and not how.sheets:
-            return {}
-        # The batch let go of the full picture; only these questions need it again.
-        image = images.read(self.job.source / each.name, limits=self.job.limits)
-        return questions.ask(
-            self.engine,
-            image,
-            attribution,
-            block=self.job.block,
-            checks=how.checks,
-            sheets=how.sheets,
-            barred=self.barred,
-            stem=stem,
-        )
-
-
-def _row(
-    job: ExplainJob,
-    each: _Ready,
-    ranking: list[Prediction],
-    attribution: Attribution,
-    file: str,
-) -> dict[str, Any]:
-    score = next(item.score for item in ranking if item.index == attribution.index)
-    return {
-        "path": each.name,
-        "digest": each.sha256,
-        "width": each.width,
-        "height": each.height,
-        "prediction": ranking[0].label,
-        "score": ranking[0].score,
-        "accepted": [item.label for item in ranking if item.accepted],
-        "scores": [(item.label, item.score) for item in ranking],
-        "target": attribution.label,
-        "against": attribution.target.against,
-        "method": attribution.method,
-        "unit": attribution.unit,
-        "block": attribution.block,
-        "grid_rows": attribution.rows,
-        "grid_cols": attribution.cols,
-        "grid": attribution.values.ravel().tolist(),
-        "seen_box": list(each.seen_box),
-        "border_mass": cautions.border_audit(attribution).mass,
-        **dict.fromkeys(_ASKED),
-        "warnings": [*each.notes, *cautions.of_map(attribution, score)],
-        "status": attribution.status,
-        "error": None,
-        "overlay": f"overlays/{file}",
-        "model_digest": job.model_digest,
-    }
-
-
-def _error_row(job: ExplainJob, name: str, reason: str) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
-    return row | {"path": name, "status": "error", "error": reason, "model_digest": job.model_digest}

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from models.bundle import Bundle
 from models.errors import DataError
-from pipelines.explain_job.job import SCHEMA, Explainer, ExplainJob
+from pipelines.explain_job.job import ExplainJob
+from pipelines.explain_job.work import SCHEMA, Explainer
 from pipelines.pages import render
 
 _PART = 64

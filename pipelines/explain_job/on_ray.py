@@ -15,8 +15,9 @@ import torch
 
 from models import bundle as bundles
 from models.bundle import Bundle
-from pipelines.explain_job.job import Explainer, ExplainJob
+from pipelines.explain_job.job import ExplainJob
 from pipelines.explain_job.local import Done, Part, claim, finish, missing_parts, write_part
+from pipelines.explain_job.work import Explainer
 
 
 class _Worker:

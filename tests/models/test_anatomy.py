@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.anatomy import Axis, anatomy, effective_kernel, output_size
+from models.anatomy import anatomy
 from models.backbones import BACKBONES, backbone, imagenet_classes
 from models.explain.look import look
+from models.receptive_fields import Axis, effective_kernel, output_size
 from models.transfer import TransferModel
 
 

@@ -19,7 +19,8 @@ from models.errors import DataError, UnknownChoice
 from models.explain.look import look
 from models.explain.methods import explain_each
 from pipelines.explain_job import job, local
-from pipelines.explain_job.job import How, overlay_name, plan
+from pipelines.explain_job.job import How, plan
+from pipelines.explain_job.work import overlay_name
 
 
 @pytest.fixture(scope="module")
