@@ -227,4 +227,4 @@ def test_ray_gives_the_rows_of_one_machine(folder, loaded, tmp_path):
 
 def test_overlay_names():
     assert overlay_name("a/x.jpg") != overlay_name("b/x.jpg")
-    assert job.overlay_name("../../etc/passwd").count("/") == 0
+    assert overlay_name("../../etc/passwd").count("/") == 0
