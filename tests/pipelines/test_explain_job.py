@@ -18,7 +18,7 @@ from models import bundle, images
 from models.errors import DataError, UnknownChoice
 from models.explain.look import look
 from models.explain.methods import explain_each
-from pipelines.explain_job import job, local
+from pipelines.explain_job import local
 from pipelines.explain_job.job import How, plan
 from pipelines.explain_job.work import overlay_name
 
