@@ -99,6 +99,11 @@ class Frame:
         return laid
 
 
+def _is_extreme(image: Image) -> bool:
+    """Whether resizing the whole picture would make it huge."""
+    return max(image.width, image.height) > _EXTREME_ASPECT * min(image.width, image.height)
+
+
 def _seen_along(pixels: int, start: float, stop: float) -> np.ndarray:
     """Which pixels of a row have their centre in [start, stop); in a tiny picture without any, those that it
     cuts.
@@ -198,8 +203,7 @@ class Geometry:
     def see(self, image: Image) -> tuple[PIL.Image.Image, Frame]:
         """The crop that the model will see, as a picture (before normalisation), and its Frame."""
         frame = self.frame(image.width, image.height)
-        aspect = max(image.width, image.height) / min(image.width, image.height)
-        if aspect > _EXTREME_ASPECT:
+        if _is_extreme(image):
             return self._see_extreme(image, frame), frame
         resized = F.resize(
             image.pil, [self.resize], interpolation=_TORCHVISION[self.interpolation], antialias=True
@@ -211,6 +215,12 @@ class Geometry:
         edge's pixels are repeated.
         """
         frame = self.frame(image.width, image.height)
+        if _is_extreme(image):
+            # Beyond its short side there is nothing to move to; along the long one the crop stays inside.
+            left = min(max(frame.left + right, 0), frame.resized_width - frame.crop_width)
+            top = min(max(frame.top + down, 0), frame.resized_height - frame.crop_height)
+            inside = replace(frame, left=left, top=top)
+            return self._see_extreme(image, inside), inside
         resized = F.resize(
             image.pil, [self.resize], interpolation=_TORCHVISION[self.interpolation], antialias=True
         )

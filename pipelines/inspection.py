@@ -21,7 +21,7 @@ from models.explain.look import Evidence, look
 from models.explain.methods import DEFAULT, METHODS, explain_each
 from models.explain.targets import choose
 from models.explain.trace import trace
-from models.explain.what_if import WhatIf, by_map, what_if
+from models.explain.what_if import WhatIf, by_map, what_if, workable
 from models.geometry import Frame
 from models.images import Image
 from models.predictions import Prediction, rank
@@ -79,7 +79,9 @@ def inspect(
     asked = choose(model.classes, ranking, name=target, against=against)[0]
     (found,) = explain_each(evidence, [asked], method=method)
     checks = audit(image, evidence, found, barred=barred, report=report)
-    changed = what_if(engine, image, by_map(frame, found)) if found.status == "ok" else None
+    smaller, _ = workable(image)
+    within = model.geometry.frame(smaller.width, smaller.height)
+    changed = what_if(engine, smaller, by_map(within, found)) if found.status == "ok" else None
     score = next(item.score for item in ranking if item.index == asked.index)
     warnings = cautions.of_picture(image, frame) + cautions.of_map(found, score)
     pictures = _pictures(image, frame, evidence, checks)

@@ -9,7 +9,7 @@ from models.explain.evidence_split import EvidenceSplit, last_with_parts, split
 from models.explain.methods import DEFAULT
 from models.explain.sweep import Stage, layer_sweep
 from models.explain.trace import Trace, trace
-from models.explain.what_if import WhatIf, by_box, by_map, what_if
+from models.explain.what_if import WhatIf, by_box, by_map, what_if, workable
 from models.render.overlay import data_uri, encode
 from models.render.sheets import split_sheet, sweep_sheet, trace_sheet
 from service import answers, schemas
@@ -80,10 +80,14 @@ class Doubts:
         clock = Clock()
         looked = self.engine.looked(data, request, clock)
         with clock.part("what if"):
-            mask = (
-                by_box(looked.frame, _box(box)) if box else by_map(looked.frame, looked.maps[0], share=share)
-            )
-            found = what_if(self.engine.runner, looked.image, mask, cover=cover)
+            image, scale = workable(looked.image)
+            frame = self.engine.model.geometry.frame(image.width, image.height)
+            if box:
+                x0, y0, x1, y1 = (edge * scale for edge in _box(box))
+                mask = by_box(frame, (x0, y0, x1, y1))
+            else:
+                mask = by_map(frame, looked.maps[0], share=share)
+            found = what_if(self.engine.runner, image, mask, cover=cover)
         return schemas.WhatIfAnswer(
             changes=[answers.change(item) for item in found.changes],
             cover=found.cover,

@@ -15,10 +15,10 @@ from models.errors import ExplanationError, UnknownChoice
 from models.explain import cautions
 from models.explain.activations import BlockActivation, activations
 from models.explain.attribution import Attribution, shared_scale
-from models.explain.faithfulness import faithfulness
+from models.explain.faithfulness import FORWARDS, faithfulness
 from models.explain.filters import templates
 from models.explain.look import Evidence, look, predict
-from models.explain.methods import DEFAULT, METHODS, explain, row_of
+from models.explain.methods import DEFAULT, METHODS, cost, explain, row_of
 from models.explain.smoothing import Smoothing, explain_smoothly
 from models.explain.targets import choose, target
 from models.geometry import Frame
@@ -309,11 +309,25 @@ class Engine:
             self.model.index_of(request.block)
         row_of(request.method)
         _ = request.smoothing
+        self._check_cost(request)
         if request.method in self.barred:
             allowed = ", ".join(name for name in METHODS if name not in self.barred)
             raise ExplanationError(
                 f"The method {request.method} is barred for this model. {self.barred[request.method]} "
                 f"Choose one of: {allowed}."
+            )
+
+    def _check_cost(self, request: Request) -> None:
+        """Refuse what would take longer than anybody waits, before any work is done."""
+        geometry = self.model.geometry
+        each = cost(request.method, request.top_k, geometry.crop_height, geometry.crop_width)
+        forwards = each * request.smoothing.variations
+        forwards += FORWARDS * request.top_k if request.faithfulness else 0
+        if forwards > self.settings.max_forwards:
+            raise ExplanationError(
+                f"This would take about {forwards:,} forwards; the limit is {self.settings.max_forwards:,}. "
+                "Ask for fewer classes, without smoothing or faithfulness, or for a method that reads a "
+                "block."
             )
 
     def _activations(

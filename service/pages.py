@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -47,20 +48,24 @@ async def filters(request: Request) -> Response:
         return found
 
     try:
-        return JSONResponse({"templates": await run_in_threadpool(made)})
+        # One at a time: each takes a core for some seconds.
+        limiter: CapacityLimiter = request.app.state.synthesis
+        return JSONResponse({"templates": await to_thread.run_sync(made, limiter=limiter)})
     except LucidaError as error:
         return answer_to(error)
 
 
 def make_pages() -> Starlette:
     """The application that BentoML mounts; the service puts its engine into ``state.engine``."""
-    return Starlette(
+    pages = Starlette(
         routes=[
             Route("/model", model_card, methods=["GET"]),
             Route("/anatomy", anatomy, methods=["GET"]),
             Route("/filters", filters, methods=["GET"]),
         ]
     )
+    pages.state.synthesis = CapacityLimiter(1)
+    return pages
 
 
 def _numbers(text: str) -> list[int]:

@@ -31,6 +31,9 @@ class Settings(BaseSettings):
     )
     max_scans: int = Field(200, ge=1, description="Most scans of a JPEG.")
     max_top_k: int = Field(20, ge=1, description="Most classes explained in one request.")
+    max_forwards: int = Field(
+        4_000, ge=1, description="Most forwards that one explanation may take, as far as can be told before."
+    )
     max_overlay_side: int = Field(1600, ge=64, description="Longest side of an overlay in pixels.")
     request_threads: int = Field(
         default_factory=lambda: max(2, os.cpu_count() or 1),

@@ -118,6 +118,10 @@ def faithfulness(
     return Faithfulness(deletion, insertion, tuple(sorted(scores[2:])), scores[1], how)
 
 
+FORWARDS = 21 * 20
+"""Of the default judgement of one map."""
+
+
 def surrogates(grid: np.ndarray, count: int, *, seed: int) -> list[np.ndarray]:
     """Random maps of the same shape, mean and power spectrum as ``grid`` (Theiler et al. 1992)."""
     rng = np.random.default_rng(seed)

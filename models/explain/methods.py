@@ -40,6 +40,10 @@ class Method:
     adds_up: bool = False
     """Whether a cell of the input is the sum of its pixels, and not their mean."""
     reads_block: bool = True
+    forwards: Callable[[Effort, int, int], int] = lambda effort, height, width: 1
+    """About how many forwards one target of a picture of that size costs; a backward counts as two."""
+    shared: bool = False
+    """Whether its forwards serve all targets of a picture."""
 
 
 def _each(run: Callable[[Evidence, Sequence[Target]], Tensor]) -> Callable[..., list[Tensor]]:
@@ -50,6 +54,10 @@ def _each_with_effort(
     run: Callable[[Evidence, Sequence[Target], Effort], Tensor],
 ) -> Callable[..., list[Tensor]]:
     return lambda evidence, rows, effort: [run(evidence, row, effort) for row in rows]
+
+
+def _windows(effort: Effort, height: int, width: int) -> int:
+    return (-(-height // effort.stride) + 1) * (-(-width // effort.stride) + 1)
 
 
 METHODS: dict[str, Method] = {
@@ -77,6 +85,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "guided_grad_cam", "Guided Grad-CAM", _each(guided.guided_grad_cam), "input", effort=("cell",),
+            forwards=lambda effort, height, width: 3,
             adds_up=True,
             good_for="Which edges and textures within Grad-CAM's region the score follows.",
             misleads="Unsigned, and guided backpropagation redraws edges almost whatever the weights are.",
@@ -84,18 +93,19 @@ METHODS: dict[str, Method] = {
         Method(
             "integrated_gradients", "Integrated gradients", _each_with_effort(pixels.integrated_gradients),
             "input", effort=("steps", "cell"), reads_block=False, adds_up=True,
+            forwards=lambda effort, height, width: 3 * effort.steps,
             good_for="A share for each pixel; the shares add up to the score's rise above the mean colour.",
             misleads="Speckled; says nothing about what has the mean colour itself, and edges stand out.",
         ),
         Method(
             "occlusion", "Occlusion", _each_with_effort(pixels.occlusion), "input",
-            effort=("window", "stride", "cell"), reads_block=False,
+            effort=("window", "stride", "cell"), reads_block=False, forwards=_windows,
             good_for="What the score really loses when a part is covered; no gradients involved.",
             misleads="Blind to what exceeds the window or is there twice; a grey square is itself a sight.",
         ),
         Method(
             "rise", "RISE", pixels.rise, "input", unit="score", effort=("masks", "cells", "seed", "cell"),
-            reads_block=False,
+            reads_block=False, forwards=lambda effort, height, width: effort.masks, shared=True,
             good_for="Score against visibility over many random masks; treats the model as a black box.",
             misleads="Speckled with few masks; flat where the score is saturated.",
         ),
@@ -109,6 +119,13 @@ def row_of(name: str) -> Method:
     if name not in METHODS:
         raise UnknownChoice("method", name, METHODS)
     return METHODS[name]
+
+
+def cost(name: str, targets: int, height: int, width: int, effort: Effort | None = None) -> int:
+    """About how many forwards the maps of so many targets of one picture take."""
+    row = row_of(name)
+    each = row.forwards(effort or Effort(), height, width)
+    return each if row.shared else each * targets
 
 
 def explain(

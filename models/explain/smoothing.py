@@ -47,6 +47,11 @@ class Smoothing:
         """Whether there is anything to average over."""
         return self.flip or self.noise > 0
 
+    @property
+    def variations(self) -> int:
+        """How many pictures are explained in the place of one."""
+        return (self.samples if self.noise > 0 else 1) * (2 if self.flip else 1)
+
 
 def explain_smoothly(
     evidence: Evidence,

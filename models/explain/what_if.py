@@ -18,6 +18,7 @@ from models.images import Image
 from models.predictions import Prediction, rank
 
 Box = tuple[float, float, float, float]
+_MOST_SIDE = 2_048
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,18 @@ class WhatIf:
     """Of what the model sees, how much was covered, 0 to 1."""
     covered: Image = field(repr=False)
     """The upright picture with its part covered."""
+
+
+def workable(image: Image) -> tuple[Image, float]:
+    """The picture for an experiment, at most 2,048 pixels a side, and how much smaller it is: covering 50
+    megapixels would take seconds, and the network sees a few hundred pixels a side.
+    """
+    longest = max(image.width, image.height)
+    if longest <= _MOST_SIDE:
+        return image, 1.0
+    scale = _MOST_SIDE / longest
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return replace(image, pil=image.pil.resize(size, PIL.Image.Resampling.BICUBIC, reducing_gap=3.0)), scale
 
 
 def by_box(frame: Frame, box: Box) -> np.ndarray:

@@ -14,7 +14,7 @@ from models.explain.evidence_split import has_parts, last_with_parts, split
 from models.explain.look import Evidence, look
 from models.explain.methods import DEFAULT, METHODS
 from models.explain.trace import trace
-from models.explain.what_if import by_map, what_if
+from models.explain.what_if import by_map, what_if, workable
 from models.geometry import Frame
 from models.images import Image
 from models.render.overlay import encode
@@ -82,7 +82,9 @@ def ask(
             if name in sheets:
                 _write(stem, name, sheet())
     if "what_if" in checks and found.status == "ok":
-        changes = what_if(engine, image, by_map(frame, found)).changes
+        smaller, _ = workable(image)
+        within = engine.model.geometry.frame(smaller.width, smaller.height)
+        changes = what_if(engine, smaller, by_map(within, found)).changes
         columns["hottest_change"] = next(item.change for item in changes if item.index == found.index)
     if "trace" in sheets:
         _write(stem, "trace", trace_sheet(image, frame, trace(evidence, 0, found.target)))

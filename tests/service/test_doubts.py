@@ -13,7 +13,7 @@ import pytest
 
 from models import bundle
 from models.errors import BundleError, ConfigError, ExplanationError, UnknownChoice
-from models.explain.methods import METHODS
+from models.explain.methods import METHODS, cost
 from models.explain.sanity import MethodSanity, Sanity
 from service.doubts import Doubts
 from service.engine import Engine, Request
@@ -84,6 +84,19 @@ def test_smoothing_and_faithfulness_are_options_of_any_explanation(engine, bee):
         engine.explain(bee, Request(noise=7))
     with pytest.raises(ConfigError, match="noise is nan"):
         engine.explain(bee, Request(noise=float("nan")))
+
+
+def test_what_nobody_would_wait_for_is_refused_before_any_work(engine, bee):
+    for request in (
+        Request(method="rise", flip=True, noise=0.1),
+        Request(method="integrated_gradients", top_k=3, flip=True, noise=0.1),
+        Request(top_k=10, faithfulness=True),
+    ):
+        with pytest.raises(ExplanationError, match=r"would take about [\d,]+ forwards; the limit is 4,000"):
+            engine.explain(b"not even looked at", request)
+    assert cost("rise", 5, 224, 224) == cost("rise", 1, 224, 224) == 400
+    assert cost("occlusion", 2, 224, 224) == 2 * 11 * 11
+    assert cost("grad_cam", 3, 224, 224) == 3
 
 
 def test_trust_answers_every_check(doubts, bee):

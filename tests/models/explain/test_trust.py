@@ -27,7 +27,7 @@ from models.explain.sanity import Sanity, sanity, shuffled
 from models.explain.shifts import shift_test
 from models.explain.sweep import layer_sweep, stage_ends
 from models.explain.targets import Target, target
-from models.explain.what_if import by_box, by_map, what_if
+from models.explain.what_if import by_box, by_map, what_if, workable
 from models.geometry import Frame
 from models.transfer import HEAD
 
@@ -246,6 +246,19 @@ def test_the_moved_crop_shows_what_its_frame_says(watcher):
         assert found.tolist() == [[30 - frame.top, 40 - frame.left]]
 
 
+def test_a_very_long_picture_is_moved_without_being_made_huge(watcher):
+    model = watcher((0, 0, 8, 8))
+    geometry = replace(model.geometry, resize=40)
+    pixels = np.zeros((5, 5000, 3), np.uint8)
+    pixels[:, 2500:] = 255
+    for right, down in ((0, 0), (7, 0), (-5, 4)):
+        seen, frame = geometry.see_moved(images.from_array(pixels), right, down)
+        assert seen.size == (32, 32)
+        assert 0 <= frame.top <= 8
+        edge = (np.asarray(seen)[16, :, 0] > 127).argmax()
+        assert edge == pytest.approx(2500 * 8 - frame.left, abs=1)
+
+
 def test_a_model_bound_to_a_place_changes_its_answer_when_the_picture_moves(watcher):
     box = (14, 14, 18, 18)
     model = watcher(box)
@@ -317,6 +330,16 @@ def test_covering_what_the_score_hangs_on_changes_it_and_the_rest_does_not(watch
     assert all(item.change == 0 for item in missed.changes)
     assert np.asarray(hit.covered.pil)[24, 8].tolist() != [255, 255, 255]
     assert np.asarray(image.pil)[24, 8].tolist() == [255, 255, 255], "the picture itself stays"
+
+
+def test_experiments_on_huge_pictures_are_done_on_a_smaller_one(imagenet):
+    image = images.from_array(np.random.default_rng(0).integers(0, 255, (1500, 4096, 3), np.uint8))
+    smaller, scale = workable(image)
+    assert (smaller.width, smaller.height, scale) == (2048, 750, 0.5)
+    assert smaller.sha256 == image.sha256
+    assert workable(smaller) == (smaller, 1.0)
+    one, other = (imagenet.geometry.frame(each.width, each.height).seen_box for each in (image, smaller))
+    assert [edge * scale for edge in one] == pytest.approx(list(other), abs=1)
 
 
 def test_the_hottest_region_is_the_maps_own(spot):
