@@ -51,7 +51,7 @@ class Layer:
     padding: tuple[int, int]
     dilation: tuple[int, int]
     shape: tuple[int, ...]
-    """Of its output without the batch: (H, W, C) for maps."""
+    """Of its output without the batch: (H, W, C) for maps, (C,) for a linear layer at each position."""
     field: Field
     parameters: int
     multiply_adds: int
@@ -263,7 +263,7 @@ class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
             ] * value.numel() // (value.shape[0] * value.shape[1])
             self._note("matrix product", found[0] if isinstance(found, tuple) else found, known, adds)
         elif name in {"native_batch_norm", "_native_batch_norm_legit_no_training", "native_layer_norm"}:
-            self._note("norm", found[0], known, 0)
+            self._note("norm", found[0], known, 0, channels_last="layer" in name)
         return known
 
     def _note(
@@ -276,6 +276,7 @@ class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
         stride: Sequence[int] = (1, 1),
         padding: Sequence[int] = (0, 0),
         dilation: Sequence[int] = (1, 1),
+        channels_last: bool = False,
     ) -> None:
         name, module = self.path[-1] if self.path else ("", None)
         # A module that computes several products has its weights counted once.
@@ -292,7 +293,7 @@ class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 stride=_pair(stride),
                 padding=_pair(padding),
                 dilation=_pair(dilation),
-                shape=(shape[1], shape[2], shape[0]) if len(shape) == 3 else shape,
+                shape=(shape[1], shape[2], shape[0]) if len(shape) == 3 and not channels_last else shape,
                 field=known,
                 parameters=sum(weights.numel() for weights in own),
                 multiply_adds=multiply_adds,

@@ -44,6 +44,10 @@ class Engine(Protocol):
         """The block's value for pictures (N, 3, H, W), without autograd."""
         ...
 
+    def ran(self, block: str, x: Tensor) -> tuple[EngineName, Precision]:
+        """What :meth:`until` computes that with: itself, or torch's twin for what it was not made for."""
+        ...
+
 
 class EagerEngine:
     """Torch itself."""
@@ -58,6 +62,10 @@ class EagerEngine:
         """The block's value, without autograd."""
         with torch.no_grad():
             return self.model.until(block, x)
+
+    def ran(self, block: str, x: Tensor) -> tuple[EngineName, Precision]:
+        """Always this."""
+        return self.name, self.precision
 
 
 class OpenVinoEngine:
@@ -82,8 +90,7 @@ class OpenVinoEngine:
 
     def until(self, block: str, x: Tensor) -> Tensor:
         """The block's value for pictures (N, 3, H, W), without autograd."""
-        geometry = self.model.geometry
-        if block != self.block or x.shape[2:] != (geometry.crop_height, geometry.crop_width):
+        if not self._made_for(block, x):
             with torch.no_grad():
                 return self.model.until(block, x)
         value = self._fast(x)
@@ -94,6 +101,14 @@ class OpenVinoEngine:
             if bool(close.any()):
                 value[close] = self._exact(x[close])
         return value
+
+    def ran(self, block: str, x: Tensor) -> tuple[EngineName, Precision]:
+        """OpenVINO at the Grad-CAM block and the model's size, torch in fp32 anywhere else."""
+        return (self.name, self.precision) if self._made_for(block, x) else ("eager", "fp32")
+
+    def _made_for(self, block: str, x: Tensor) -> bool:
+        geometry = self.model.geometry
+        return block == self.block and x.shape[2:] == (geometry.crop_height, geometry.crop_width)
 
 
 class _Compiled:

@@ -56,8 +56,8 @@ class Field:
     rows: Axis = field(default_factory=Axis)
     cols: Axis = field(default_factory=Axis)
     sees_all: bool = False
-    """Whether a global pooling, attention or squeeze-and-excitation lies below: each position then also
-    depends on the whole picture."""
+    """Whether a global pooling, attention or squeeze-and-excitation lies below: a position may then depend on
+    more than this field, up to the whole picture; how far attention in windows reaches is not followed."""
 
     def box(self, row: int, col: int) -> tuple[float, float, float, float]:
         """(x0, y0, x1, y1) of one position in pixels of the model's input; it may reach beyond the edges."""

@@ -18,7 +18,8 @@ from models.explain.attribution import Attribution, attribution
 from models.explain.audit import Audit, audit
 from models.explain.evidence_split import has_parts, last_with_parts, split
 from models.explain.look import Evidence, look
-from models.explain.methods import DEFAULT, METHODS, explain_each
+from models.explain.methods import DEFAULT, METHODS
+from models.explain.scaled import explain_scaled
 from models.explain.targets import choose
 from models.explain.trace import trace
 from models.explain.what_if import WhatIf, by_map, what_if, workable
@@ -42,6 +43,7 @@ class Inspection:
     frame: Frame
     ranking: list[Prediction]
     audit: Audit
+    full_scale: float | None
     what_if: WhatIf | None
     pictures: dict[str, PIL.Image.Image]
     """Sheets by their titles."""
@@ -77,15 +79,15 @@ def inspect(
     evidence = look(model, x[None], block=block, engine=engine)
     ranking = rank(evidence.logits[0], model.classes, model.scoring)
     asked = choose(model.classes, ranking, name=target, against=against)[0]
-    (found,) = explain_each(evidence, [asked], method=method)
+    (((found,), scale),) = explain_scaled(evidence, [[asked]], method=method)
     checks = audit(image, evidence, found, barred=barred, report=report)
     smaller, _ = workable(image)
     within = model.geometry.frame(smaller.width, smaller.height)
     changed = what_if(engine, smaller, by_map(within, found)) if found.status == "ok" else None
     score = next(item.score for item in ranking if item.index == asked.index)
-    warnings = cautions.of_picture(image, frame) + cautions.of_map(found, score)
+    warnings = cautions.of_picture(image, frame) + cautions.of_map(found, score, scale)
     pictures = _pictures(image, frame, evidence, checks)
-    return Inspection(name, image, frame, ranking, checks, changed, pictures, warnings)
+    return Inspection(name, image, frame, ranking, checks, scale, changed, pictures, warnings)
 
 
 def _pictures(image: Image, frame: Frame, evidence: Evidence, found: Audit) -> dict[str, PIL.Image.Image]:
@@ -115,7 +117,9 @@ def page(found: Inspection, bundle: Bundle) -> str:
     shown, origin = found.attribution, bundle.provenance
     judged = found.audit.faithfulness
     pictures = {key: data_uri(picture) for key, picture in found.pictures.items()}
-    pictures["overlay"] = data_uri(overlay(found.image, found.frame, shown, max_side=_SIDE))
+    pictures["overlay"] = data_uri(
+        overlay(found.image, found.frame, shown, max_side=_SIDE, full_scale=found.full_scale)
+    )
     picture = found.image.pil.copy()
     picture.thumbnail((_SIDE, _SIDE))
     pictures["picture"] = data_uri(picture)

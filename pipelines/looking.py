@@ -162,7 +162,8 @@ def anatomy(
         "block", "H x W x C", "sees px", "every px", "parameters", "multiply-adds", "kind", title=title
     )
     for block in (*found.blocks, found.head):
-        seen = "all" if block.field.sees_all else f"{block.field.rows.size} x {block.field.cols.size}"
+        seen = f"{block.field.rows.size} x {block.field.cols.size}"
+        seen += " and more" if block.field.sees_all else ""
         table.add_row(
             block.name, " x ".join(map(str, block.shape)), seen, str(block.field.rows.jump),
             f"{block.parameters:,}", f"{block.multiply_adds:,}", ", ".join(block.tags),

@@ -38,7 +38,6 @@ def evidence(
     *,
     full_scale: float | None,
     sanity: str | None,
-    judged: Faithfulness | None = None,
     overlay: str | None = None,
 ) -> schemas.Evidence:
     """One map with where it lies and how far to trust it."""
@@ -61,7 +60,6 @@ def evidence(
         settings=dict(attribution.settings),
         border=schemas.Border(mass=rim.mass, area=rim.area, suspicious=rim.suspicious),
         sanity=sanity,
-        faithfulness=faithfulness(judged) if judged is not None else None,
         overlay=overlay,
     )
 

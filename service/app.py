@@ -45,7 +45,9 @@ Against = Annotated[str | None, Field(description="A class that it is held again
 Block = Annotated[
     str | None, Field(description="Block to explain at; the model's Grad-CAM block by default.")
 ]
-Method = Annotated[str, Field(description="One of the methods that GET /model names.")]
+Method = Annotated[
+    str | None, Field(description="One of the methods that GET /model names; its default_method by default.")
+]
 Flip = Annotated[bool, Field(description="Average over the picture and its mirror image.")]
 Noise = Annotated[float, Field(description="Average over noisy pictures: deviation, of the picture's range.")]
 Picture = Annotated[Path, Field(description="The picture: JPEG, PNG, WebP, GIF, BMP or TIFF.")]
@@ -94,7 +96,7 @@ class CameraLucida:
         against: Against = None,
         top_k: int = 1,
         block: Block = None,
-        method: Method = "grad_cam",
+        method: Method = None,
         flip: Flip = False,
         noise: Noise = 0.0,
         faithfulness: bool = False,
@@ -112,7 +114,7 @@ class CameraLucida:
         target: Target = None,
         against: Against = None,
         block: Block = None,
-        method: Method = "grad_cam",
+        method: Method = None,
         flip: Flip = False,
         noise: Noise = 0.0,
         encoding: Literal["jpeg", "png"] = "jpeg",
@@ -132,16 +134,16 @@ class CameraLucida:
         target: Target = None,
         against: Against = None,
         block: Block = None,
-        method: Method = "grad_cam",
+        method: Method = None,
         checks: str = "",
         overlay: bool = False,
         picture: AsPicture = False,
     ) -> TrustAnswer:
         """How far the evidence can be trusted: faithfulness, agreement, shifts and sweep, or the ``checks``
-        named with commas between; the sweep as a PNG with ``picture``.
+        named with commas between; the sweep alone as a PNG with ``picture`` and no ``checks``.
         """
         asked = self.request(target, against, block=block, method=method, overlay=overlay)
-        if picture:
+        if picture and not checks:
             return _picture(self.doubts.sweep_sheet(image.read_bytes(), asked), "png")  # type: ignore[return-value]
         return self.doubts.trust(image.read_bytes(), asked, _names(checks))
 
@@ -171,7 +173,7 @@ class CameraLucida:
         cover: str = "blur",
         target: Target = None,
         block: Block = None,
-        method: Method = "grad_cam",
+        method: Method = None,
         overlay: bool = False,
     ) -> WhatIfAnswer:
         """The change of every score when ``box`` (x0,y0,x1,y1 in pixels of the picture), or else the hottest

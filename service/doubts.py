@@ -7,7 +7,7 @@ from models.explain.attribution import attribution
 from models.explain.audit import audit, checked
 from models.explain.evidence_split import EvidenceSplit, last_with_parts, split
 from models.explain.methods import DEFAULT
-from models.explain.sweep import Stage, layer_sweep
+from models.explain.sweep import Stage
 from models.explain.trace import Trace, trace
 from models.explain.what_if import WhatIf, by_box, by_map, what_if, workable
 from models.render.overlay import data_uri, encode
@@ -50,8 +50,10 @@ class Doubts:
     def sweep_sheet(self, data: bytes, request: Request) -> bytes:
         """The map of each stage as a PNG sheet."""
         looked = self.engine.looked(data, request, Clock())
-        stages = layer_sweep(self.engine.runner, looked.x, looked.maps[0].target)
-        return encode(sweep_sheet(looked.image, looked.frame, stages), "png")
+        found = audit(
+            looked.image, looked.evidence, looked.maps[0], barred=self.engine.barred, checks=["sweep"]
+        )
+        return encode(sweep_sheet(looked.image, looked.frame, found.sweep or ()), "png")
 
     def trace(self, data: bytes, request: Request) -> schemas.TraceAnswer:
         """Grad-CAM's five steps."""
@@ -134,12 +136,14 @@ class Doubts:
         )
 
     def _traced(self, data: bytes, request: Request, clock: Clock) -> tuple[Looked, Trace]:
+        self.engine.check_allowed(DEFAULT)
         looked = self.engine.looked(data, request, clock)
         with clock.part("trace"):
             return looked, trace(looked.evidence, 0, looked.maps[0].target)
 
     def _split(self, data: bytes, request: Request, clock: Clock) -> tuple[Looked, EvidenceSplit]:
         engine = self.engine
+        engine.check_allowed(DEFAULT)
         looked = engine.looked(data, request, clock)
         block = request.block or last_with_parts(engine.model)
         with clock.part("split"):

@@ -22,18 +22,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import answer
 
-UPLOADS = {"/predict", "/explain", "/heatmap", "/activations", "/trust", "/trace", "/whatif", "/split"}
-"""Routes that take a form with the picture in its field ``image``."""
+_TARGET = ("target", "against", "block")
+_HOW = ("method", "flip", "noise")
+UPLOADS: dict[str, tuple[str, ...]] = {
+    "/predict": (),
+    "/explain": (*_TARGET, *_HOW, "top_k", "faithfulness", "overlay"),
+    "/heatmap": (*_TARGET, *_HOW, "encoding"),
+    "/activations": ("blocks", "channels", "picture"),
+    "/trust": (*_TARGET, "method", "checks", "overlay", "picture"),
+    "/trace": (*_TARGET, "picture"),
+    "/whatif": ("target", "block", "method", "box", "share", "cover", "overlay"),
+    "/split": (*_TARGET, "picture"),
+}
+"""Routes that take a form with the picture in its field ``image``, and the text fields that each takes.
+
+Only these names are written into a rebuilt form: a name of the client's own could close its quotes and
+smuggle in a second field ``image`` with a URL as its text.
+"""
 
 READ_ONLY = {"/model", "/anatomy", "/filters", "/livez", "/readyz", "/healthz", "/metrics", "/docs.json"}
-
-FIELDS = (
-    "target", "against", "top_k", "block", "method", "flip", "noise", "faithfulness", "overlay", "encoding",
-    "blocks", "channels", "picture", "checks", "box", "share", "cover",
-)  # fmt: skip
-"""Every text field that some route takes. Only these names are written into a rebuilt form: a name of the
-client's own could close its quotes and smuggle in a second field ``image`` with a URL as its text.
-"""
 
 _MAX_FIELDS = 20
 _MAX_FIELD_BYTES = 10_000
@@ -85,7 +92,7 @@ class Edge:
         body = await self._read(headers, receive)
         form = await _parse(headers, body)
         try:
-            picture, fields = await _sound(form)
+            picture, fields = await _sound(form, UPLOADS[scope["path"]])
         finally:
             await form.close()
         return _encode(picture, fields)
@@ -138,7 +145,7 @@ async def _parse(headers: Headers, body: bytes) -> FormData:
         ) from error
 
 
-async def _sound(form: FormData) -> tuple[bytes, dict[str, str]]:
+async def _sound(form: FormData, allowed: tuple[str, ...]) -> tuple[bytes, dict[str, str]]:
     """The one picture and the text fields; a text where the picture should be is refused, whatever it
     says.
     """
@@ -165,11 +172,11 @@ async def _sound(form: FormData) -> tuple[bytes, dict[str, str]]:
     for name, value in form.multi_items():
         if name == "image":
             continue
-        if name not in FIELDS:
+        if name not in allowed:
             raise Refusal(
                 HTTPStatus.UNPROCESSABLE_ENTITY,
                 "unknown_field",
-                f"There is no such field; besides 'image' there are: {', '.join(FIELDS)}.",
+                f"There is no such field here; besides 'image' there are: {', '.join(allowed) or 'none'}.",
             )
         if isinstance(value, UploadFile) or name in fields:
             raise Refusal(

@@ -14,13 +14,14 @@ from models.anatomy import Anatomy, anatomy
 from models.errors import ExplanationError, UnknownChoice
 from models.explain import cautions
 from models.explain.activations import BlockActivation, activations
-from models.explain.attribution import Attribution, shared_scale
+from models.explain.attribution import Attribution
 from models.explain.faithfulness import FORWARDS, faithfulness
 from models.explain.filters import templates
 from models.explain.look import Evidence, look, predict
-from models.explain.methods import DEFAULT, METHODS, cost, explain, row_of
-from models.explain.smoothing import Smoothing, explain_smoothly
-from models.explain.targets import choose, target
+from models.explain.methods import DEFAULT, METHODS, cost, row_of
+from models.explain.scaled import default_method, explain_scaled
+from models.explain.smoothing import Smoothing
+from models.explain.targets import choose
 from models.geometry import Frame
 from models.images import Image, Limits
 from models.predictions import Prediction, class_index, rank
@@ -41,7 +42,8 @@ class Request:
     """A class that it is held against."""
     top_k: int = 1
     block: str | None = None
-    method: str = DEFAULT
+    method: str | None = None
+    """A method of the table; the first that is not barred without."""
     flip: bool = False
     noise: float = 0.0
     faithfulness: bool = False
@@ -98,7 +100,9 @@ class Engine:
         self.model = self.runner.model
         self.barred = self.bundle.sanity.barred() if self.bundle.sanity is not None else {}
         self.anatomy: Anatomy = anatomy(self.bundle.model)
-        self.explain((folder / bundle.PROBE).read_bytes(), Request(overlay=True))
+        self.default_method = default_method(self.barred) or DEFAULT
+        if self.default_method not in self.barred:
+            self.explain((folder / bundle.PROBE).read_bytes(), Request(overlay=True))
         self.ready = True
 
     def predict(self, data: bytes) -> schemas.PredictAnswer:
@@ -200,6 +204,7 @@ class Engine:
             "scoring": asdict(self.model.scoring),
             "blocks": list(self.model.block_names),
             "cam_block": self.model.cam_block,
+            "default_method": self.default_method,
             "methods": [name for name in METHODS if name not in self.barred],
             "barred_methods": self.barred,
             "sanity": self.bundle.sanity.to_dict() if self.bundle.sanity is not None else None,
@@ -239,16 +244,14 @@ class Engine:
                 against=request.against,
                 top_k=request.top_k,
             )
-            # What reads a block costs one backward: the predicted class's map then gives the scale.
-            beside = METHODS[request.method].grid == "block" and not any(
-                each.index == ranking[0].index and each.against is None for each in targets
+            ((maps, full_scale),) = explain_scaled(
+                evidence, [targets], method=self.method_of(request), smoothing=request.smoothing
             )
-            asked = [*targets, *([target(self.model.classes, ranking[0].index)] if beside else [])]
-            if request.smoothing.on:
-                maps = explain_smoothly(evidence, [asked], request.smoothing, method=request.method)[0]
-            else:
-                maps = explain(evidence, [asked], method=request.method)[0]
-        return Looked(image, frame, ranking, evidence, maps[: len(targets)], shared_scale(maps))
+        return Looked(image, frame, ranking, evidence, maps, full_scale)
+
+    def method_of(self, request: Request) -> str:
+        """The method asked for, or the bundle's default."""
+        return request.method or self.default_method
 
     def evidence(
         self, looked: Looked, attribution: Attribution, *, overlay: bool = False
@@ -307,20 +310,23 @@ class Engine:
             raise UnknownChoice("top_k", request.top_k, (rule,))
         if request.block is not None:
             self.model.index_of(request.block)
-        row_of(request.method)
-        _ = request.smoothing
+        row_of(self.method_of(request))
         self._check_cost(request)
-        if request.method in self.barred:
-            allowed = ", ".join(name for name in METHODS if name not in self.barred)
+        self.check_allowed(self.method_of(request))
+
+    def check_allowed(self, method: str) -> None:
+        """Raise ExplanationError for a method that is barred for this model."""
+        if method in self.barred:
+            allowed = ", ".join(name for name in METHODS if name not in self.barred) or "none"
             raise ExplanationError(
-                f"The method {request.method} is barred for this model. {self.barred[request.method]} "
+                f"The method {method} is barred for this model. {self.barred[method]} "
                 f"Choose one of: {allowed}."
             )
 
     def _check_cost(self, request: Request) -> None:
         """Refuse what would take longer than anybody waits, before any work is done."""
         geometry = self.model.geometry
-        each = cost(request.method, request.top_k, geometry.crop_height, geometry.crop_width)
+        each = cost(self.method_of(request), request.top_k, geometry.crop_height, geometry.crop_width)
         forwards = each * request.smoothing.variations
         forwards += FORWARDS * request.top_k if request.faithfulness else 0
         if forwards > self.settings.max_forwards:

@@ -109,8 +109,9 @@ class Evidence(Answer):
     grid: Grid
     full_scale: float | None = Field(
         None,
-        description="What full colour stands for in the overlay: one figure for all maps of an answer and "
-        "the predicted class's, so that a faint map looks faint. null where there is no positive evidence.",
+        description="What full colour stands for in the overlay: one figure for all maps of an answer and, "
+        "for methods that read a block, the predicted class's, so that a faint map looks faint. null where "
+        "there is no positive evidence.",
     )
     cell_px: tuple[float, float] = Field(description="Width and height of one cell in pixels of the picture.")
     seen_box: Box = Field(
@@ -153,7 +154,7 @@ class Agreement(Answer):
 
 
 class Move(Answer):
-    """The picture moved by some pixels of the model's input."""
+    """The crop moved by some pixels of the model's input, and with it all that the model sees."""
 
     right: int
     down: int

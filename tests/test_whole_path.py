@@ -271,6 +271,10 @@ def test_doubts_are_answered_over_http(world, val):
         ("/whatif", {"share": "2"}, "between 0 and 1"),
         ("/whatif", {"cover": "black"}, "blur, mean"),
         ("/split", {"block": "top"}, "neither branches nor a skip"),
+        ("/whatif", {"box": "-20,-20,-10,-10"}, "outside"),
+        ("/whatif", {"against": "ants"}, "target, block, method, box"),
+        ("/predict", {"method": "rise"}, "none"),
+        ("/explain", {"method": "rise", "flip": "true", "noise": "0.1"}, "forwards"),
     ],
     ids=str,
 )

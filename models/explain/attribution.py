@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from models.explain.targets import Target
 
 Status = Literal["ok", "no_positive_evidence", "no_gradient", "not_finite"]
 Unit = Literal["logit", "score"]
+Grid = Literal["block", "input"]
 
 MEANINGS: dict[Status, str] = {
     "ok": "The map has evidence for the class.",
@@ -27,7 +27,19 @@ INPUT = "input"
 """In place of a block, where a method explains the pixels themselves."""
 
 
-@dataclass(frozen=True, slots=True)
+class Settings(dict[str, object]):
+    """What decided a result, by name; not to be written to."""
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("The settings of a result cannot be changed.")
+
+    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse
+
+    def __reduce__(self) -> tuple[type[Settings], tuple[dict[str, object]]]:
+        return Settings, (dict(self),)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Attribution:
     """Evidence for one target, on the grid of a block or of the input."""
 
@@ -41,8 +53,21 @@ class Attribution:
     no_positive_evidence. Above 0 speaks for the target, below 0 against it."""
     unit: Unit = "logit"
     """What the values are shares or changes of."""
-    settings: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    settings: Settings = field(default_factory=Settings)
     """Everything else that decided the values: steps, seeds, baselines, smoothing, engine."""
+    grid: Grid = "block"
+    """Whether the cells are the block's, or stand for pixels of the input."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Attribution) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[object, ...]:
+        values = (self.values.shape, self.values.tobytes())
+        return (self.target, self.method, self.block, self.status, self.unit, self.grid, values,
+                tuple(sorted(self.settings.items())))  # fmt: skip
 
     @property
     def label(self) -> str:
@@ -79,7 +104,7 @@ class Attribution:
         """What full colour stands for in an overlay of its own: the highest value, or in a map of pixels,
         where one odd cell would leave the rest unseen, what 98 % of the positive values stay below.
         """
-        if self.block != INPUT and self.method != "guided_grad_cam":
+        if self.grid == "block":
             return self.maximum
         above = self.values[self.values > 0]
         return float(np.quantile(above, 0.98)) if above.size else self.maximum
@@ -102,11 +127,12 @@ def attribution(
     block: str,
     unit: Unit = "logit",
     settings: Mapping[str, object] | None = None,
+    grid: Grid = "block",
 ) -> Attribution:
     """An Attribution of a raw signed map (rows, cols), with its status."""
     status, shown = classify(values.astype(np.float32))
     shown.setflags(write=False)
-    return Attribution(target, method, block, status, shown, unit, MappingProxyType(dict(settings or {})))
+    return Attribution(target, method, block, status, shown, unit, Settings(settings or {}), grid)
 
 
 def classify(values: np.ndarray) -> tuple[Status, np.ndarray]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from models.errors import ExplanationError, UnknownChoice
 from models.explain.agreement import Agreement, agreement
-from models.explain.attribution import Attribution
+from models.explain.attribution import MEANINGS, Attribution
 from models.explain.faithfulness import Faithfulness, faithfulness
 from models.explain.look import Evidence
-from models.explain.methods import DEFAULT, METHODS, explain_each
+from models.explain.methods import METHODS, explain_each
 from models.explain.pixels import QUICK
 from models.explain.shifts import ShiftTest, shift_test
 from models.explain.sweep import Stage, layer_sweep
@@ -69,17 +69,26 @@ def audit(
     step("agreement")
     maps, left_out = all_methods(evidence, target, barred) if "agreement" in wanted else ((), {})
     step("shifts")
-    # What asks the pixels would cost minutes here; Grad-CAM stands for it.
-    method = attribution.method if METHODS[attribution.method].grid == "block" else DEFAULT
-    moved = (
-        shift_test(engine, image, target, method=method, block=evidence.block) if "shifts" in wanted else None
-    )
+    method = _standing_for(attribution.method, barred)
+    moved = None
+    if "shifts" in wanted and method is not None:
+        moved = shift_test(engine, image, target, method=method, block=evidence.block)
     step("sweep")
-    stages = tuple(layer_sweep(engine, evidence.x[0], target)) if "sweep" in wanted else None
+    stages = None
+    if "sweep" in wanted and method is not None:
+        stages = tuple(layer_sweep(engine, evidence.x[0], target, method=method))
     if report is not None:
         report("checked", len(wanted), len(wanted))
     agreed = agreement(maps) if len(maps) > 1 else None
     return Audit(attribution, judged, maps, agreed, left_out, moved, stages)
+
+
+def _standing_for(method: str, barred: Mapping[str, str]) -> str | None:
+    """The method itself where it reads a block; what asks the pixels would cost minutes at every stage and
+    shift, so the first allowed method that reads a block stands for it. None where there is none.
+    """
+    able = [name for name, row in METHODS.items() if row.grid == "block" and name not in barred]
+    return method if method in able else next(iter(able), None)
 
 
 def all_methods(
@@ -87,12 +96,17 @@ def all_methods(
 ) -> tuple[tuple[Attribution, ...], dict[str, str]]:
     """A quick map by each method that may be used, and why the others were left out."""
     left_out = dict(barred)
-    maps = []
+    maps: list[Attribution] = []
     for name in METHODS:
         if name in left_out:
             continue
         try:
-            maps += explain_each(evidence, [target], method=name, effort=QUICK)
+            (found,) = explain_each(evidence, [target], method=name, effort=QUICK)
         except ExplanationError as error:
             left_out[name] = str(error)
+            continue
+        if found.status == "ok":
+            maps.append(found)
+        else:
+            left_out[name] = MEANINGS[found.status]
     return tuple(maps), left_out

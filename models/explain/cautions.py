@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.explain.attribution import INPUT, MEANINGS, Attribution
+from models.explain.attribution import MEANINGS, Attribution
 from models.geometry import Frame
 from models.images import Image
 
@@ -38,9 +38,8 @@ class BorderAudit:
 def border_audit(attribution: Attribution) -> BorderAudit:
     """Of the outermost ring of a block's cells, or of as wide a ring of a map of pixels."""
     positive = np.maximum(attribution.values, 0.0)
-    width = 1
-    if attribution.block == INPUT or attribution.rows > 32:
-        width = max(1, round(min(positive.shape) * _RIM_OF_INPUT))
+    pixels = attribution.grid == "input"
+    width = max(1, round(min(positive.shape) * _RIM_OF_INPUT)) if pixels else 1
     inner = np.zeros(positive.shape, dtype=bool)
     inner[width:-width, width:-width] = True
     total = float(positive.sum())

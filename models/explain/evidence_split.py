@@ -41,11 +41,11 @@ class Part:
 
     name: str
     channels: int
-    """Of the block's output that it wrote; a residual block's parts write all of them."""
+    """Of the block's output that it writes; a residual block's parts write all of them."""
     values: np.ndarray = field(repr=False)
     """Signed map, float32 (rows, cols), in units of the logit; the parts' maps add up to the block's."""
     without: float
-    """The target's score (its logit for a contrast) when this part is cut off; the other parts stay."""
+    """The target's logit when this part is cut off; the other parts stay."""
 
     @property
     def total(self) -> float:
@@ -64,7 +64,6 @@ class EvidenceSplit:
     logit: float
     """The target's, with nothing cut off."""
     parts: tuple[Part, ...]
-    """``without`` of each is the target's logit without it."""
 
 
 def split(
@@ -88,18 +87,17 @@ def split(
         kind = "inception"
         pieces: Sequence[Piece] = _branches(module, entering, value)
     elif (skip := _skip_of(module, entering)) is not None:
-        kind, pieces = "residual", _residual(model, block, module, skip, value)
+        kind, pieces = "residual", _residual(model, block, module, entering, skip, value)
     else:
         able = [name for name in model.block_names if has_parts(model, name)]
         raise ExplanationError(
             f"Block {block!r} has neither branches nor a skip; choose one of: {', '.join(able) or 'none'}."
         )
     parts = []
-    for name, own, rest in pieces:
+    for name, written, own, rest in pieces:
         grid = (weights * model.as_map(block, own)).sum(1)[0]
         with torch.no_grad():
             without = float(target.of(model.after(block, rest))[0])
-        written = int((model.as_map(block, own) != 0).any(dim=3).any(dim=2).sum())
         parts.append(Part(name, written, grid.float().cpu().numpy(), without))
     return EvidenceSplit(target, block, kind, float(target.of(evidence.logits)[0]), tuple(parts))
 
@@ -135,8 +133,8 @@ _INCEPTION = (
     Fire,
 )
 
-Piece = tuple[str, Tensor, Tensor]
-"""(name, the block's value with only this part, the value without it)."""
+Piece = tuple[str, int, Tensor, Tensor]
+"""(name, channels, the block's value with only this part, the value without it)."""
 
 
 def _branches(module: nn.Module, entering: Tensor, value: Tensor) -> list[Piece]:
@@ -149,7 +147,7 @@ def _branches(module: nn.Module, entering: Tensor, value: Tensor) -> list[Piece]
         own[:, start : start + output.shape[1]] = value[:, start : start + output.shape[1]]
         rest[:, start : start + output.shape[1]] = 0.0
         start += output.shape[1]
-        pieces.append((name, own, rest))
+        pieces.append((name, output.shape[1], own, rest))
     return pieces
 
 
@@ -210,13 +208,38 @@ def _skip_of(module: nn.Module, entering: Tensor) -> Tensor | None:
 
 
 def _residual(
-    model: TransferModel, block: str, module: nn.Module, skip: Tensor, value: Tensor
+    model: TransferModel, block: str, module: nn.Module, entering: Tensor, skip: Tensor, value: Tensor
 ) -> Sequence[Piece]:
+    channels = model.as_map(block, value).shape[1]
     if not isinstance(module, _THROUGH_RELU):
         branch = value - skip
-        return [("skip", skip, branch), ("branch", branch, skip)]
+        return [("skip", channels, skip, branch), ("branch", channels, branch, skip)]
     passed = value > 0
     skipped = torch.where(passed, skip, torch.zeros_like(skip))
-    branch = torch.where(passed, value - skip, torch.zeros_like(skip))
-    # Cut off for good, the other part goes through the ReLU alone.
-    return [("skip", skipped, branch.clamp(min=0)), ("branch", branch, skip.clamp(min=0))]
+    through = torch.where(passed, value - skip, torch.zeros_like(skip))
+    # Cut off for good, the other part goes through the ReLU alone; where the sum was stopped there, what the
+    # branch gave cannot be told from it, so the branch is run.
+    with torch.no_grad():
+        branch = _BRANCHES[type(module)](module, entering)
+    return [
+        ("skip", channels, skipped, branch.clamp(min=0)),
+        ("branch", channels, through, skip.clamp(min=0)),
+    ]
+
+
+def _basic(block: Any, x: Tensor) -> Tensor:
+    inner: Tensor = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x)))))
+    return inner
+
+
+def _bottleneck(block: Any, x: Tensor) -> Tensor:
+    inner = torch.relu(block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x))))))
+    last: Tensor = block.bn3(block.conv3(inner))
+    return last
+
+
+_BRANCHES: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
+    BasicBlock: _basic,
+    Bottleneck: _bottleneck,
+    ResBottleneckBlock: lambda block, x: block.f(x),
+}

@@ -27,6 +27,9 @@ from models.transfer import TransferModel
 
 # The Cholesky-like root of the covariance of photographs' colours (ImageNet), as colour axes.
 _COLOUR_ROOT = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
+_PASSING = frozenset(
+    {"cat", "concat", "max_pool2d", "_max_pool2d", "view", "reshape", "transpose", "contiguous"}
+)
 _RATE = 0.05
 _MOST_SIDE = 512
 
@@ -83,8 +86,13 @@ def templates(
             value = model.run_blocks(_normalised(pictures, model.geometry), 0, level)
         return model.as_map(block, watched.before(value)).mean(dim=(2, 3))[own]
 
-    with torch.no_grad():
-        start = response(_pictures(spectrum, side))
+    try:
+        with torch.no_grad():
+            start = response(_pictures(spectrum, side))
+    except RuntimeError as error:
+        raise ExplanationError(
+            f"A picture of {side} x {side} is too small for {model.row.name}: {str(error).splitlines()[0]}"
+        ) from error
     with torch.enable_grad():
         for step in range(steps):
             optimiser.zero_grad()
@@ -112,26 +120,49 @@ def channel_count(model: TransferModel, block: str) -> int:
 
 
 class _BeforeActivation(TorchFunctionMode):
-    """While entered, this thread's last activation function keeps its input and output."""
+    """While entered, this thread's activation functions keep what they were given, also through what only
+    puts values side by side, in another order, or takes the largest of them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._last: tuple[Tensor, Tensor] | None = None
+        # By identity, each with the tensor itself, so that no identity is used twice.
+        self._known: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func not in RELU and func not in RELU6 and func not in SMOOTH:
-            return func(*args, **(kwargs or {}))
-        # A copy: the function may work in place.
-        given = args[0].clone()
-        found = func(*args, **(kwargs or {}))
-        self._last = (given, found)
+        options = kwargs or {}
+        if func in RELU or func in RELU6 or func in SMOOTH:
+            # A copy: the function may work in place.
+            given = args[0].clone()
+            found = func(*args, **options)
+            self._known[id(found)] = (found, given)
+            return found
+        found = func(*args, **options)
+        if getattr(func, "__name__", "") in _PASSING and isinstance(found, Tensor) and self._any(args):
+            self._known[id(found)] = (found, func(*self._replaced(args), **options))
         return found
 
     def before(self, value: Tensor) -> Tensor:
-        """What the activation function that gave ``value`` was given; ``value`` where none did."""
-        return self._last[0] if self._last is not None and self._last[1] is value else value
+        """What the activation functions that gave ``value`` were given; ``value`` where none did."""
+        known = self._known.get(id(value))
+        return known[1] if known is not None and known[0] is value else value
+
+    def _any(self, args: Sequence[Any]) -> bool:
+        return any(
+            self._any(each) if isinstance(each, list | tuple) else id(each) in self._known for each in args
+        )
+
+    def _replaced(self, args: Sequence[Any]) -> list[Any]:
+        return [
+            self._replaced(each)
+            if isinstance(each, list | tuple) and self._any(each)
+            else self.before(each)
+            if isinstance(each, Tensor)
+            else each
+            for each in args
+        ]
 
 
 def _pictures(spectrum: Tensor, side: int) -> Tensor:

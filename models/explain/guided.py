@@ -82,5 +82,10 @@ def guided_grad_cam(evidence: Evidence, targets: Sequence[Target]) -> Tensor:
     cams = grad_cam(evidence, targets).clamp(min=0)
     size = (evidence.x.shape[2], evidence.x.shape[3])
     within = F.interpolate(cams[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    return guided_length(evidence, targets) * within
+
+
+def guided_length(evidence: Evidence, targets: Sequence[Target]) -> Tensor:
+    """(N, H, W): how long the guided gradient is over the colours."""
     length: Tensor = guided_gradient(evidence.model, evidence.x, targets).norm(dim=1)
-    return length * within
+    return length

@@ -39,12 +39,15 @@ class Evidence:
 
     def scores(self, targets: Sequence[Target]) -> Tensor:
         """(N,) of one target for each picture, with autograd; may be derived any number of times."""
-        chosen = [target.of(row) for target, row in zip(targets, self._logits, strict=True)]
-        return torch.stack(chosen)
+        with torch.enable_grad():
+            chosen = [target.of(row) for target, row in zip(targets, self._logits, strict=True)]
+            return torch.stack(chosen)
 
     def gradient(self, targets: Sequence[Target]) -> Tensor:
         """Of each picture's target score by its map, (N, channels, rows, cols)."""
-        (found,) = torch.autograd.grad(self.scores(targets).sum(), self.map, retain_graph=True)
+        with torch.enable_grad():
+            total = self.scores(targets).sum()
+        (found,) = torch.autograd.grad(total, self.map, retain_graph=True)
         return found
 
 

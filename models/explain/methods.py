@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from models.errors import UnknownChoice
 from models.explain import cam, guided, pixels
-from models.explain.attribution import INPUT, Attribution, Unit, attribution
+from models.explain.attribution import INPUT, Attribution, Grid, Unit, attribution
 from models.explain.look import Evidence
 from models.explain.pixels import Effort
 from models.explain.targets import Target, target
@@ -30,13 +29,17 @@ class Method:
     title: str
     run: Callable[[Evidence, Rows, Effort], list[Tensor]]
     """Signed maps (N, rows, cols) for each row of targets."""
-    grid: Literal["block", "input"]
+    grid: Grid
     """Whether the map has the block's cells or the input's pixels."""
     good_for: str
     misleads: str
     unit: Unit = "logit"
     effort: tuple[str, ...] = ()
     """Which fields of Effort it heeds."""
+    from_input: bool = False
+    """Whether it derives by the pixels, which torch's twin alone can do."""
+    core: Callable[[Evidence, Rows, Effort], list[Tensor]] | None = None
+    """What of it could be blind to the weights, for the sanity check; all of it without."""
     adds_up: bool = False
     """Whether a cell of the input is the sum of its pixels, and not their mean."""
     reads_block: bool = True
@@ -76,7 +79,7 @@ METHODS: dict[str, Method] = {
         Method(
             "layer_cam", "LayerCAM", _each(cam.layer_cam), "block",
             good_for="Finer maps from earlier blocks.",
-            misleads="Shows nothing that speaks against the class, so it looks surer than the model is.",
+            misleads="Leaves out gradients against the class, so it looks surer than the model is.",
         ),
         Method(
             "grad_cam_plus_plus", "Grad-CAM++", _each(cam.grad_cam_plus_plus), "block",
@@ -85,7 +88,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "guided_grad_cam", "Guided Grad-CAM", _each(guided.guided_grad_cam), "input", effort=("cell",),
-            forwards=lambda effort, height, width: 3,
+            forwards=lambda effort, height, width: 3, from_input=True, core=_each(guided.guided_length),
             adds_up=True,
             good_for="Which edges and textures within Grad-CAM's region the score follows.",
             misleads="Unsigned, and guided backpropagation redraws edges almost whatever the weights are.",
@@ -93,7 +96,7 @@ METHODS: dict[str, Method] = {
         Method(
             "integrated_gradients", "Integrated gradients", _each_with_effort(pixels.integrated_gradients),
             "input", effort=("steps", "cell"), reads_block=False, adds_up=True,
-            forwards=lambda effort, height, width: 3 * effort.steps,
+            forwards=lambda effort, height, width: 3 * effort.steps, from_input=True,
             good_for="A share for each pixel; the shares add up to the score's rise above the mean colour.",
             misleads="Speckled; says nothing about what has the mean colour itself, and edges stand out.",
         ),
@@ -147,7 +150,8 @@ def explain(
     if row.grid == "input":
         maps = [pixels.in_cells(found, effort.cell, adds_up=row.adds_up) for found in maps]
     settings = {key: value for key, value in asdict(effort).items() if key in row.effort}
-    settings |= {"engine": evidence.engine.name, "precision": evidence.engine.precision}
+    name, precision = _ran(row, evidence)
+    settings |= {"engine": name, "precision": precision}
     return [
         [
             attribution(
@@ -157,6 +161,7 @@ def explain(
                 block=evidence.block if row.reads_block else INPUT,
                 unit=row.unit,
                 settings=settings,
+                grid=row.grid,
             )
             for k, each in enumerate(of_one)
         ]
@@ -174,6 +179,13 @@ def explain_each(
     """One map for each picture of the evidence, for its own target."""
     found = explain(evidence, [[each] for each in targets], method=method, effort=effort)
     return [of_one[0] for of_one in found]
+
+
+def _ran(row: Method, evidence: Evidence) -> tuple[str, str]:
+    """What computed the values that a map was read from."""
+    if row.from_input:
+        return "eager", "fp32"
+    return evidence.engine.ran(evidence.block if row.reads_block else evidence.model.cam_block, evidence.x)
 
 
 def _target(evidence: Evidence, each: Target | int) -> Target:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.engines import Engine
 from models.explain.attribution import Attribution
@@ -19,6 +20,7 @@ from models.explain.methods import DEFAULT, explain_each
 from models.explain.targets import Target
 from models.geometry import Frame
 from models.images import Image
+from models.predictions import rank
 
 _SHOWN = 96
 _STEADY = 0.9
@@ -87,7 +89,7 @@ def shift_test(
     evidence = look(engine.model, x, engine=engine, block=block)
     maps = explain_each(evidence, [target] * len(moves), method=method)
     scores = target.of(engine.model.scoring.scores(evidence.logits)).tolist()
-    answers = evidence.logits.argmax(1).tolist()
+    answers = _answers(engine, evidence.logits)
     laid = [_laid(each, frame) for each, (_, frame) in zip(maps, seen, strict=True)]
     return ShiftTest(
         score=scores[0],
@@ -97,6 +99,13 @@ def shift_test(
             if n
         ),
     )
+
+
+def _answers(engine: Engine, logits: Tensor) -> list[tuple[int, ...]]:
+    """The accepted classes of each picture."""
+    model = engine.model
+    ranked = [rank(row, model.classes, model.scoring) for row in logits]
+    return [tuple(sorted(item.index for item in row if item.accepted)) for row in ranked]
 
 
 def _laid(attribution: Attribution, frame: Frame) -> np.ndarray:

@@ -85,6 +85,7 @@ def explain_smoothly(
                 block=each.block,
                 unit=each.unit,
                 settings={**each.settings, **how},
+                grid=each.grid,
             )
             for each, total in zip(row, of_one, strict=True)
         ]
@@ -102,7 +103,8 @@ def _variations(x: Tensor, smoothing: Smoothing) -> list[tuple[Tensor, bool]]:
     ranges = x.amax(dim=(1, 2, 3), keepdim=True) - x.amin(dim=(1, 2, 3), keepdim=True)
     made = []
     for _ in range(smoothing.samples if smoothing.noise > 0 else 1):
-        noisy = x + smoothing.noise * ranges * torch.randn(x.shape, generator=generator)
+        # The same noise for every picture, so that none depends on its neighbours in a batch.
+        noisy = x + smoothing.noise * ranges * torch.randn(x.shape[1:], generator=generator)
         made.append((noisy, False))
         if smoothing.flip:
             made.append((noisy.flip(3), True))

@@ -80,7 +80,8 @@ def by_box(frame: Frame, box: Box) -> np.ndarray:
 
 
 def by_map(frame: Frame, attribution: Attribution, *, share: float = 0.15) -> np.ndarray:
-    """The hottest part of a map, as a mask (height, width) over that share of what the model saw.
+    """The hottest part of a map, as a mask (height, width) over at most that share of what the model saw,
+    and never more than has positive evidence.
 
     Raises ExplanationError for an empty map or a share outside 0 to 1.
     """
@@ -92,6 +93,8 @@ def by_map(frame: Frame, attribution: Attribution, *, share: float = 0.15) -> np
     seen = frame.seen()
     edge = np.quantile(laid[seen], 1 - share)
     mask: np.ndarray = seen & (np.nan_to_num(laid, nan=-np.inf) >= edge) & (np.nan_to_num(laid) > 0)
+    if not mask.any():
+        raise ExplanationError(f"The picture is too small to cover {share:.0%} of what the model sees of it.")
     return mask
 
 
@@ -124,4 +127,4 @@ def _scores(engine: Engine, image: Image) -> list[Prediction]:
 
 def _pixels(start: float, stop: float, count: int) -> slice:
     """The pixels that an interval touches."""
-    return slice(max(0, math.floor(start)), min(count, math.ceil(stop)))
+    return slice(max(0, math.floor(start)), max(0, min(count, math.ceil(stop))))

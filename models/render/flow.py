@@ -61,7 +61,7 @@ def _box(draw: ImageDraw.ImageDraw, anatomy: Anatomy, block: Block, x: int, wide
     draw.rectangle((left, base - tall, left + wide, base), fill=_colour(block), outline=_INK)
     small, tiny = ImageFont.load_default(12), ImageFont.load_default(11)
     rows, cols, channels = block.shape
-    field = "all" if block.field.sees_all else f"{block.field.rows.size}"
+    field = f"{block.field.rows.size}" + (" and more" if block.field.sees_all else "")
     lines = (
         (block.name, _INK, small),
         (f"{rows} x {cols}", _FAINT, tiny),

@@ -6,6 +6,7 @@ A picture that cannot be used becomes a row with its error; it never stops the o
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +22,7 @@ from models.errors import LucidaError
 from models.explain import cautions
 from models.explain.attribution import Attribution
 from models.explain.look import look
-from models.explain.methods import explain_each
-from models.explain.smoothing import explain_smoothly
+from models.explain.scaled import explain_scaled
 from models.explain.targets import Target, choose
 from models.geometry import Frame
 from models.images import Image
@@ -50,6 +50,9 @@ SCHEMA = pa.schema(
         pa.field("grid_cols", pa.int32()),
         pa.field("grid", pa.list_(pa.float32())),
         pa.field("seen_box", pa.list_(pa.float64())),
+        pa.field("full_scale", pa.float64()),
+        pa.field("settings", pa.string()),
+        pa.field("sanity", pa.string()),
         pa.field("border_mass", pa.float64()),
         pa.field("faithfulness", pa.float64()),
         pa.field("faithfulness_percentile", pa.float64()),
@@ -116,6 +119,8 @@ class Explainer:
         self.engine = engines.prepare("eager", bundle.model, probe=bundle.probe[0])
         self.model = self.engine.model
         self.barred = bundle.sanity.barred() if bundle.sanity is not None else {}
+        known = bundle.sanity.methods.get(job.how.method) if bundle.sanity is not None else None
+        self.sanity = known.reason if known is not None else None
 
     def explain_part(self, files: Sequence[str], overlays: Path) -> list[dict[str, Any]]:
         """Rows for some of the job's files, in their order; overlays are written as JPEG files."""
@@ -146,17 +151,18 @@ class Explainer:
                 rankings.append([])
                 yield _error_row(self.job, each.name, str(error))
         targets = [self._target(ranking) for ranking in rankings]
-        if how.smoothing.on:
-            found = explain_smoothly(evidence, [[each] for each in targets], how.smoothing, method=how.method)
-            maps = [of_one[0] for of_one in found]
-        else:
-            maps = explain_each(evidence, targets, method=how.method)
-        for each, ranking, attribution in zip(ready, rankings, maps, strict=True):
+        scaled = explain_scaled(
+            evidence, [[each] for each in targets], method=how.method, smoothing=how.smoothing
+        )
+        for each, ranking, ((attribution,), scale) in zip(ready, rankings, scaled, strict=True):
             if ranking:
                 file = overlay_name(each.name)
-                (overlays / file).write_bytes(encode(overlay(each.shown, each.frame, attribution)))
+                drawn = overlay(each.shown, each.frame, attribution, full_scale=scale)
+                (overlays / file).write_bytes(encode(drawn))
                 asked = self._asked(each, attribution, overlays / Path(file).stem)
-                yield _row(self.job, each, ranking, attribution, file) | asked
+                yield (
+                    _row(self.job, each, ranking, attribution, scale, file) | {"sanity": self.sanity} | asked
+                )
 
     def _prepare(self, name: str) -> _Ready:
         image = images.read(self.job.source / name, limits=self.job.limits)
@@ -198,6 +204,7 @@ def _row(
     each: _Ready,
     ranking: list[Prediction],
     attribution: Attribution,
+    full_scale: float | None,
     file: str,
 ) -> dict[str, Any]:
     score = next(item.score for item in ranking if item.index == attribution.index)
@@ -221,7 +228,9 @@ def _row(
         "seen_box": list(each.seen_box),
         "border_mass": cautions.border_audit(attribution).mass,
         **dict.fromkeys(_ASKED),
-        "warnings": [*each.notes, *cautions.of_map(attribution, score)],
+        "full_scale": full_scale,
+        "settings": json.dumps(attribution.settings),
+        "warnings": [*each.notes, *cautions.of_map(attribution, score, full_scale)],
         "status": attribution.status,
         "error": None,
         "overlay": f"overlays/{file}",

@@ -194,6 +194,22 @@ def test_a_barred_method_is_refused_with_the_reason_and_the_others_are_noted(che
     assert "layer_cam" in trusted["agreement"]["left_out"]
 
 
+def test_a_bundle_whose_grad_cam_is_barred_is_served_by_the_next_method(bundle_folder, tmp_path, bee):
+    bad = MethodSanity({"stem": 0.9}, True, "Its maps hardly change (for the test).")
+    bundle.save(
+        bundle.load(bundle_folder).model, tmp_path / "b", name="b", sanity=Sanity({"grad_cam": bad}, 3, 0)
+    )
+    engine = Engine(tmp_path / "b", Settings())
+    assert engine.card()["default_method"] == "hires_cam"
+    assert engine.explain(bee).evidence[0].method == "hires_cam"
+    doubts = Doubts(engine)
+    assert doubts.what_if(bee, Request(), box="", share=0.2, cover="blur").changes
+    assert {each.evidence.method for each in doubts.trust(bee, Request(), ["sweep"]).sweep} == {"hires_cam"}
+    for ask in (doubts.trace, doubts.trace_sheet, doubts.split, doubts.split_sheet):
+        with pytest.raises(ExplanationError, match="grad_cam is barred"):
+            ask(bee, Request())
+
+
 def test_a_damaged_sanity_check_is_refused(checked_folder, tmp_path):
     manifest = json.loads((checked_folder / bundle.MANIFEST).read_text())
     manifest["sanity"] = {"methods": {"grad_cam": {}}}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +70,23 @@ def test_the_objective_is_before_the_activation(name, block, model_of, random_ba
     torch.testing.assert_close(function(before), value)
 
 
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [("googlenet", "inception4a"), ("inception_v3", "Mixed_5b"), ("squeezenet1_1", "features.6"),
+     ("shufflenet_v2_x1_0", "stage2.0"), ("resnet18", "stem"), ("densenet121", "stem")],
+)  # fmt: skip
+def test_the_objective_is_before_the_activation_also_of_branches_put_together(
+    name, block, model_of, random_batch
+):
+    model = model_of(name)
+    x = random_batch(side=128)
+    with torch.no_grad(), _BeforeActivation() as watched:
+        value = model.run_blocks(x, 0, model.index_of(block) + 1)
+        before = watched.before(value)
+    assert float(before.min()) < 0 <= float(value.min())
+    torch.testing.assert_close(torch.relu(before), value)
+
+
 def test_a_block_without_an_activation_at_its_end_is_its_own_objective(imagenet, random_batch):
     with torch.no_grad(), _BeforeActivation() as watched:
         value = imagenet.run_blocks(random_batch(side=96), 0, imagenet.index_of("stage3.1") + 1)
@@ -81,6 +100,8 @@ def test_templates_refuse_what_they_cannot_make(imagenet, model_of):
         templates(imagenet, "conv9", [0], steps=1)
     with pytest.raises(ExplanationError, match="side is 8"):
         templates(imagenet, "stem", [0], side=8)
+    with pytest.raises(ExplanationError, match="64 x 64 is too small for inception_v3"):
+        templates(model_of("inception_v3"), "Mixed_7a", [0], side=64, steps=1)
     assert channel_count(model_of("vit_b_16"), "layers.2") == 768
     assert templates(model_of("vit_b_16"), "layers.0", [3], steps=1)[0].picture.shape == (224, 224, 3)
 
@@ -124,8 +145,6 @@ def test_the_parts_add_up_to_the_blocks_map(name, blocks, model_of, random_batch
 
 def test_cutting_off_a_residual_branch_is_running_the_network_without_it(resnet18, random_batch):
     """Second derivation: the last BatchNorm of the branch set to zero."""
-    import copy
-
     x = random_batch(seed=3)
     goal = target(resnet18.classes, 7)
     found = split(resnet18, x[0], goal, "layer3.1")
@@ -136,6 +155,25 @@ def test_cutting_off_a_residual_branch_is_running_the_network_without_it(resnet1
     last.bias.data.zero_()
     with torch.no_grad():
         assert branch.without == pytest.approx(float(without(x)[0, 7]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "block"), [("resnet18", "layer3.0"), ("resnet50", "layer2.0"), ("regnet_y_400mf", "stage3.0")]
+)
+def test_cutting_off_a_projection_leaves_the_branch_alone_through_the_relu(
+    name, block, model_of, random_batch
+):
+    """Second derivation: the projection's last BatchNorm set to zero."""
+    model, x = model_of(name), random_batch(seed=3)
+    goal = target(model.classes, 7)
+    skip = next(part for part in split(model, x[0], goal, block).parts if part.name == "skip")
+    without = copy.deepcopy(model)
+    made = without.block(block)
+    last = (made.downsample if hasattr(made, "downsample") else made.proj)[1]
+    last.weight.data.zero_()
+    last.bias.data.zero_()
+    with torch.no_grad():
+        assert skip.without == pytest.approx(float(without(x)[0, 7]), abs=1e-3)
 
 
 def test_cutting_off_an_inception_branch_is_zeroing_its_channels(model_of, random_batch):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
+from dataclasses import asdict
 from itertools import chain
 
 import numpy as np
@@ -10,13 +12,14 @@ import torch
 from captum.attr import GuidedBackprop, GuidedGradCam
 from torch import nn
 
-from models import images
+from models import engines, images
 from models.errors import ConfigError, ExplanationError, UnknownChoice
 from models.explain import pixels
 from models.explain.guided import guided_gradient
 from models.explain.look import look
 from models.explain.methods import METHODS, explain, explain_each
 from models.explain.pixels import Effort
+from models.explain.scaled import default_method, explain_scaled
 from models.explain.smoothing import Smoothing, explain_smoothly
 from models.explain.targets import choose, target
 from models.predictions import Prediction
@@ -234,6 +237,58 @@ def test_noise_is_seeded_and_a_steady_map_survives_it(imagenet, photos):
     for wrong in ({"noise": -0.1}, {"noise": 3.0}, {"samples": 0}):
         with pytest.raises(ConfigError, match="must be from"):
             Smoothing(**wrong)
+
+
+def test_noise_does_not_hang_on_a_pictures_neighbours(imagenet, random_batch):
+    xs = random_batch(3, seed=9, side=96)
+    how = Smoothing(noise=0.1, samples=2)
+    together = explain_smoothly(look(imagenet, xs), [[5]] * 3, how)
+    alone = explain_smoothly(look(imagenet, xs[2:]), [[5]], how)
+    np.testing.assert_allclose(together[2][0].values, alone[0][0].values, atol=1e-5)
+
+
+def test_an_attribution_is_a_value(imagenet, random_batch):
+    one, two = (explain_each(look(imagenet, random_batch(side=96)), [5])[0] for _ in range(2))
+    other = explain_each(look(imagenet, random_batch(side=96)), [6])[0]
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one != other
+    assert pickle.loads(pickle.dumps(one)) == one
+    assert copy.deepcopy(one) == one
+    assert asdict(one)["settings"]["engine"] == "eager"
+
+
+def test_scores_can_be_derived_also_where_autograd_is_off(imagenet, random_batch):
+    with torch.no_grad():
+        evidence = look(imagenet, random_batch(side=96))
+        for method in ("grad_cam", "hires_cam", "layer_cam", "grad_cam_plus_plus", "guided_grad_cam"):
+            assert explain_each(evidence, [5], method=method)[0].values.any(), method
+
+
+def test_a_map_says_what_really_computed_it(imagenet, random_batch):
+    pytest.importorskip("openvino", reason="the extra 'fast' is not installed")
+    x = random_batch()
+    engine = engines.prepare("openvino", imagenet, probe=x)
+    quick = Effort(steps=2, window=112, stride=112, masks=4)
+    ran = {}
+    for method in ("grad_cam", "rise", "integrated_gradients"):
+        (found,) = explain_each(look(imagenet, x, engine=engine), [5], method=method, effort=quick)
+        ran[method] = found.settings["engine"]
+    (deep,) = explain_each(look(imagenet, x, block="stage5.2", engine=engine), [5])
+    assert ran == {"grad_cam": "openvino", "rise": "openvino", "integrated_gradients": "eager"}
+    assert deep.settings["engine"] == "eager"
+
+
+def test_the_scale_is_the_predicted_classs_where_that_is_cheap(imagenet, photos):
+    path = sorted((photos / "hymenoptera/val/bees").glob("*.jpg"))[0]
+    evidence = look(imagenet, imagenet.geometry.prepare(images.read(path))[0][None])
+    top, loser = evidence.logits[0].topk(40).indices[[0, 39]].tolist()
+    ((maps, scale),) = explain_scaled(evidence, [[target(imagenet.classes, loser)]])
+    (own,) = explain_each(evidence, [top])
+    assert [each.index for each in maps] == [loser]
+    assert scale == pytest.approx(max(own.maximum, maps[0].maximum))
+    assert default_method({"grad_cam": "no"}) == "hires_cam"
+    assert default_method(list(METHODS)) is None
 
 
 def test_targets_by_name_by_rank_and_by_contrast():

@@ -29,6 +29,7 @@ from models.explain.sweep import layer_sweep, stage_ends
 from models.explain.targets import Target, target
 from models.explain.what_if import by_box, by_map, what_if, workable
 from models.geometry import Frame
+from models.scoring import Scoring
 from models.transfer import HEAD
 
 BRIGHT = Target(1, "bright")
@@ -197,7 +198,6 @@ def test_grad_cam_depends_on_the_weights_and_an_edge_detector_does_not(imagenet,
 
     table = {**METHODS, "edges": Method("edges", "Edges", edges, "input", "-", "-")}
     monkeypatch.setattr(sanity_module, "METHODS", table)
-    monkeypatch.setattr("models.explain.methods.METHODS", table)
     found = sanity(imagenet, x, methods=["grad_cam", "edges"])
     assert not found.methods["grad_cam"].barred
     assert abs(found.methods["grad_cam"].similarity["stem"]) < 0.5
@@ -206,6 +206,26 @@ def test_grad_cam_depends_on_the_weights_and_an_edge_detector_does_not(imagenet,
     assert "rank correlation 1.00" in found.barred()["edges"]
     assert "shows the picture, not the model" in found.barred()["edges"]
     assert Sanity.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_what_is_blind_to_the_head_alone_is_told_and_not_barred(imagenet, photos):
+    """Guided gradients hang on the class by a factor only: shuffling the head leaves their places."""
+    path = sorted((photos / "caltech_animals/val/elephant").glob("*.jpg"))[0]
+    x, _ = imagenet.geometry.prepare(images.read(path))
+    found = sanity(imagenet, x[None], methods=["guided_grad_cam", "layer_cam"])
+    guided = found.methods["guided_grad_cam"]
+    assert guided.similarity[HEAD] > 0.5, "judged by the guided gradient, not by Grad-CAM's own change"
+    assert list(guided.similarity) == [HEAD, "stem"]
+    assert len(found.methods["layer_cam"].similarity) == 5
+    blind = sanity_module._verdict({HEAD: [0.97, 0.95], "stem": [0.1]})
+    assert not blind.barred
+    assert "hardly when only the head's are (0.96): it says little about which class" in blind.reason
+
+
+def test_empty_maps_and_turned_ones_are_judged_as_what_they_are():
+    one, empty = np.eye(4, dtype=np.float32), np.zeros((4, 4), np.float32)
+    assert sanity_module._similarities([one, one, one], [one, -one, empty]) == [pytest.approx(1.0), 0.0]
+    assert "could not be checked" in sanity_module._verdict({}).reason
 
 
 def test_methods_that_do_not_apply_are_left_out_and_damage_is_named(model_of, random_batch):
@@ -283,6 +303,25 @@ def test_transformers_of_one_size_are_swept_too(model_of, random_batch):
     assert stage_ends(model_of("swin_t"), random_batch()) == ["stage1.1", "stage2.1", "stage3.5", "stage4.1"]
 
 
+def test_labels_that_cross_their_threshold_are_another_answer(watcher):
+    """Of a model with several labels the accepted set is the answer, not the highest of them."""
+    model = watcher((14, 14, 18, 18))
+    model.scoring = Scoring("multilabel")
+    found = shift_test(EagerEngine(model), picture_with_spot((14, 14, 17, 18)), BRIGHT, pixels=(8,))
+    assert not all(move.same_answer for move in found.moves)
+
+
+def test_an_audit_never_asks_a_barred_method(imagenet, random_batch):
+    evidence = look(imagenet, random_batch(side=96))
+    (found,) = explain_each(evidence, [int(evidence.logits.argmax())], method="hires_cam")
+    image = images.from_array(np.random.default_rng(1).integers(0, 255, (240, 260, 3), np.uint8))
+    result = audit(image, evidence, found, barred={"grad_cam": "no"}, checks=["sweep", "agreement"])
+    assert {stage.attribution.method for stage in result.sweep} == {"hires_cam"}
+    assert "grad_cam" not in result.agreement.methods
+    blocks = {name: "no" for name, row in METHODS.items() if row.grid == "block"}
+    assert audit(image, evidence, found, barred=blocks, checks=["sweep", "shifts"]).sweep is None
+
+
 # ---------------------------------------------------------------- border and cautions
 
 
@@ -296,7 +335,9 @@ def test_the_border_audit_by_hand():
     assert border_audit(made(np.ones((4, 4)))).mass == pytest.approx(12 / 16)
     assert not border_audit(made(np.ones((4, 4)))).suspicious
     assert border_audit(made(rim)).suspicious
-    assert border_audit(made(np.ones((28, 28)), block="input")).area == pytest.approx(1 - (20 / 28) ** 2)
+    cells = replace(made(np.ones((28, 28))), grid="input")
+    assert border_audit(cells).area == pytest.approx(1 - (20 / 28) ** 2)
+    assert border_audit(made(np.ones((56, 56)))).area == pytest.approx(1 - (54 / 56) ** 2)
 
 
 def test_what_is_odd_is_said():
@@ -355,6 +396,9 @@ def test_the_hottest_region_is_the_maps_own(spot):
 
 def test_boxes_that_make_no_sense_are_refused_with_the_reason(imagenet):
     frame = imagenet.geometry.frame(1000, 200)
+    for box in ((-20, -20, -10, -10), (1100, 10, 1200, 20), (450, -50, 500, -10)):
+        with pytest.raises(ExplanationError, match="outside of what the model saw"):
+            by_box(frame, box)
     for box in ((10, 10, 10, 20), (5, 5, 1, 1), (0, 0, float("nan"), 4)):
         with pytest.raises(ExplanationError, match="has no area"):
             by_box(frame, box)

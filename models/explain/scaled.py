@@ -1,0 +1,42 @@
+"""Maps together with what their colours are to be measured by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from models.explain.attribution import Attribution, shared_scale
+from models.explain.look import Evidence
+from models.explain.methods import DEFAULT, METHODS, explain, row_of
+from models.explain.smoothing import Smoothing, explain_smoothly
+from models.explain.targets import Target, target
+
+
+def explain_scaled(
+    evidence: Evidence,
+    targets: Sequence[Sequence[Target]],
+    *,
+    method: str = DEFAULT,
+    smoothing: Smoothing | None = None,
+) -> list[tuple[list[Attribution], float | None]]:
+    """For each picture the maps of its targets, and one full scale for them: the strongest evidence among
+    them and, where a map costs one backward, of the class with the highest logit, so that evidence for a
+    class that lost looks as faint as it is. None where nothing is positive.
+
+    Raises as :func:`models.explain.methods.explain` does.
+    """
+    beside = row_of(method).grid == "block"
+    tops = evidence.logits.argmax(1).tolist() if beside else []
+    asked = [
+        [*of_one, *([target(evidence.model.classes, tops[n])] if beside else [])]
+        for n, of_one in enumerate(targets)
+    ]
+    if smoothing is not None and smoothing.on:
+        maps = explain_smoothly(evidence, asked, smoothing, method=method)
+    else:
+        maps = explain(evidence, asked, method=method)
+    return [(found[: len(of_one)], shared_scale(found)) for found, of_one in zip(maps, targets, strict=True)]
+
+
+def default_method(barred: Sequence[str] | dict[str, str]) -> str | None:
+    """The first method of the table that is not barred; None where all are."""
+    return next((name for name in METHODS if name not in barred), None)
