@@ -29,7 +29,7 @@ from pipelines.tracking import registry
 from pipelines.train import find_rates, train
 
 PHASES = (PhaseConfig("head", "head", 4, 4e-3), PhaseConfig("top", "stage7.0", 3, 1e-3))
-CONFIG = TrainConfig(phases=PHASES, views=2, batch_size=8, class_weights="balanced")
+CONFIG = TrainConfig(phases=PHASES, views=2, batch_size=8, class_weights="balanced", sanity="block")
 
 
 @pytest.fixture(scope="module")

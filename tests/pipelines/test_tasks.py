@@ -25,6 +25,7 @@ CONFIG = TrainConfig(
     views=2,
     batch_size=8,
     class_weights="balanced",
+    sanity="block",
 )
 MARKED = {
     "argus": ("eyed", "banded"),

@@ -27,6 +27,7 @@ from safetensors import safe_open
 CONFIG = """
 batch_size = 8
 views = 2
+sanity = "block"
 [[phases]]
 name = "head"
 train_from = "head"
