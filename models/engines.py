@@ -44,6 +44,12 @@ class Engine(Protocol):
         """The block's value for pictures (N, 3, H, W), without autograd."""
         ...
 
+    def settled(self, block: str, x: Tensor, value: Tensor, logits: Tensor) -> Tensor | None:
+        """A value to be taken instead, where ``logits`` that followed from ``value`` are too close a call for
+        the precision; None where they stand.
+        """
+        ...
+
     def ran(self, block: str, x: Tensor) -> tuple[EngineName, Precision]:
         """What :meth:`until` computes that with: itself, or torch's twin for what it was not made for."""
         ...
@@ -62,6 +68,10 @@ class EagerEngine:
         """The block's value, without autograd."""
         with torch.no_grad():
             return self.model.until(block, x)
+
+    def settled(self, block: str, x: Tensor, value: Tensor, logits: Tensor) -> Tensor | None:
+        """In fp32 every call stands."""
+        return None
 
     def ran(self, block: str, x: Tensor) -> tuple[EngineName, Precision]:
         """Always this."""
@@ -93,14 +103,18 @@ class OpenVinoEngine:
         if not self._made_for(block, x):
             with torch.no_grad():
                 return self.model.until(block, x)
-        value = self._fast(x)
-        if self._fast is not self._exact:
-            with torch.no_grad():
-                logits = self.model.after(block, value)
-            close = self.model.scoring.margin(logits) < _CLOSE * logits.abs().amax(dim=1)
-            if bool(close.any()):
-                value[close] = self._exact(x[close])
-        return value
+        return self._fast(x)
+
+    def settled(self, block: str, x: Tensor, value: Tensor, logits: Tensor) -> Tensor | None:
+        """In bf16, the value with its close calls run again in fp32."""
+        if self._fast is self._exact or not self._made_for(block, x):
+            return None
+        close = self.model.scoring.margin(logits) < _CLOSE * logits.abs().amax(dim=1)
+        if not bool(close.any()):
+            return None
+        settled = value.clone()
+        settled[close] = self._exact(x[close])
+        return settled
 
     def ran(self, block: str, x: Tensor) -> tuple[EngineName, Precision]:
         """OpenVINO at the Grad-CAM block and the model's size, torch in fp32 anywhere else."""

@@ -90,11 +90,16 @@ def look(
                 f"made for {geometry.crop_width} x {geometry.crop_height}: {str(error).splitlines()[0]}"
             ) from error
         raise
-    return Evidence(engine, block, x, value)
+    evidence = Evidence(engine, block, x, value)
+    settled = engine.settled(block, x, value, evidence.logits)
+    return evidence if settled is None else Evidence(engine, block, x, settled)
 
 
 def predict(engine: Engine, x: Tensor) -> Tensor:
     """Logits (N, classes) of pictures (N, 3, H, W), without autograd."""
-    model = engine.model
+    model, block = engine.model, engine.model.cam_block
     with torch.no_grad():
-        return model.after(model.cam_block, engine.until(model.cam_block, x))
+        value = engine.until(block, x)
+        logits = model.after(block, value)
+        settled = engine.settled(block, x, value, logits)
+        return logits if settled is None else model.after(block, settled)
