@@ -19,7 +19,7 @@ from models.explain.audit import Audit, audit
 from models.explain.evidence_split import has_parts, last_with_parts, split
 from models.explain.look import Evidence, look
 from models.explain.methods import DEFAULT, METHODS
-from models.explain.scaled import explain_scaled
+from models.explain.scaled import default_method, explain_scaled
 from models.explain.targets import choose
 from models.explain.trace import trace
 from models.explain.what_if import WhatIf, by_map, what_if, workable
@@ -62,17 +62,18 @@ def inspect(
     *,
     target: str | None = None,
     against: str | None = None,
-    method: str = DEFAULT,
+    method: str | None = None,
     block: str | None = None,
     report: Callable[[str, int, int], None] | None = None,
 ) -> Inspection:
-    """Ask everything about one picture.
+    """Ask everything about one picture, by the first method that is not barred unless one is named.
 
     Raises UnknownChoice for names that the model does not have, ExplanationError for a barred method.
     """
     engine = engines.prepare("eager", bundle.model, probe=bundle.probe[0])
     model = engine.model
     barred = bundle.sanity.barred() if bundle.sanity is not None else {}
+    method = method or default_method(barred) or DEFAULT
     if method in barred:
         raise ExplanationError(f"The method {method} is barred for this model. {barred[method]}")
     x, frame = model.geometry.prepare(image)
@@ -86,11 +87,14 @@ def inspect(
     changed = what_if(engine, smaller, by_map(within, found)) if found.status == "ok" else None
     score = next(item.score for item in ranking if item.index == asked.index)
     warnings = cautions.of_picture(image, frame) + cautions.of_map(found, score, scale)
-    pictures = _pictures(image, frame, evidence, checks)
+    pictures = _pictures(image, frame, evidence, checks, grad_cam=DEFAULT not in barred)
     return Inspection(name, image, frame, ranking, checks, scale, changed, pictures, warnings)
 
 
-def _pictures(image: Image, frame: Frame, evidence: Evidence, found: Audit) -> dict[str, PIL.Image.Image]:
+def _pictures(
+    image: Image, frame: Frame, evidence: Evidence, found: Audit, *, grad_cam: bool
+) -> dict[str, PIL.Image.Image]:
+    """Sheets by their names; the trace and the split are Grad-CAM's, and left out where that is barred."""
     model, target = evidence.model, found.attribution.target
     made = {
         "methods": methods_sheet(
@@ -100,10 +104,11 @@ def _pictures(image: Image, frame: Frame, evidence: Evidence, found: Audit) -> d
             titles=[METHODS[each.method].title for each in found.maps],
         ),
         "sweep": sweep_sheet(image, frame, found.sweep or ()),
-        "trace": trace_sheet(image, frame, trace(evidence, 0, target, channels=2)),
     }
+    if grad_cam:
+        made["trace"] = trace_sheet(image, frame, trace(evidence, 0, target, channels=2))
     block = last_with_parts(model)
-    if has_parts(model, block):
+    if grad_cam and has_parts(model, block):
         parts = split(model, evidence.x[0], target, block, engine=evidence.engine)
         maps = [attribution(target, part.values, method=DEFAULT, block=block) for part in parts.parts]
         made["split"] = split_sheet(image, frame, parts, maps)

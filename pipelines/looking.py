@@ -115,7 +115,7 @@ def inspect(
     target: Target = None,
     against: Against = None,
     block: Block = None,
-    method: Method = "grad_cam",
+    method: Annotated[str | None, typer.Option(help="The first that is not barred without.")] = None,
 ) -> None:
     """Put one picture to all the questions: faithfulness, sanity, agreement, shifts, stages, steps."""
     from models import images

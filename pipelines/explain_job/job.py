@@ -110,4 +110,9 @@ def _checked(how: How, bundle: Bundle) -> How:
     if target is not None:
         choose(model.classes, [], name=target, against=against)
     checks, sheets = questions.checked(how.checks, how.sheets)
+    if DEFAULT in barred and (theirs := {"trace", "split"} & set(sheets)):
+        raise ExplanationError(
+            f"The sheets {', '.join(sorted(theirs))} show {DEFAULT}, which is barred for this model. "
+            f"{barred[DEFAULT]}"
+        )
     return replace(how, target=target, against=against, block=block, checks=checks, sheets=sheets)

@@ -269,6 +269,21 @@ def test_a_job_refuses_what_the_service_refuses(animals, photos, tmp_path):
         inspection.inspect(image, "a.jpg", bundle.load(tmp_path / "barred"), method="rise")
 
 
+def test_where_grad_cam_is_barred_no_page_and_no_sheet_shows_it(animals, photos, tmp_path):
+    loaded = bundle.load(animals[2])
+    barred = Sanity({"grad_cam": MethodSanity({"stem": 0.9}, True, "Its maps hardly change.")}, 3, 0)
+    bundle.save(loaded.model, tmp_path / "barred", name="barred", sanity=barred)
+    other = bundle.load(tmp_path / "barred")
+    source = photos / "caltech_animals/val/flamingo"
+    path = sorted(source.glob("*.jpg"))[0]
+    found = inspection.inspect(images.read(path), path.name, other)
+    assert found.attribution.method == "hires_cam"
+    assert set(found.pictures) == {"methods", "sweep", "field"}
+    assert "step by step" not in inspection.page(found, other)
+    with pytest.raises(ExplanationError, match="sheets split, trace show grad_cam"):
+        plan(source, other, How(method="hires_cam", sheets=("trace", "split")))
+
+
 def test_templates_of_a_trained_model_are_those_of_its_folded_twin(animals):
     """The service synthesises on the folded twin, the atlas on the model: they look for the same."""
     from models.folding import twin
