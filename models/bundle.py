@@ -40,6 +40,8 @@ from models.transfer import TransferModel
 
 FORMAT = 1
 MANIFEST, WEIGHTS, PROBE = "bundle.json", "weights.safetensors", "probe.png"
+ATLAS = "atlas.json"
+"""Written beside a bundle that has one: what its channels look for, as `lucida atlas` found it."""
 REGISTRATION = "registration.json"
 """Written beside a bundle that was taken from a registry: under which name and version it is known there."""
 

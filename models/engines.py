@@ -137,6 +137,8 @@ class _Compiled:
             "INFERENCE_PRECISION_HINT": wanted,
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
+            # Each worker process would pin its threads to the same first core.
+            "ENABLE_CPU_PINNING": False,
         }
         self._network = openvino.Core().compile_model(converted, "CPU", options)
         if self._network.get_property("INFERENCE_PRECISION_HINT").to_string() != wanted:

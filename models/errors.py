@@ -7,6 +7,9 @@
     │   └── UnreadableImage     empty, cut off or damaged
     ├── UnknownChoice           a class, block, backbone or setting that does not exist; names the choices
     ├── ExplanationError        this block or target cannot be explained
+    ├── Stopped                 work that was ended before it was done
+    │   ├── DeadlineExceeded    it took longer than it was given
+    │   └── Cancelled           nobody waits for it any more
     ├── BundleError             a bundle that is incomplete, altered or not ours
     ├── WeightsUnavailable      pretrained weights that can be had neither from disk nor from the network
     ├── DataError               a data set that cannot be trained or explained
@@ -55,6 +58,18 @@ class UnknownChoice(LucidaError):
 
 class ExplanationError(LucidaError):
     """This block or target cannot be explained."""
+
+
+class Stopped(LucidaError):
+    """Work that was ended before it was done."""
+
+
+class DeadlineExceeded(Stopped):
+    """It took longer than it was given."""
+
+
+class Cancelled(Stopped):
+    """Nobody waits for it any more."""
 
 
 class BundleError(LucidaError):

@@ -205,9 +205,7 @@ class Geometry:
         frame = self.frame(image.width, image.height)
         if _is_extreme(image):
             return self._see_extreme(image, frame), frame
-        resized = F.resize(
-            image.pil, [self.resize], interpolation=_TORCHVISION[self.interpolation], antialias=True
-        )
+        resized = self._resized(image, frame)
         return F.center_crop(resized, [self.crop_height, self.crop_width]), frame
 
     def see_moved(self, image: Image, right: int, down: int) -> tuple[PIL.Image.Image, Frame]:
@@ -221,15 +219,21 @@ class Geometry:
             top = min(max(frame.top + down, 0), frame.resized_height - frame.crop_height)
             inside = replace(frame, left=left, top=top)
             return self._see_extreme(image, inside), inside
-        resized = F.resize(
-            image.pil, [self.resize], interpolation=_TORCHVISION[self.interpolation], antialias=True
-        )
+        resized = self._resized(image, frame)
         margin = max(abs(right), abs(down))
         padded = F.pad(resized, [margin], padding_mode="edge")
         moved = replace(frame, left=frame.left + right, top=frame.top + down)
         corner = (moved.left + margin, moved.top + margin)
         box = (*corner, corner[0] + self.crop_width, corner[1] + self.crop_height)
         return padded.crop(box), moved
+
+    def _resized(self, image: Image, frame: Frame) -> PIL.Image.Image:
+        """The whole picture with its short side as the model wants it."""
+        size = [self.resize] if image.full_size is None else [frame.resized_height, frame.resized_width]
+        resized: PIL.Image.Image = F.resize(
+            image.pil, size, interpolation=_TORCHVISION[self.interpolation], antialias=True
+        )
+        return resized
 
     def _see_extreme(self, image: Image, frame: Frame) -> PIL.Image.Image:
         """Resize only the part of a very long picture that the crop needs: 1 x 5000 would otherwise become
@@ -239,10 +243,13 @@ class Geometry:
             raise ImageTooLarge(
                 f"The picture is {image.width} x {image.height}; its limit is {_MAX_SIDE:,} a side."
             )
+        # Shares of the picture, which may have been decoded smaller than it is.
+        across, down = image.pil.width / image.width, image.pil.height / image.height
+        x0, y0, x1, y1 = frame.seen_box
         return image.pil.resize(
             (self.crop_width, self.crop_height),
             _PILLOW[self.interpolation],
-            box=frame.seen_box,
+            box=(x0 * across, y0 * down, x1 * across, y1 * down),
             reducing_gap=None,
         )
 

@@ -19,7 +19,8 @@ import PIL.Image
 from PIL import ExifTags
 from PIL.Image import Transpose
 
-from models.errors import ImageTooLarge, UnreadableImage, UnsupportedFormat
+from models.deadlines import checkpoint
+from models.errors import ImageTooLarge, Stopped, UnreadableImage, UnsupportedFormat
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What we decode. Phone pictures of type MPO arrive as JPEG (their first frame)."""
@@ -28,6 +29,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """File names that are taken for pictures when a folder is scanned; what a file is, its bytes decide."""
 
 _STRIP_ROWS = 64
+_BITE = 16_384
+"""Bytes of a JPEG handed to its decoder at once, so that a deadline is looked at often; a file of a hundred
+kilobytes can hold passes over all pixels for minutes."""
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -38,6 +42,9 @@ _UPRIGHT = {
     8: Transpose.ROTATE_90,
 }
 """What undoes each EXIF orientation. Pillow's exif_transpose rewrites the tags too, and fails on odd ones."""
+_JPEGS = {"JPEG", "MPO"}
+_TURNED = 5
+"""From this EXIF orientation on, width and height change places."""
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
 """A JPEG segment's marker: neither a stuffed byte, nor a restart, nor one that stands alone."""
@@ -55,6 +62,8 @@ class Limits:
     """Scans of a JPEG; real progressive files have about ten, a hostile one thousands, each a pass over all
     pixels.
     """
+    max_passes: int = 600_000_000
+    """Pixels of a JPEG times its scans: twelve scans of the largest picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +81,49 @@ class Image:
     orientation: int = 1
     """EXIF orientation of the file, 1 to 8; it has been applied already."""
     notes: tuple[str, ...] = ()
+    full_size: tuple[int, int] | None = None
+    """(width, height) of the upright picture where ``pil`` was decoded smaller; None where it is whole."""
+
+    @property
+    def reduction(self) -> int:
+        """By how much less than its size it was decoded: 1, 2, 4 or 8."""
+        return round(self.width / self.pil.width)
 
     @property
     def width(self) -> int:
-        """Pixels."""
-        return self.pil.width
+        """Pixels of the whole picture."""
+        return self.full_size[0] if self.full_size else self.pil.width
 
     @property
     def height(self) -> int:
-        """Pixels."""
-        return self.pil.height
+        """Pixels of the whole picture."""
+        return self.full_size[1] if self.full_size else self.pil.height
 
 
-def decode(data: bytes, *, limits: Limits | None = None) -> Image:
-    """Decode an encoded picture (first frame) into an upright RGB :class:`Image`.
+@dataclass(frozen=True, slots=True)
+class Enough:
+    """Pixels that are enough for what a picture is wanted for; a larger JPEG may be decoded smaller, which
+    takes a fraction of the time.
+    """
+
+    short: int
+    """Of the shorter side. Four times what the model resizes to leaves its input all but equal: what a
+    coarser decoding loses, the resizing takes away as well.
+    """
+    long: int
+    """Of the longer side."""
+
+    def factor(self, width: int, height: int) -> int:
+        """By how much less will do: 8, 4, 2 or 1, as a JPEG can be decoded."""
+        for factor in (8, 4, 2):
+            if min(width, height) // factor >= self.short and max(width, height) // factor >= self.long:
+                return factor
+        return 1
+
+
+def decode(data: bytes, *, limits: Limits | None = None, enough: Enough | None = None) -> Image:
+    """Decode an encoded picture (first frame) into an upright RGB :class:`Image`, whole unless less is
+    ``enough``.
 
     Raises UnsupportedFormat, ImageTooLarge or UnreadableImage, each with one sentence that says what is
     wrong.
@@ -98,10 +136,17 @@ def decode(data: bytes, *, limits: Limits | None = None) -> Image:
     opened = _open(data)
     _check_header(opened, data, limits)
     notes: list[str] = []
+    full_size: tuple[int, int] | None = None
+    if enough is not None and opened.format in _JPEGS:
+        width, height = opened.size
+        factor = enough.factor(width, height)
+        if factor > 1:
+            opened.draft(None, (width // factor, height // factor))
+            full_size = (width, height)
     try:
         opened.load()
         rgb = _to_rgb(opened, notes)
-    except MemoryError:
+    except (MemoryError, Stopped):
         raise
     except Exception as error:  # Pillow's decoders raise eight types of their own on damaged files
         raise UnreadableImage(
@@ -109,12 +154,15 @@ def decode(data: bytes, *, limits: Limits | None = None) -> Image:
         ) from error
     # After load(): asked before, a PNG's EXIF reader decodes the pixels itself and hides their damage.
     orientation = _orientation(opened, notes)
+    if full_size is not None and orientation >= _TURNED:
+        full_size = full_size[::-1]
     return Image(
         pil=rgb.transpose(_UPRIGHT[orientation]) if orientation != 1 else rgb,
         sha256=hashlib.sha256(data).hexdigest(),
         format=_name(opened),
         orientation=orientation,
         notes=tuple(notes),
+        full_size=full_size,
     )
 
 
@@ -152,7 +200,7 @@ def _open(data: bytes) -> PIL.Image.Image:
         warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", module="PIL")
         try:
-            return PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+            opened = PIL.Image.open(_Watched(data), formats=FORMATS)
         except PIL.Image.DecompressionBombError as error:
             raise ImageTooLarge(
                 "The picture's header promises far more pixels than can be decoded safely."
@@ -162,8 +210,21 @@ def _open(data: bytes) -> PIL.Image.Image:
             raise UnsupportedFormat(
                 f"The bytes are not a picture in a supported format ({choices})."
             ) from error
+        except Stopped:
+            raise
         except Exception as error:  # a damaged header can raise nearly anything
             raise UnreadableImage("The picture's header is damaged.") from error
+    if opened.format in _JPEGS:
+        opened.decodermaxblock = _BITE
+    return opened
+
+
+class _Watched(io.BytesIO):
+    """Bytes that stop being readable when the deadline of the work has passed."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        checkpoint()
+        return super().read(size)
 
 
 def _check_header(opened: PIL.Image.Image, data: bytes, limits: Limits) -> None:
@@ -175,8 +236,15 @@ def _check_header(opened: PIL.Image.Image, data: bytes, limits: Limits) -> None:
             f"The picture has {opened.width} x {opened.height} = {pixels:,} pixels; "
             f"the limit is {limits.max_pixels:,}."
         )
-    if opened.format in {"JPEG", "MPO"} and _scans(data, limits.max_scans) > limits.max_scans:
+    if opened.format not in _JPEGS:
+        return
+    scans = _scans(data, limits.max_scans)
+    if scans > limits.max_scans:
         raise ImageTooLarge(f"The JPEG has more than {limits.max_scans:,} scans, which is the limit.")
+    if scans * pixels > limits.max_passes:
+        raise ImageTooLarge(
+            f"The JPEG has {scans} scans over {pixels:,} pixels; the limit is {limits.max_passes:,} in all."
+        )
 
 
 def _scans(data: bytes, enough: int) -> int:
@@ -217,9 +285,11 @@ def _to_rgb(picture: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image:
     if picture.mode == "F" or picture.mode.startswith("I"):
         return _deep_grey_to_rgb(picture, notes)
     if picture.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in picture.info:
-        rgba = picture.convert("RGBA")
-        white = PIL.Image.new("RGBA", rgba.size, "white")
-        return PIL.Image.alpha_composite(white, rgba).convert("RGB")
+        rgba = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+        white = PIL.Image.new("RGB", rgba.size, "white")
+        # Pasted rather than composed: two copies of the pixels fewer.
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
     if picture.mode == "RGB":
         # A plain copy: the opened file's object would keep the encoded bytes and its plugin state alive.
         return picture.copy()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from models.errors import ExplanationError, UnknownChoice
+from models.errors import DeadlineExceeded, ExplanationError, UnknownChoice
 from models.explain.agreement import Agreement, agreement
 from models.explain.attribution import MEANINGS, Attribution
 from models.explain.faithfulness import Faithfulness, faithfulness
@@ -16,6 +17,8 @@ from models.explain.shifts import ShiftTest, shift_test
 from models.explain.sweep import Stage, layer_sweep
 from models.explain.targets import Target
 from models.images import Image
+
+T = TypeVar("T")
 
 CHECKS = ("faithfulness", "agreement", "shifts", "sweep")
 
@@ -33,6 +36,8 @@ class Audit:
     """Methods that were not asked, with the reason."""
     shifts: ShiftTest | None = None
     sweep: tuple[Stage, ...] | None = None
+    cut: tuple[str, ...] = ()
+    """Checks that were asked for and for which there was no time."""
 
 
 def checked(names: Collection[str]) -> tuple[str, ...]:
@@ -54,33 +59,46 @@ def audit(
 ) -> Audit:
     """Put one map of a single picture's evidence to the checks; ``barred`` methods are not asked.
 
+    Where the deadline of the work passes, what was found by then is returned, and ``cut`` names the rest.
     Raises UnknownChoice for a check that does not exist.
     """
     wanted, engine, target = checked(checks), evidence.engine, attribution.target
-
-    def step(name: str) -> None:
-        if report is not None and name in wanted:
-            report(name, wanted.index(name), len(wanted))
-
-    step("faithfulness")
-    judged = None
-    if "faithfulness" in wanted and attribution.status == "ok":
-        judged = faithfulness(engine, evidence.x[0], attribution)
-    step("agreement")
-    maps, left_out = all_methods(evidence, target, barred) if "agreement" in wanted else ((), {})
-    step("shifts")
     method = _standing_for(attribution.method, barred)
-    moved = None
-    if "shifts" in wanted and method is not None:
-        moved = shift_test(engine, image, target, method=method, block=evidence.block)
-    step("sweep")
-    stages = None
-    if "sweep" in wanted and method is not None:
-        stages = tuple(layer_sweep(engine, evidence.x[0], target, method=method))
+    cut: list[str] = []
+
+    def run(name: str, check: Callable[[], T], *, able: bool = True) -> T | None:
+        if name not in wanted or not able:
+            return None
+        if report is not None:
+            report(name, wanted.index(name), len(wanted))
+        try:
+            return check()
+        except DeadlineExceeded:
+            cut.append(name)
+            return None
+
+    judged = run(
+        "faithfulness",
+        lambda: faithfulness(engine, evidence.x[0], attribution),
+        able=attribution.status == "ok",
+    )
+    asked = run("agreement", lambda: all_methods(evidence, target, barred))
+    maps, left_out = asked if asked is not None else ((), {})
+    stood = method or attribution.method
+    moved = run(
+        "shifts",
+        lambda: shift_test(engine, image, target, method=stood, block=evidence.block),
+        able=method is not None,
+    )
+    stages = run(
+        "sweep",
+        lambda: tuple(layer_sweep(engine, evidence.x[0], target, method=stood)),
+        able=method is not None,
+    )
     if report is not None:
         report("checked", len(wanted), len(wanted))
     agreed = agreement(maps) if len(maps) > 1 else None
-    return Audit(attribution, judged, maps, agreed, left_out, moved, stages)
+    return Audit(attribution, judged, maps, agreed, left_out, moved, stages, tuple(cut))
 
 
 def _standing_for(method: str, barred: Mapping[str, str]) -> str | None:

@@ -91,7 +91,7 @@ def faithfulness(
     random_maps: int = 19,
     cover: str = "blur",
     seed: int = 0,
-    batch: int = 16,
+    batch: int = 8,
     report: Callable[[int, int], None] | None = None,
 ) -> Faithfulness:
     """Judge one map of one picture (3, H, W), with (random_maps + 2) x 2 x steps forwards.
@@ -118,8 +118,9 @@ def faithfulness(
     return Faithfulness(deletion, insertion, tuple(sorted(scores[2:])), scores[1], how)
 
 
-FORWARDS = 21 * 20
-"""Of the default judgement of one map."""
+def forwards(steps: int = 10, random_maps: int = 19) -> int:
+    """Of the judgement of one map."""
+    return (random_maps + 2) * 2 * steps
 
 
 def surrogates(grid: np.ndarray, count: int, *, seed: int) -> list[np.ndarray]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from models.deadlines import checkpoint
 from models.errors import ExplanationError, UnknownChoice
 from models.explain.activation_functions import RELU, RELU6, SMOOTH
 from models.geometry import Geometry
@@ -95,6 +96,7 @@ def templates(
         ) from error
     with torch.enable_grad():
         for step in range(steps):
+            checkpoint()
             optimiser.zero_grad()
             loss = -response(_varied(_pictures(spectrum, side), generator)).sum()
             (spectrum.grad,) = torch.autograd.grad(loss, spectrum)

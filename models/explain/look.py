@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.deadlines import checkpoint
 from models.engines import EagerEngine, Engine
 from models.errors import ExplanationError
 from models.explain.targets import Target
@@ -77,6 +78,7 @@ def look(
     Raises UnknownChoice for an unknown block, and ExplanationError for one whose output is no map or a
     picture that is too small for the network.
     """
+    checkpoint()
     engine = engine or EagerEngine(model)
     block = block or model.cam_block
     model.index_of(block)
@@ -97,6 +99,7 @@ def look(
 
 def predict(engine: Engine, x: Tensor) -> Tensor:
     """Logits (N, classes) of pictures (N, 3, H, W), without autograd."""
+    checkpoint()
     model, block = engine.model, engine.model.cam_block
     with torch.no_grad():
         value = engine.until(block, x)

@@ -14,6 +14,7 @@ from captum.attr import IntegratedGradients, Occlusion
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.deadlines import checkpoint
 from models.explain.look import Evidence, predict
 from models.explain.targets import Target
 
@@ -35,7 +36,7 @@ class Effort:
     cell: int = 8
     """Side of a cell of the map in input pixels; single pixels are more than a person can read."""
     seed: int = 0
-    batch: int = 16
+    batch: int = 8
 
 
 QUICK = Effort(steps=12, window=56, stride=28, masks=96)
@@ -135,6 +136,7 @@ def _score_of(evidence: Evidence, target: Target) -> Callable[[Tensor], Tensor]:
 
     def score(x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
+            checkpoint()
             return target.of(evidence.model(x))
         return target.of(predict(evidence.engine, x))
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from models.explain.attribution import Attribution, shared_scale
 from models.explain.look import Evidence
 from models.explain.methods import DEFAULT, METHODS, explain, row_of
+from models.explain.pixels import Effort
 from models.explain.smoothing import Smoothing, explain_smoothly
 from models.explain.targets import Target, target
 
@@ -17,6 +18,7 @@ def explain_scaled(
     *,
     method: str = DEFAULT,
     smoothing: Smoothing | None = None,
+    effort: Effort | None = None,
 ) -> list[tuple[list[Attribution], float | None]]:
     """For each picture the maps of its targets, and one full scale for them: the strongest evidence among
     them and, where a map costs one backward, of the class with the highest logit, so that evidence for a
@@ -31,9 +33,9 @@ def explain_scaled(
         for n, of_one in enumerate(targets)
     ]
     if smoothing is not None and smoothing.on:
-        maps = explain_smoothly(evidence, asked, smoothing, method=method)
+        maps = explain_smoothly(evidence, asked, smoothing, method=method, effort=effort)
     else:
-        maps = explain(evidence, asked, method=method)
+        maps = explain(evidence, asked, method=method, effort=effort)
     return [(found[: len(of_one)], shared_scale(found)) for found, of_one in zip(maps, targets, strict=True)]
 
 

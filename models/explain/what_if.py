@@ -54,11 +54,12 @@ def workable(image: Image) -> tuple[Image, float]:
     megapixels would take seconds, and the network sees a few hundred pixels a side.
     """
     longest = max(image.width, image.height)
-    if longest <= _MOST_SIDE:
+    if longest <= _MOST_SIDE and image.full_size is None:
         return image, 1.0
-    scale = _MOST_SIDE / longest
+    scale = min(1.0, _MOST_SIDE / longest)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return replace(image, pil=image.pil.resize(size, PIL.Image.Resampling.BICUBIC, reducing_gap=3.0)), scale
+    smaller = image.pil.resize(size, PIL.Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return replace(image, pil=smaller, full_size=None), scale
 
 
 def by_box(frame: Frame, box: Box) -> np.ndarray:

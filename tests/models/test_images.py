@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from models import images
 from models.errors import ImageError, ImageTooLarge, UnreadableImage, UnsupportedFormat
+from models.geometry import Geometry
 from models.images import Limits
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -241,3 +242,44 @@ def test_damaged_bytes_raise_only_our_errors(data):
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(UnreadableImage, match="cannot be read"):
         images.read(tmp_path / "missing.jpg")
+
+
+def detailed(width: int, height: int) -> PIL.Image.Image:
+    """Noise at many scales, fine detail among it."""
+    rng = np.random.default_rng(3)
+    total = np.zeros((height, width, 3))
+    for side in (4, 16, 64, 256):
+        coarse = PIL.Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+        total += np.asarray(coarse.resize((width, height), PIL.Image.Resampling.BICUBIC), float) / 4
+    return PIL.Image.fromarray(total.astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_may_be_decoded_smaller_and_is_seen_alike(encode, orientation):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(detailed(4000, 3000), "JPEG", quality=92, exif=exif)
+    whole = images.decode(data)
+    less = images.decode(data, enough=images.Enough(1024, 1600))
+    assert (whole.reduction, less.reduction) == (1, 2)
+    assert (less.width, less.height) == (whole.width, whole.height)
+    assert max(less.pil.size) == 2000
+    geometry = Geometry(256, 224, 224, (0.5,) * 3, (0.5,) * 3, "bicubic")
+    (x, frame), (y, same) = geometry.prepare(whole), geometry.prepare(less)
+    assert frame == same
+    # In grey levels of 255.
+    assert float((x - y).abs().mean()) * 127.5 < 0.6
+    assert float((x - y).abs().max()) * 127.5 < 8
+    (moved, frame), (also, same) = (geometry.see_moved(each, 8, -4) for each in (whole, less))
+    assert frame == same
+    assert np.abs(np.asarray(moved, int) - np.asarray(also, int)).mean() < 0.6
+
+
+def test_what_is_small_or_no_jpeg_is_decoded_whole(encode):
+    enough = images.Enough(1024, 1600)
+    for data in (encode(detailed(2000, 1500), "JPEG"), encode(detailed(4000, 3000), "PNG")):
+        found = images.decode(data, enough=enough)
+        assert found.full_size is None
+        assert found.reduction == 1
+    assert enough.factor(40_000, 1_000) == 1
+    assert enough.factor(20_000, 16_000) == 8
