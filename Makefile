@@ -8,7 +8,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # A waiting OpenMP thread that spins takes its core from the other process on a small machine.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint types contracts pytest serve ui bench bench-finetune clean lock docs
+.PHONY: demo test lint types contracts pytest serve ui bench bench-service bench-finetune clean lock lock-service docs
 
 demo: $(STAMP)      ## draw specimens, train, register, promote, package, serve once, explain, review
 	$(BIN)/lucida demo --out demo
@@ -29,13 +29,16 @@ pytest: $(STAMP)
 	$(BIN)/pytest
 
 serve: $(STAMP)     ## serve the packaged champion on 127.0.0.1:3000 until Ctrl-C
-	$(BIN)/bentoml serve .
+	LUCIDA_SAMPLES=$${LUCIDA_SAMPLES:-demo/samples} $(BIN)/bentoml serve .
 
 ui: $(STAMP)        ## MLflow's pages on 127.0.0.1:5000 until Ctrl-C
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///mlflow.db
 
 bench: $(STAMP)     ## speed beside the peers, as ratios in one run
 	$(BIN)/python benchmarks/explain.py
+
+bench-service: $(STAMP)  ## the service beside LitServe and plain BentoML, which run beside it; 10 minutes
+	$(BIN)/python benchmarks/service.py
 
 bench-finetune: $(STAMP)  ## training beside the usual loops and fastai, which is fetched into .peers; 15 minutes
 	$(BIN)/python benchmarks/finetune.py
@@ -49,6 +52,11 @@ clean:              ## remove what was built and trained here, but not .venv
 
 lock: $(STAMP)      ## resolve constraints.txt again from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --group mlflow-core --no-annotate --no-header --upgrade --output-file constraints.txt pyproject.toml
+	$(MAKE) --no-print-directory lock-service
+
+# torch's packages for CUDA are left out: a Bento for the CPU would carry three gigabytes of them.
+lock-service: $(STAMP)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group service --constraint constraints.txt --no-annotate --no-header --output-file /dev/stdout | grep -vE '^(nvidia|cuda|triton)' > service/deploy/requirements.txt
 
 # The pins are the whole closure, so pip installs exactly them, without a resolver.
 $(STAMP): constraints.txt pyproject.toml

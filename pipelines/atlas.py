@@ -259,7 +259,7 @@ def page(atlas: Atlas, facts: dict[str, str]) -> str:
 
 
 def as_json(atlas: Atlas) -> dict[str, object]:
-    """The findings without the pictures."""
+    """The findings, with templates and patches as small pictures."""
     return {
         "block": atlas.block,
         "channels": atlas.channels,
@@ -271,9 +271,19 @@ def as_json(atlas: Atlas) -> dict[str, object]:
                 "channel": entry.channel,
                 "share_active": entry.share_active,
                 "twins": list(entry.twins),
-                "template": {"response": entry.template.response, "start": entry.template.start},
+                "template": {
+                    "response": entry.template.response,
+                    "start": entry.template.start,
+                    "steps": entry.template.steps,
+                    "picture": data_uri(PIL.Image.fromarray(entry.template.picture)),
+                },
                 "patches": [
-                    {"picture": patch.sample.name, "box": list(patch.box), "value": patch.value}
+                    {
+                        "picture": patch.sample.name,
+                        "box": list(patch.box),
+                        "value": patch.value,
+                        "crop": data_uri(_small(patch.picture)),
+                    }
                     for patch in entry.patches
                 ],
             }

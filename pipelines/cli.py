@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from models.errors import LucidaError
-from pipelines import looking
+from pipelines import looking, shipping
 from pipelines.console import (
     SPECIMENS,
     asked_to_stop,
@@ -41,6 +41,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 looking.register(app)
+shipping.register(app)
 
 Data = Annotated[
     str, typer.Option(help="Image folder (train/ and val/, or one folder of classes), or 'specimens'.")
@@ -194,23 +195,6 @@ def promote(model: Model) -> None:
 
 
 @app.command()
-def package(
-    model: Annotated[str, typer.Argument(help="Registered model; its champion is packaged.")],
-) -> None:
-    """Turn the champion into a Bento model and build the Bento that serves it."""
-    from pipelines.package import package as build
-    from pipelines.tracking.registry import CHAMPION
-
-    made = build(model if "@" in model or "/" in model else f"{model}@{CHAMPION}")
-    console.print(
-        f"{made.name} version {made.version} is Bento model {made.model_tag}, in Bento {made.bento_tag}.",
-        soft_wrap=True,
-        highlight=False,
-    )
-    console.print(f"Next: bentoml serve {made.bento_tag}", highlight=False)
-
-
-@app.command()
 def review(
     run: Annotated[str, typer.Argument(help="Run id, or registered model: NAME, NAME@alias, NAME/number.")],
     data: Data = SPECIMENS,
@@ -300,7 +284,8 @@ def demo(
     console.print(table)
     say = partial(console.print, highlight=False, soft_wrap=True)
     say(f"make ui      then open http://127.0.0.1:5000 and look at run {made.run_id}")
-    say(f"make serve   then: curl -F image=@{made.picture} http://127.0.0.1:3000/explain")
+    say("make serve   then open http://127.0.0.1:3000, or")
+    say(f"             curl -F image=@{made.picture} http://127.0.0.1:3000/explain")
 
 
 # ---------------------------------------------------------------- parts of the commands

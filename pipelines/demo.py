@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -61,6 +62,7 @@ def run(out: Path, say: Callable[[str], None], reporter: Reporter) -> Demo:
         SpecimenPlan(), out / "specimens", progress=lambda d, t: reporter.step("drawing specimens", d, t)
     )
     found = data.scan(root)
+    _samples(root / "test", out / "samples")
     say("2/6  Fine-tuning: first the head on a frozen backbone, then the top blocks")
     trained = train(found, TrainConfig(), name=NAME, reporter=reporter)
     say("3/6  Promoting the new version, unless the present champion is better")
@@ -85,6 +87,14 @@ def run(out: Path, say: Callable[[str], None], reporter: Reporter) -> Demo:
     return Demo(
         out, trained.run_id, packaged.bento_tag, shown, explained, answer_file, batch, inspected, review
     )
+
+
+def _samples(test: Path, folder: Path) -> None:
+    """One unseen picture of each class, for the page to offer (LUCIDA_SAMPLES)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in sorted(path for path in test.iterdir() if path.is_dir()):
+        first = sorted(path for path in each.iterdir() if path.suffix.lower() in images.SUFFIXES)[0]
+        shutil.copyfile(first, folder / first.name)
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def explain(
     from pipelines.explain_job import local
     from pipelines.explain_job.job import How, plan
 
-    with _loaded(model, bundle) as loaded, progress_bars() as progress:
+    with bundle_of(model, bundle) as loaded, progress_bars() as progress:
         how = How(
             target,
             against,
@@ -121,7 +121,7 @@ def inspect(
     from models import images
     from pipelines import inspection
 
-    with _loaded(model, bundle) as loaded, reporting() as reporter:
+    with bundle_of(model, bundle) as loaded, reporting() as reporter:
         found = inspection.inspect(
             images.read(picture), picture.name, loaded,
             target=target, against=against, method=method, block=block, report=reporter.step,
@@ -154,7 +154,7 @@ def anatomy(
     if backbone is not None:
         found = take_apart(TransferModel.create(backbone, ["one", "other"], pretraining="none"))
     else:
-        with _loaded(model, bundle) as loaded:
+        with bundle_of(model, bundle) as loaded:
             found = take_apart(loaded.model)
     height, width, channels = found.input
     title = f"{found.backbone}, {height} x {width} x {channels}"
@@ -199,7 +199,7 @@ def atlas(
     except ValueError as error:
         raise UnknownChoice("channels", channels, ("numbers with commas between",)) from error
     found = dataset(data)
-    with _loaded(model, bundle) as loaded, reporting() as reporter:
+    with bundle_of(model, bundle) as loaded, reporting() as reporter:
         charted = charts.chart(
             loaded.model, found, block, channels=named or None, count=count, report=reporter.step
         )
@@ -225,7 +225,8 @@ def atlas(
 
 
 @contextmanager
-def _loaded(model: str | None, bundle: Path | None) -> Iterator[Bundle]:
+def bundle_of(model: str | None, bundle: Path | None) -> Iterator[Bundle]:
+    """A registered model's bundle or that of a folder, checked."""
     from models import bundle as bundles
 
     if (model is None) == (bundle is None):

@@ -1,223 +1,157 @@
-"""The BentoML service: the engine's verbs as endpoints.
+"""The BentoML service: its worker processes, its health checks and metrics, and our routes within it.
 
-Types on the endpoints are what BentoML writes into OpenAPI; a picture goes out as a ready Response. The edge
-has checked and rebuilt every form before it comes here. Torch and the model are loaded in ``__init__``,
-in the worker, not on import.
+The routes are ours and not BentoML's, for its parser fetches what a text in a file field names, and its
+batches cannot hold requests with different options (docs/decisions/0012). Torch and the model are loaded in
+``__init__``, in the worker, not on import.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
+import sys
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
-from urllib.parse import quote
+from typing import TYPE_CHECKING, cast
 
 import bentoml
 from bentoml.models import BentoModel
-from bentoml.validators import ContentType
-from pydantic import Field
-from starlette.responses import Response
+from starlette.applications import Starlette
 
-from service.edge import Edge
-from service.errors import answered
-from service.pages import make_pages
-from service.schemas import (
-    ActivationsAnswer,
-    ExplainAnswer,
-    PredictAnswer,
-    SplitAnswer,
-    TraceAnswer,
-    TrustAnswer,
-    WhatIfAnswer,
-)
+from service.edge import BENTOML, Edge
+from service.keys import Allowance, Keys
 from service.settings import Settings
 
 if TYPE_CHECKING:
     from bentoml import Service
 
-    from service.doubts import Doubts
-    from service.engine import Engine, Request
+    from service.champion import Champion
+
+_MODEL = "camera-lucida"
+"""Name of the Bento model, as `lucida package` makes it."""
 
 settings = Settings()
-pages = make_pages()
-
-Target = Annotated[str | None, Field(description="Class to explain, by name; the highest score by default.")]
-Against = Annotated[str | None, Field(description="A class that it is held against: why this, not that.")]
-Block = Annotated[
-    str | None, Field(description="Block to explain at; the model's Grad-CAM block by default.")
-]
-Method = Annotated[
-    str | None, Field(description="One of the methods that GET /model names; its default_method by default.")
-]
-Flip = Annotated[bool, Field(description="Average over the picture and its mirror image.")]
-Noise = Annotated[float, Field(description="Average over noisy pictures: deviation, of the picture's range.")]
-Picture = Annotated[Path, Field(description="The picture: JPEG, PNG, WebP, GIF, BMP or TIFF.")]
-AsPicture = Annotated[bool, Field(description="Answer with a PNG sheet instead of JSON.")]
+routes = Starlette()
+keys = Keys(settings.api_keys)
 
 
 @bentoml.service(
     name="camera_lucida",
-    threads=settings.request_threads,
-    traffic={"timeout": 60},
+    workers=settings.workers,
+    # Ours ends the work with the request; this one would only answer for it.
+    traffic={"timeout": 3600},
     http={"host": "127.0.0.1", "port": 3000},
+    logging={"access": {"enabled": False}},
+    # Read by the C libraries when a worker starts. A thread that waits for work should not spin, for its core
+    # is another worker's; and threads that take turns at large pictures should share the memory for them.
+    envs=[
+        {"name": "OMP_WAIT_POLICY", "value": "PASSIVE"},
+        {"name": "OMP_NUM_THREADS", "value": str(settings.torch_threads)},
+        {"name": "MALLOC_ARENA_MAX", "value": "2"},
+    ],
 )
-@bentoml.asgi_app(pages, path="/")
+@bentoml.asgi_app(routes, path="/")
 class CameraLucida:
     """Predictions, explanations and doubts about them, and the inside of one fine-tuned classifier."""
 
-    stored = BentoModel("camera-lucida:latest")
+    if settings.bundle is None:
+        stored = BentoModel(f"{_MODEL}:latest")
 
     def __init__(self) -> None:
-        """Load the bundle, check it, and explain its probe once; the service is ready after that."""
-        from service.doubts import Doubts
-        from service.engine import Engine, Request
+        """Load the bundle, check it, and explain its probe once; the service is ready after that.
 
-        folder = settings.bundle if settings.bundle is not None else Path(self.stored.path)
-        self.engine: Engine = Engine(folder, settings)
-        self.doubts: Doubts = Doubts(self.engine)
-        self.request: type[Request] = Request
-        pages.state.engine = self.engine
+        A bundle that cannot be served ends the service with one sentence: its supervisor would start the
+        worker again for ever.
+        """
+        _log_plainly()
+        try:
+            self._start()
+        except Exception as error:
+            print(f"camera-lucida cannot start: {error}", file=sys.stderr, flush=True)
+            _end_supervisor()
+            raise SystemExit(1) from error
+
+    def _start(self) -> None:
+        from service.champion import Champion
+        from service.desk import Desk, give_back_memory
+        from service.jobs.keeper import Keeper
+        from service.jobs.routes import Jobs, job_routes
+        from service.metrics import metrics
+        from service.pages import page_routes
+        from service.routes import State, verb_routes
+
+        counts = metrics()
+        self.champion: Champion = Champion(self._source, settings, counts)
+        state = State(settings, self.champion, Desk(settings, counts.places.set), counts)
+        routes.state.shared = state
+        routes.router.routes.extend([*verb_routes(), *page_routes()])
+        self.keeper = Keeper(settings, lambda: self.champion.folder)
+        if settings.max_jobs:
+            routes.state.jobs = Jobs(state)
+            routes.router.routes.extend(job_routes())
+            self.keeper.start()
+        if settings.api_keys:
+            routes.state.allowance = Allowance(settings.jobs, keys.names, settings.key_per_minute)
+        self.champion.watch()
+        give_back_memory()
 
     def __is_ready__(self) -> bool:
         """Whether /readyz answers 200."""
-        return self.engine.ready
+        return self.champion.engine.ready
 
-    @bentoml.api
-    @answered
-    def predict(self, image: Picture) -> PredictAnswer:
-        """Scores of all classes, highest first."""
-        return self.engine.predict(image.read_bytes())
+    @bentoml.on_shutdown
+    def stop(self) -> None:
+        """End what runs beside the requests."""
+        self.champion.close()
+        if settings.max_jobs:
+            self.keeper.close()
 
-    @bentoml.api
-    @answered
-    def explain(
-        self,
-        image: Picture,
-        target: Target = None,
-        against: Against = None,
-        top_k: int = 1,
-        block: Block = None,
-        method: Method = None,
-        flip: Flip = False,
-        noise: Noise = 0.0,
-        faithfulness: bool = False,
-        overlay: bool = False,
-    ) -> ExplainAnswer:
-        """The prediction, and evidence for the class asked for or for the top k."""
-        asked = self.request(target, against, top_k, block, method, flip, noise, faithfulness, overlay)
-        return self.engine.explain(image.read_bytes(), asked)
-
-    @bentoml.api
-    @answered
-    def heatmap(
-        self,
-        image: Picture,
-        target: Target = None,
-        against: Against = None,
-        block: Block = None,
-        method: Method = None,
-        flip: Flip = False,
-        noise: Noise = 0.0,
-        encoding: Literal["jpeg", "png"] = "jpeg",
-    ) -> Annotated[Path, ContentType("image/*")]:
-        """The overlay itself, as a picture; its status and label are in headers X-Lucida-Status and
-        -Label.
-        """
-        asked = self.request(target, against, block=block, method=method, flip=flip, noise=noise)
-        drawn, shown = self.engine.heatmap(image.read_bytes(), asked, encoding=encoding)
-        return _picture(drawn, encoding, status=shown.status, label=shown.target.name)  # type: ignore[return-value]
-
-    @bentoml.api
-    @answered
-    def trust(
-        self,
-        image: Picture,
-        target: Target = None,
-        against: Against = None,
-        block: Block = None,
-        method: Method = None,
-        checks: str = "",
-        overlay: bool = False,
-        picture: AsPicture = False,
-    ) -> TrustAnswer:
-        """How far the evidence can be trusted: faithfulness, agreement, shifts and sweep, or the ``checks``
-        named with commas between; the sweep alone as a PNG with ``picture`` and no ``checks``.
-        """
-        asked = self.request(target, against, block=block, method=method, overlay=overlay)
-        if picture and not checks:
-            return _picture(self.doubts.sweep_sheet(image.read_bytes(), asked), "png")  # type: ignore[return-value]
-        return self.doubts.trust(image.read_bytes(), asked, _names(checks))
-
-    @bentoml.api
-    @answered
-    def trace(
-        self,
-        image: Picture,
-        target: Target = None,
-        against: Against = None,
-        block: Block = None,
-        picture: AsPicture = False,
-    ) -> TraceAnswer:
-        """Grad-CAM's five steps, with the channels that matter most."""
-        asked = self.request(target, against, block=block)
-        if picture:
-            return _picture(self.doubts.trace_sheet(image.read_bytes(), asked), "png")  # type: ignore[return-value]
-        return self.doubts.trace(image.read_bytes(), asked)
-
-    @bentoml.api
-    @answered
-    def whatif(
-        self,
-        image: Picture,
-        box: str = "",
-        share: float = 0.15,
-        cover: str = "blur",
-        target: Target = None,
-        block: Block = None,
-        method: Method = None,
-        overlay: bool = False,
-    ) -> WhatIfAnswer:
-        """The change of every score when ``box`` (x0,y0,x1,y1 in pixels of the picture), or else the hottest
-        ``share`` of the map, is covered by ``blur`` or ``mean``.
-        """
-        asked = self.request(target, block=block, method=method, overlay=overlay)
-        return self.doubts.what_if(image.read_bytes(), asked, box=box, share=share, cover=cover)
-
-    @bentoml.api
-    @answered
-    def split(
-        self,
-        image: Picture,
-        target: Target = None,
-        against: Against = None,
-        block: Block = None,
-        picture: AsPicture = False,
-    ) -> SplitAnswer:
-        """The evidence at an inception block by branch, at a residual block by skip and branch."""
-        asked = self.request(target, against, block=block)
-        if picture:
-            return _picture(self.doubts.split_sheet(image.read_bytes(), asked), "png")  # type: ignore[return-value]
-        return self.doubts.split(image.read_bytes(), asked)
-
-    @bentoml.api
-    @answered
-    def activations(
-        self, image: Picture, blocks: str = "", channels: int = 8, picture: AsPicture = False
-    ) -> ActivationsAnswer:
-        """Shapes, statistics and strongest channels of blocks named with commas between."""
-        names = _names(blocks)
-        if picture:
-            sheet = self.engine.activation_sheet(image.read_bytes(), blocks=names, channels=channels)
-            return _picture(sheet, "png")  # type: ignore[return-value]
-        return self.engine.activations(image.read_bytes(), blocks=names, channels=channels)
+    def _source(self) -> Path:
+        """The bundle folder that is to be served now: a Bento's own model, or the store's latest."""
+        if settings.bundle is not None:
+            return settings.bundle
+        bento = cast("Service[CameraLucida]", CameraLucida).bento
+        pinned = {model.tag.name: model.tag for model in bento.info.all_models} if bento else {}
+        return Path(BentoModel(pinned.get(_MODEL, f"{_MODEL}:latest")).resolve().path)
 
 
-cast("Service[CameraLucida]", CameraLucida).add_asgi_middleware(Edge, max_body_bytes=settings.max_body_bytes)
+def _known(path: str) -> str | None:
+    """The name under which a path is counted and logged; None for one that is not ours."""
+    if path in BENTOML:
+        return path
+    for route in routes.router.routes:
+        pattern = getattr(route, "path_regex", None)
+        if pattern is not None and pattern.match(path):
+            return str(getattr(route, "path", path))
+    return None
 
 
-def _names(listed: str) -> list[str]:
-    return [name.strip() for name in listed.split(",") if name.strip()]
+cast("Service[CameraLucida]", CameraLucida).add_asgi_middleware(
+    Edge,
+    known=_known,
+    keys=keys,
+    allowance=lambda: getattr(routes.state, "allowance", None),
+    count=lambda: routes.state.shared.metrics.count if hasattr(routes.state, "shared") else None,
+    log_requests=settings.log_requests,
+)
 
 
-def _picture(data: bytes, encoding: str, **headers: str) -> Response:
-    named = {f"X-Lucida-{name.title()}": quote(value) for name, value in headers.items()}
-    return Response(data, media_type=f"image/{encoding}", headers=named)
+def _log_plainly() -> None:
+    """Our lines on standard error as they are: a request's is JSON already."""
+    # What is wrong with a picture's tags is told in the answer.
+    warnings.filterwarnings("ignore", module="PIL")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("lucida")
+    ours.handlers, ours.propagate = [handler], False
+    ours.setLevel(logging.INFO)
+
+
+def _end_supervisor() -> None:
+    """Stop BentoML's supervisor, where that is what started this process."""
+    import psutil
+
+    parent = psutil.Process(os.getppid())
+    if any(Path(word).name == "bentoml" for word in parent.cmdline()[:3]):
+        parent.send_signal(signal.SIGTERM)

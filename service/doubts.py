@@ -44,7 +44,12 @@ class Doubts:
             agreement=answers.agreement(agreed, dict(found.left_out)) if agreed is not None else None,
             shifts=answers.shifts(moved) if moved is not None else None,
             sweep=[self._stage(looked, stage) for stage in stages] if stages is not None else None,
-            **engine.about(looked.image, clock, engine.warnings(looked)),
+            **engine.about(
+                looked.image,
+                clock,
+                engine.warnings(looked),
+                (*looked.cut, *(f"{name}: this check was left out" for name in found.cut)),
+            ),
         )
 
     def sweep_sheet(self, data: bytes, request: Request) -> bytes:
@@ -67,7 +72,7 @@ class Doubts:
             speaking_for=[answers.traced(each) for each in found.speaking_for],
             speaking_against=[answers.traced(each) for each in found.speaking_against],
             evidence=self.engine.evidence(looked, found.attribution, overlay=True),
-            **self.engine.about(looked.image, clock, self.engine.warnings(looked)),
+            **self.engine.about(looked.image, clock, self.engine.warnings(looked), looked.cut),
         )
 
     def trace_sheet(self, data: bytes, request: Request) -> bytes:
@@ -95,7 +100,7 @@ class Doubts:
             cover=found.cover,
             share=found.share,
             covered=_shown(found) if request.overlay else None,
-            **self.engine.about(looked.image, clock, self.engine.warnings(looked)),
+            **self.engine.about(looked.image, clock, self.engine.warnings(looked), looked.cut),
         )
 
     def split(self, data: bytes, request: Request) -> schemas.SplitAnswer:
@@ -109,7 +114,7 @@ class Doubts:
             kind=found.kind,
             logit=found.logit,
             parts=[answers.part(item) for item in found.parts],
-            **self.engine.about(looked.image, clock, self.engine.warnings(looked)),
+            **self.engine.about(looked.image, clock, self.engine.warnings(looked), looked.cut),
         )
 
     def split_sheet(self, data: bytes, request: Request) -> bytes:

@@ -1,263 +1,226 @@
 """The one place where the outside comes in: an ASGI layer round everything that BentoML routes.
 
-BentoML fetches a text in a file field as a URL, reads bodies without a limit, guesses types of form fields,
-writes temporary files under the client's file names, and answers errors in three shapes. Here a posted form
-is read under limits, checked, and handed on rebuilt: one file named "image", and text fields that stay text.
-Nothing that a client wrote is ever taken for an address, a path or a type.
+It lets through the routes that we know and no other of BentoML's, asks for a key where there are keys, gives
+each request an id, writes one line about it, counts it, and sees to it that every failure, whoever made it,
+has one shape: one sentence in JSON, without a traceback, a path or an address.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
+import math
+import re
 import secrets
-from collections.abc import Iterable
+import time
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
-from python_multipart.exceptions import FormParserError
-from starlette.datastructures import FormData, Headers, UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import answer
+from service.errors import INTERNAL, Refusal
+from service.keys import Allowance, Keys, key_of
 
-_TARGET = ("target", "against", "block")
-_HOW = ("method", "flip", "noise")
-UPLOADS: dict[str, tuple[str, ...]] = {
-    "/predict": (),
-    "/explain": (*_TARGET, *_HOW, "top_k", "faithfulness", "overlay"),
-    "/heatmap": (*_TARGET, *_HOW, "encoding"),
-    "/activations": ("blocks", "channels", "picture"),
-    "/trust": (*_TARGET, "method", "checks", "overlay", "picture"),
-    "/trace": (*_TARGET, "picture"),
-    "/whatif": ("target", "block", "method", "box", "share", "cover", "overlay"),
-    "/split": (*_TARGET, "picture"),
-}
-"""Routes that take a form with the picture in its field ``image``, and the text fields that each takes.
+log = logging.getLogger("lucida.requests")
 
-Only these names are written into a rebuilt form: a name of the client's own could close its quotes and
-smuggle in a second field ``image`` with a URL as its text.
-"""
+OPEN = ("/livez", "/readyz")
+"""Answered without a key."""
+BENTOML = (*OPEN, "/healthz", "/metrics")
+"""Of BentoML's own routes those that are let through."""
 
-READ_ONLY = {"/model", "/anatomy", "/filters", "/livez", "/readyz", "/healthz", "/metrics", "/docs.json"}
-
-_MAX_FIELDS = 20
-_MAX_FIELD_BYTES = 10_000
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MAX_ERROR_BYTES = 64_000
+_DRAIN_BYTES = 500_000
+_DRAIN_SECONDS = 1.0
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self'; "
+    "script-src 'self'; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+}
 
 
-class Refusal(Exception):
-    """A request that goes no further."""
+class Counts(Protocol):
+    """What is told about each request."""
 
-    def __init__(self, status: HTTPStatus, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.kind, self.message = status, kind, message
+    def __call__(self, route: str, status: int, seconds: float, received: int) -> None:
+        """One answered request."""
+        ...
 
 
 class Edge:
-    """ASGI middleware; ``max_body_bytes`` bounds what is read of any request."""
+    """ASGI middleware; ``known`` says under which name a path is counted, None for one that is not ours."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
-        self.app, self.max_body_bytes = app, max_body_bytes
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        known: Callable[[str], str | None],
+        keys: Keys,
+        allowance: Callable[[], Allowance | None],
+        count: Callable[[], Counts | None],
+        log_requests: bool,
+    ) -> None:
+        self.app, self._known, self._keys = app, known, keys
+        self._allowance, self._count, self._log = allowance, count, log_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what is sound, rebuilt; answer the rest."""
+        """Let through what is known and allowed; answer the rest."""
         if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+                return
             await self.app(scope, receive, send)
             return
-        if scope["method"] in {"GET", "HEAD"}:
-            await self.app(scope, receive, _one_shape(send))
-            return
+        answer = _Answer(scope, receive, send)
+        owner: str | None = None
+        route = self._known(scope["path"])
         try:
-            if scope["path"] in READ_ONLY:
-                raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", "This route takes GET.")
-            if scope["path"] not in UPLOADS:
-                raise Refusal(HTTPStatus.NOT_FOUND, "not_found", "There is no such route for this method.")
-            if scope["method"] != "POST":
-                raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", "This route takes POST.")
-            body, content_type = await self._rebuilt(scope, receive)
+            owner = self._owner(scope)
+            if route is None:
+                raise Refusal(HTTPStatus.NOT_FOUND, "not_found", "There is no such route.")
+            scope.setdefault("state", {})["owner"] = owner
+            await self.app(scope, answer.receive, answer.send)
         except Refusal as refusal:
-            await answer(refusal.status, refusal.kind, refusal.message)(scope, receive, send)
-            return
-        await self.app(_with_body(scope, body, content_type), _replay(body, receive), _one_shape(send))
-
-    async def _rebuilt(self, scope: Scope, receive: Receive) -> tuple[bytes, str]:
-        headers = Headers(scope=scope)
-        if headers.get("content-type", "").split(";")[0].strip().lower() != "multipart/form-data":
-            raise Refusal(
-                HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type",
-                "Send a form (multipart/form-data) with the picture as a file in its field 'image'.",
-            )  # fmt: skip
-        body = await self._read(headers, receive)
-        form = await _parse(headers, body)
-        try:
-            picture, fields = await _sound(form, UPLOADS[scope["path"]])
+            await refusal.answer()(scope, receive, answer.send)
+        except Exception:
+            # Whatever went wrong is ours; the id leads from the answer to this line.
+            log.exception("request %s failed", answer.id)
+            if not answer.begun:
+                failed = Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", INTERNAL)
+                await failed.answer()(scope, receive, answer.send)
         finally:
-            await form.close()
-        return _encode(picture, fields)
+            self._tell(scope, route, answer, owner)
 
-    async def _read(self, headers: Headers, receive: Receive) -> bytes:
-        """The whole body, or a Refusal as soon as it is known to be too long."""
-        too_long = Refusal(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            "body_too_large",
-            f"The body is over the limit of {self.max_body_bytes:,} bytes.",
-        )
-        declared = headers.get("content-length", "")
-        if (
-            declared.isascii()
-            and declared.isdigit()
-            and (len(declared) > 15 or int(declared) > self.max_body_bytes)
-        ):
-            raise too_long
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Refusal(
-                    HTTPStatus.BAD_REQUEST, "incomplete_body", "The connection ended before the body did."
-                )
-            size += len(message.get("body", b""))
-            if size > self.max_body_bytes:
-                raise too_long
-            parts.append(message.get("body", b""))
-            if not message.get("more_body", False):
-                return b"".join(parts)
+    def _owner(self, scope: Scope) -> str | None:
+        """Whose key the request brings; a Refusal where it should bring one, or brings it too often."""
+        headers = Headers(scope=scope)
+        if scope["method"] not in {"GET", "HEAD"} and headers.get("sec-fetch-site") == "cross-site":
+            raise Refusal(
+                HTTPStatus.FORBIDDEN, "cross_site", "A page of another site may not ask in a reader's name."
+            )
+        if not self._keys.names or scope["path"] in OPEN:
+            return None
+        owner = self._keys.owner(key_of(headers))
+        if owner is None:
+            raise Refusal(
+                HTTPStatus.UNAUTHORIZED, "no_key",
+                "Send an API key, as 'Authorization: Bearer KEY' or as 'X-API-Key: KEY'.",
+                {"WWW-Authenticate": 'Basic realm="Camera Lucida: any name, the API key as password"'},
+            )  # fmt: skip
+        allowance = self._allowance()
+        wait = allowance.wait(owner) if allowance is not None else 0.0
+        if wait > 0:
+            seconds = max(1, math.ceil(wait))
+            raise Refusal(
+                HTTPStatus.TOO_MANY_REQUESTS, "too_many_requests",
+                f"This key has used up its requests for the moment; come again in {seconds} s.",
+                {"Retry-After": str(seconds)},
+            )  # fmt: skip
+        return owner
+
+    def _tell(self, scope: Scope, route: str | None, answer: _Answer, owner: str | None) -> None:
+        seconds, status = time.perf_counter() - answer.start, answer.status
+        length = Headers(scope=scope).get("content-length", "")
+        received = int(length) if length.isascii() and length.isdigit() and len(length) < 13 else 0
+        count = self._count()
+        if count is not None:
+            count(route or "unknown", status, seconds, received)
+        if self._log and route not in BENTOML:
+            line: dict[str, Any] = {
+                "time": round(time.time(), 3),
+                "id": answer.id,
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "ms": round(seconds * 1000, 1),
+                "received": received,
+                "sent": answer.sent,
+                "key": owner,
+            }
+            log.info(json.dumps(line))
 
 
-async def _parse(headers: Headers, body: bytes) -> FormData:
-    async def chunks() -> Any:
-        yield body
-        yield b""
+class _Answer:
+    """What goes out for one request: given its headers, and its failures one shape.
 
-    parser = MultiPartParser(
-        headers, chunks(), max_files=2, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
-    )
-    try:
-        return await parser.parse()
-    except (MultiPartException, FormParserError, HTTPException, ValueError, KeyError, LookupError) as error:
-        reason = getattr(error, "message", "") or str(error)
-        detail = f": {reason[:120].rstrip('.')}" if isinstance(error, MultiPartException) else ""
-        raise Refusal(
-            HTTPStatus.BAD_REQUEST, "malformed_form", f"The form cannot be read{detail}."
-        ) from error
-
-
-async def _sound(form: FormData, allowed: tuple[str, ...]) -> tuple[bytes, dict[str, str]]:
-    """The one picture and the text fields; a text where the picture should be is refused, whatever it
-    says.
+    BentoML's and Starlette's failures come as lists, tables or bare text, and are rewritten.
     """
-    pictures = form.getlist("image")
-    if not pictures:
-        raise Refusal(
-            HTTPStatus.UNPROCESSABLE_ENTITY,
-            "missing_image",
-            "The form has no field 'image' with the picture.",
-        )
-    if len(pictures) > 1:
-        raise Refusal(
-            HTTPStatus.UNPROCESSABLE_ENTITY,
-            "several_images",
-            "The form has several fields 'image'; send one.",
-        )
-    picture = pictures[0]
-    if not isinstance(picture, UploadFile):
-        raise Refusal(
-            HTTPStatus.UNPROCESSABLE_ENTITY, "image_is_text",
-            "The field 'image' must be an uploaded file; a text, such as an address, is never fetched.",
-        )  # fmt: skip
-    fields: dict[str, str] = {}
-    for name, value in form.multi_items():
-        if name == "image":
-            continue
-        if name not in allowed:
-            raise Refusal(
-                HTTPStatus.UNPROCESSABLE_ENTITY,
-                "unknown_field",
-                f"There is no such field here; besides 'image' there are: {', '.join(allowed) or 'none'}.",
-            )
-        if isinstance(value, UploadFile) or name in fields:
-            raise Refusal(
-                HTTPStatus.UNPROCESSABLE_ENTITY, "bad_field", f"The field {name!r} must be one text."
-            )
-        if value.strip():
-            fields[name] = value.strip()
-    return await picture.read(), fields
 
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        given = Headers(scope=scope).get("x-request-id", "")
+        self.id = given if _ID.fullmatch(given) else secrets.token_hex(8)
+        self.start = time.perf_counter()
+        self.status, self.sent, self.begun = 0, 0, False
+        self._receive, self._send = receive, send
+        self._read = scope["method"] in {"GET", "HEAD"}
+        """Whether the body has come to its end."""
+        self._failure: Message | None = None
+        self._parts: list[bytes] = []
 
-def _encode(picture: bytes, fields: dict[str, str]) -> tuple[bytes, str]:
-    """A form with plain names; BentoML reads each text as JSON, so each is written as a JSON string."""
-    boundary = secrets.token_hex(16)
-    start = f"--{boundary}\r\nContent-Disposition: form-data; name="
-    parts = [f'{start}"{name}"\r\n\r\n{json.dumps(value)}\r\n'.encode() for name, value in fields.items()]
-    head = f'{start}"image"; filename="image"\r\nContent-Type: application/octet-stream\r\n\r\n'
-    body = b"".join([*parts, head.encode(), picture, f"\r\n--{boundary}--\r\n".encode()])
-    return body, f"multipart/form-data; boundary={boundary}"
+    async def receive(self) -> Message:
+        """As the ASGI function."""
+        message = await self._receive()
+        self._read = self._read or not message.get("more_body", False)
+        return message
 
+    async def send(self, message: Message) -> None:
+        """As the ASGI function."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.begun = True
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self.id
+            for name, value in _HEADERS.items():
+                headers.setdefault(name, value)
+            if self.status >= HTTPStatus.BAD_REQUEST:
+                self._failure = message
+                return
+            await self._send(message)
+        elif message["type"] != "http.response.body":
+            await self._send(message)
+        elif self._failure is None:
+            self.sent += len(message.get("body", b""))
+            await self._send(message)
+        elif self._parts is not None:
+            await self._fail(message)
 
-def _with_body(scope: Scope, body: bytes, content_type: str) -> Scope:
-    replaced = {b"content-type", b"content-length", b"transfer-encoding", b"content-encoding"}
-    headers = [(name, value) for name, value in scope["headers"] if name.lower() not in replaced]
-    headers += [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
-    return {**scope, "headers": headers}
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """The rebuilt body once, then whatever the connection says."""
-    sent = False
-
-    async def replay() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay
-
-
-def _one_shape(send: Send) -> Send:
-    """Rewrite failures that are not in our shape (BentoML's come as lists, tables or bare text) into it."""
-    start: Message | None = None
-    parts: list[bytes] = []
-    answered = False
-
-    async def shaped(message: Message) -> None:
-        nonlocal start, answered
-        if answered:
+    async def _fail(self, message: Message) -> None:
+        """Collect a failure's body, and send it in our shape when it is whole."""
+        assert self._failure is not None
+        self._parts.append(message.get("body", b""))
+        if message.get("more_body", False) and sum(map(len, self._parts)) < _MAX_ERROR_BYTES:
             return
-        if message["type"] == "http.response.start" and message["status"] >= HTTPStatus.BAD_REQUEST:
-            start = message
-            return
-        if start is None or message["type"] != "http.response.body":
-            await send(message)
-            return
-        parts.append(message.get("body", b""))
-        if message.get("more_body", False) and sum(map(len, parts)) < _MAX_ERROR_BYTES:
-            return
-        body = _in_shape(start["status"], b"".join(parts))
-        kept = [(n, v) for n, v in start["headers"] if n.lower() not in {b"content-length", b"content-type"}]
-        headers = [
-            *kept,
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-        ]
-        status, answered = _status(start["status"], body), True
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        start, body = self._failure, _in_shape(self.status, b"".join(self._parts))
+        headers = MutableHeaders(raw=list(start["headers"]))
+        headers["content-type"] = "application/json"
+        headers["content-length"] = str(len(body))
+        self.sent = len(body)
+        if not self._read:
+            # The rest of a body that was refused is neither read nor taken for the next request.
+            headers["connection"] = "close"
+        await self._send({"type": "http.response.start", "status": self.status, "headers": headers.raw})
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        if not self._read:
+            await self._drain()
+        await self._send({"type": "http.response.body", "body": b""})
+        self._failure, self._parts = None, []
+        self._send = _nowhere
 
-    return shaped
-
-
-def _status(status: int, body: bytes) -> int:
-    """BentoML answers 400 to a field of the wrong type; that is 422 everywhere else here."""
-    return (
-        HTTPStatus.UNPROCESSABLE_ENTITY
-        if b'"kind":"bad_field"' in body and status == HTTPStatus.BAD_REQUEST
-        else status
-    )
+    async def _drain(self) -> None:
+        """Read a little of what is still coming, so that a client which is sending it comes to read the
+        answer instead of finding the line cut.
+        """
+        read = 0
+        try:
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while read < _DRAIN_BYTES and not self._read:
+                    read += len((await self.receive()).get("body", b""))
+        except TimeoutError:
+            return
 
 
 def _in_shape(status: int, body: bytes) -> bytes:
@@ -265,21 +228,14 @@ def _in_shape(status: int, body: bytes) -> bytes:
         content = json.loads(body)
     except ValueError:
         content = None
-    if isinstance(content, dict) and set(content) == {"error", "kind"}:
+    if isinstance(content, dict) and {"error", "kind"} == set(content):
         return body
-    kind, message = (
-        HTTPStatus(status).name.lower(),
-        HTTPStatus(status).description or HTTPStatus(status).phrase,
-    )
+    known = HTTPStatus(status)
+    message = known.description or known.phrase
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.SERVICE_UNAVAILABLE:
-        kind, message = "internal", "The service failed; the fault is not in the request"
-    elif isinstance(content, dict) and isinstance(content.get("detail"), list):
-        kind, message = "bad_field", "; ".join(_field_errors(content["detail"]))
-    return bytes(answer(status, kind, f"{message.rstrip('.')}.").body)
+        return bytes(Refusal(known, "internal", INTERNAL).answer().body)
+    return bytes(Refusal(known, known.name.lower(), f"{message.rstrip('.')}.").answer().body)
 
 
-def _field_errors(details: Iterable[Any]) -> Iterable[str]:
-    for item in details:
-        if isinstance(item, dict):
-            name = ".".join(str(part) for part in item.get("loc", ())) or "form"
-            yield f"Field {name!r}: {item.get('msg', 'is not valid')}"
+async def _nowhere(message: Message) -> None:
+    """What a failed application still says after its answer was sent."""

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from models import bundle, engines, images
+from models import bundle, deadlines, engines, images
 from models.anatomy import Anatomy, anatomy
-from models.errors import ExplanationError, UnknownChoice
+from models.errors import BundleError, DeadlineExceeded, ExplanationError, UnknownChoice
 from models.explain import cautions
 from models.explain.activations import BlockActivation, activations
 from models.explain.attribution import Attribution
-from models.explain.faithfulness import FORWARDS, faithfulness
+from models.explain.faithfulness import faithfulness, forwards
 from models.explain.filters import templates
 from models.explain.look import Evidence, look, predict
 from models.explain.methods import DEFAULT, METHODS, cost, row_of
+from models.explain.pixels import QUICK, Effort
 from models.explain.scaled import default_method, explain_scaled
 from models.explain.smoothing import Smoothing
 from models.explain.targets import choose
 from models.geometry import Frame
-from models.images import Image, Limits
+from models.images import Enough, Image, Limits
 from models.predictions import Prediction, class_index, rank
 from models.render.contact_sheet import activation_sheet
 from models.render.overlay import Encoding, data_uri, encode, overlay
 from service import answers, schemas
+from service.batching import BatchingEngine
 from service.clock import Clock
 from service.settings import Settings
 
@@ -46,7 +51,12 @@ class Request:
     """A method of the table; the first that is not barred without."""
     flip: bool = False
     noise: float = 0.0
+    effort: Literal["full", "quick"] = "full"
     faithfulness: bool = False
+    steps: int = 10
+    """Of the faithfulness curves."""
+    random_maps: int = 19
+    """That faithfulness is held against."""
     overlay: bool = False
 
     @property
@@ -54,8 +64,41 @@ class Request:
         """Raises ConfigError for noise out of range."""
         return Smoothing(flip=self.flip, noise=self.noise)
 
+    @property
+    def work(self) -> Effort:
+        """Of the methods that run the network many times."""
+        return QUICK if self.effort == "quick" else Effort()
+
 
 _PLAIN = Request()
+_SAFETY = 1.5
+"""Of what the forwards left to do take on a quiet machine, the time that must be left for them."""
+_ENOUGH = 4
+"""Times the short side that the model resizes to, from which on a JPEG may be decoded smaller."""
+_FORWARD = 16
+"""Pictures by which the time of a forward is measured: as many as the costly methods run at once."""
+
+
+def _atlas(folder: Path, digest: str) -> list[schemas.TemplateAnswer]:
+    """What lies beside the bundle as its atlas; raises BundleError for one that is damaged or another's."""
+    path = folder / bundle.ATLAS
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text())
+        if found["provenance"]["bundle digest"] != digest:
+            raise BundleError(f"The {bundle.ATLAS} in {folder.name} is of another bundle.")
+        return [
+            schemas.TemplateAnswer(
+                block=found["block"],
+                channel=entry["channel"],
+                **entry["template"],
+                patches=[patch["crop"] for patch in entry["patches"]],
+            )
+            for entry in found["entries"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"The {bundle.ATLAS} in {folder.name} cannot be read: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -68,6 +111,8 @@ class Looked:
     evidence: Evidence
     maps: list[Attribution]
     full_scale: float | None
+    cut: tuple[str, ...] = ()
+    """What there was no time for."""
 
     @property
     def x(self) -> Tensor:
@@ -82,7 +127,9 @@ class Looked:
 class Engine:
     """One loaded bundle. Every method may be called from many threads at once; none changes the model."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(
+        self, folder: Path, settings: Settings, *, observe_batch: Callable[[int], None] | None = None
+    ) -> None:
         """Load and check the bundle and explain its probe once; raises BundleError when anything is off."""
         torch.set_num_threads(settings.torch_threads)
         self.settings = settings
@@ -90,7 +137,11 @@ class Engine:
         self.limits = Limits(
             max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels, max_scans=settings.max_scans
         )
-        self.runner = engines.prepare(
+        # As many pixels as overlays show, too.
+        self.enough = Enough(
+            short=_ENOUGH * self.bundle.model.geometry.resize, long=settings.max_overlay_side
+        )
+        self.runner: engines.Engine = engines.prepare(
             settings.engine,
             self.bundle.model,
             probe=self.bundle.probe[0],
@@ -98,12 +149,25 @@ class Engine:
             precision=settings.precision,
         )
         self.model = self.runner.model
-        self.barred = self.bundle.sanity.barred() if self.bundle.sanity is not None else {}
-        self.anatomy: Anatomy = anatomy(self.bundle.model)
-        self.default_method = default_method(self.barred) or DEFAULT
-        if self.default_method not in self.barred:
-            self.explain((folder / bundle.PROBE).read_bytes(), Request(overlay=True))
+        self.forward_seconds = self._timed_forward()
+        if settings.max_batch > 1:
+            self.runner = BatchingEngine(self.runner, most=settings.max_batch, observe=observe_batch)
+        try:
+            self.barred = self.bundle.sanity.barred() if self.bundle.sanity is not None else {}
+            self.anatomy: Anatomy = anatomy(self.bundle.model)
+            self.atlas = _atlas(folder, self.bundle.provenance.digest)
+            self.default_method = default_method(self.barred) or DEFAULT
+            if self.default_method not in self.barred:
+                self.explain((folder / bundle.PROBE).read_bytes(), Request(overlay=True))
+        except BaseException:
+            self.close()
+            raise
         self.ready = True
+
+    def close(self) -> None:
+        """Let go of the model's own thread; what is under way ends as it would have."""
+        if isinstance(self.runner, BatchingEngine):
+            self.runner.close()
 
     def predict(self, data: bytes) -> schemas.PredictAnswer:
         """Scores of all classes for an encoded picture."""
@@ -124,24 +188,18 @@ class Engine:
         for one that may not be used with it.
         """
         clock = Clock()
-        looked = self.looked(data, request, clock)
+        looked = self.looked(data, request, clock, partial=True)
         with clock.part("render"):
             evidence = [self.evidence(looked, each, overlay=request.overlay) for each in looked.maps]
         if request.faithfulness:
             with clock.part("faithfulness"):
-                judged = [
-                    faithfulness(self.runner, looked.x, each) if each.status == "ok" else None
-                    for each in looked.maps
-                ]
-            evidence = [
-                item.model_copy(update={"faithfulness": answers.faithfulness(found)}) if found else item
-                for item, found in zip(evidence, judged, strict=True)
-            ]
+                evidence, unjudged = self._judged(looked, evidence, request)
+            looked = replace(looked, cut=(*looked.cut, *unjudged))
         return schemas.ExplainAnswer(
             task=self.model.scoring.task,
             predictions=[answers.score(item) for item in looked.ranking],
             evidence=evidence,
-            **self.about(looked.image, clock, self.warnings(looked)),
+            **self.about(looked.image, clock, self.warnings(looked), looked.cut),
         )
 
     def heatmap(
@@ -173,33 +231,33 @@ class Engine:
         _, _, found = self._activations(data, blocks, channels, Clock())
         return encode(activation_sheet(found, columns=channels), "png")
 
-    def filters(self, block: str, channels: list[int], steps: int) -> list[dict[str, Any]]:
+    def filters(
+        self, block: str, channels: list[int], steps: int, *, most: int = 8, most_steps: int = 256
+    ) -> list[schemas.TemplateAnswer]:
         """Synthesised templates of a few channels, as data URIs; raises UnknownChoice beyond the limits."""
-        if not 1 <= len(channels) <= 8 or not 1 <= steps <= 256:
-            raise UnknownChoice("request", f"{len(channels)} channels, {steps} steps", ("1 to 8, 1 to 256",))
+        if not 1 <= len(channels) <= most or not 1 <= steps <= most_steps:
+            raise UnknownChoice(
+                "request",
+                f"{len(channels)} channels, {steps} steps",
+                (f"1 to {most} channels, 1 to {most_steps} steps",),
+            )
         return [
-            {
-                "block": found.block,
-                "channel": found.channel,
-                "response": found.response,
-                "start": found.start,
-                "steps": found.steps,
-                "picture": data_uri(images.from_array(found.picture).pil),
-            }
+            schemas.TemplateAnswer(
+                block=found.block,
+                channel=found.channel,
+                response=found.response,
+                start=found.start,
+                steps=found.steps,
+                picture=data_uri(images.from_array(found.picture).pil),
+            )
             for found in templates(self.model, block, channels, steps=steps)
         ]
 
     def card(self) -> dict[str, Any]:
         """What is served: classes, geometry, blocks, methods, metrics, limits and provenance."""
-        manifest, origin = self.bundle.manifest, self.bundle.provenance
+        manifest = self.bundle.manifest
         return {
-            "model": origin.model,
-            "version": origin.version,
-            "run_id": origin.run_id,
-            "digest": origin.digest,
-            "backbone": origin.backbone,
-            "engine": self.runner.name,
-            "precision": self.runner.precision,
+            **self.origin().model_dump(),
             "classes": self.model.classes,
             "scoring": asdict(self.model.scoring),
             "blocks": list(self.model.block_names),
@@ -207,6 +265,10 @@ class Engine:
             "default_method": self.default_method,
             "methods": [name for name in METHODS if name not in self.barred],
             "barred_methods": self.barred,
+            "method_notes": {
+                row.name: {"title": row.title, "good_for": row.good_for, "misleads": row.misleads}
+                for row in METHODS.values()
+            },
             "sanity": self.bundle.sanity.to_dict() if self.bundle.sanity is not None else None,
             "geometry": self.model.geometry.to_dict(),
             "metrics": manifest["metrics"],
@@ -216,6 +278,10 @@ class Engine:
                 "max_body_bytes": self.settings.max_body_bytes,
                 "max_pixels": self.settings.max_pixels,
                 "max_top_k": self.settings.max_top_k,
+                "max_pictures": self.settings.max_pictures,
+                "max_forwards": self.settings.max_forwards,
+                "max_jobs": self.settings.max_jobs,
+                "deadline_ms": self.settings.deadline_ms,
             },
         }
 
@@ -224,14 +290,18 @@ class Engine:
     def prepared(self, data: bytes, clock: Clock) -> tuple[Image, Tensor, Frame]:
         """A decoded picture, as a batch of one, with its Frame."""
         with clock.part("decode"):
-            image = images.decode(data, limits=self.limits)
+            image = images.decode(data, limits=self.limits, enough=self.enough)
         with clock.part("prepare"):
             x, frame = self.model.geometry.prepare(image)
         return image, x.unsqueeze(0), frame
 
-    def looked(self, data: bytes, request: Request, clock: Clock) -> Looked:
-        """Look at a picture once and explain it; names are checked before any work is done for them."""
-        self._check(request)
+    def looked(self, data: bytes, request: Request, clock: Clock, *, partial: bool = False) -> Looked:
+        """Look at a picture once and explain it; names are checked before any work is done for them.
+
+        Where the deadline leaves too little time, the costly methods make less effort and smoothing is left
+        out; with ``partial`` the maps may be left out altogether. Raises DeadlineExceeded otherwise.
+        """
+        self.check(request)
         image, x, frame = self.prepared(data, clock)
         with clock.part("model"):
             evidence = look(self.model, x, block=request.block, engine=self.runner)
@@ -244,10 +314,19 @@ class Engine:
                 against=request.against,
                 top_k=request.top_k,
             )
-            ((maps, full_scale),) = explain_scaled(
-                evidence, [targets], method=self.method_of(request), smoothing=request.smoothing
-            )
-        return Looked(image, frame, ranking, evidence, maps, full_scale)
+            method = self.method_of(request)
+            cut: list[str] = []
+            try:
+                effort, smoothing, cut = self._affordable(request, method, len(targets))
+                ((maps, full_scale),) = explain_scaled(
+                    evidence, [targets], method=method, smoothing=smoothing, effort=effort
+                )
+            except DeadlineExceeded:
+                if not partial:
+                    raise
+                maps, full_scale = [], None
+                cut = [*cut, f"evidence: there was no time for the map by {method}"]
+        return Looked(image, frame, ranking, evidence, maps, full_scale, tuple(cut))
 
     def method_of(self, request: Request) -> str:
         """The method asked for, or the bundle's default."""
@@ -282,26 +361,37 @@ class Engine:
             )
         return found
 
-    def about(self, image: Image, clock: Clock, warnings: list[str]) -> dict[str, Any]:
+    def about(
+        self, image: Image, clock: Clock, warnings: list[str], cut: tuple[str, ...] = ()
+    ) -> dict[str, Any]:
         """The end of every answer about a picture."""
-        origin = self.bundle.provenance
         return {
             "image": schemas.ImageSize(width=image.width, height=image.height),
             "provenance": schemas.Provenance(
-                model=origin.model,
-                version=origin.version,
-                run_id=origin.run_id,
-                digest=origin.digest,
-                backbone=origin.backbone,
-                engine=self.runner.name,
-                precision=self.runner.precision,
-                image_sha256=image.sha256,
+                **self.origin().model_dump(), image_sha256=image.sha256, reduction=image.reduction
             ),
             "warnings": warnings,
+            "cut": list(cut),
             "timing_ms": clock.parts(),
         }
 
-    def _check(self, request: Request) -> None:
+    def origin(self) -> schemas.Origin:
+        """What makes the answers of this engine."""
+        known = self.bundle.provenance
+        return schemas.Origin(
+            model=known.model,
+            version=known.version,
+            run_id=known.run_id,
+            digest=known.digest,
+            backbone=known.backbone,
+            engine=self.runner.name,
+            precision=self.runner.precision,
+        )
+
+    def check(self, request: Request, *, unlimited: bool = False) -> None:
+        """Raise UnknownChoice, ConfigError or ExplanationError for what cannot be asked of this model;
+        ``unlimited`` allows any amount of work.
+        """
         for name in (request.target, request.against):
             if name is not None:
                 class_index(name, self.model.classes)
@@ -311,7 +401,7 @@ class Engine:
         if request.block is not None:
             self.model.index_of(request.block)
         row_of(self.method_of(request))
-        self._check_cost(request)
+        self._check_cost(request, unlimited)
         self.check_allowed(self.method_of(request))
 
     def check_allowed(self, method: str) -> None:
@@ -323,18 +413,75 @@ class Engine:
                 f"Choose one of: {allowed}."
             )
 
-    def _check_cost(self, request: Request) -> None:
+    def _check_cost(self, request: Request, unlimited: bool) -> None:
         """Refuse what would take longer than anybody waits, before any work is done."""
-        geometry = self.model.geometry
-        each = cost(self.method_of(request), request.top_k, geometry.crop_height, geometry.crop_width)
-        forwards = each * request.smoothing.variations
-        forwards += FORWARDS * request.top_k if request.faithfulness else 0
-        if forwards > self.settings.max_forwards:
+        for name, value, low in (("steps", request.steps, 2), ("random_maps", request.random_maps, 1)):
+            if not low <= value <= 200:
+                raise UnknownChoice(name, value, (f"a whole number from {low} to 200",))
+        total = self._cost(request, self.method_of(request), request.top_k, request.work)
+        total *= request.smoothing.variations
+        if request.faithfulness:
+            total += forwards(request.steps, request.random_maps) * request.top_k
+        if total > self.settings.max_forwards and not unlimited:
             raise ExplanationError(
-                f"This would take about {forwards:,} forwards; the limit is {self.settings.max_forwards:,}. "
-                "Ask for fewer classes, without smoothing or faithfulness, or for a method that reads a "
-                "block."
+                f"This would take about {total:,} forwards; the limit is {self.settings.max_forwards:,}. "
+                "Ask for fewer classes, without smoothing or faithfulness, for a method that reads a block, "
+                "or by a job."
             )
+
+    def _cost(self, request: Request, method: str, targets: int, effort: Effort) -> int:
+        geometry = self.model.geometry
+        return cost(method, targets, geometry.crop_height, geometry.crop_width, effort)
+
+    def _affordable(self, request: Request, method: str, targets: int) -> tuple[Effort, Smoothing, list[str]]:
+        """As much of what was asked for as there is time for, and what is left out; raises DeadlineExceeded
+        where the least of it would take too long, before the time is spent.
+        """
+        effort, smoothing, cut = request.work, request.smoothing, list[str]()
+        deadline = deadlines.current()
+        remaining = deadline.remaining if deadline is not None else None
+        if remaining is None:
+            return effort, smoothing, cut
+
+        def too_long() -> bool:
+            total = self._cost(request, method, targets, effort) * smoothing.variations
+            return total > 1 and total * self.forward_seconds * _SAFETY > remaining
+
+        if smoothing.on and too_long():
+            smoothing = Smoothing()
+            cut.append("smoothing: the map is of the picture itself alone")
+        if effort != QUICK and row_of(method).effort and too_long():
+            effort = QUICK
+            cut.append(f"effort: {method} ran with fewer steps or masks, see its settings")
+        if too_long():
+            raise DeadlineExceeded(f"There is no time for a map by {method} within {remaining:.2g} seconds.")
+        return effort, smoothing, cut
+
+    def _judged(
+        self, looked: Looked, evidence: list[schemas.Evidence], request: Request
+    ) -> tuple[list[schemas.Evidence], list[str]]:
+        """The evidence with the faithfulness of each map, and for which there was no time."""
+        judged, cut = list(evidence), list[str]()
+        for n, each in enumerate(looked.maps):
+            if each.status != "ok":
+                continue
+            try:
+                found = faithfulness(
+                    self.runner, looked.x, each, steps=request.steps, random_maps=request.random_maps
+                )
+            except DeadlineExceeded:
+                cut.append(f"faithfulness: the map for {each.label} was not judged")
+                continue
+            judged[n] = evidence[n].model_copy(update={"faithfulness": answers.faithfulness(found)})
+        return judged, cut
+
+    def _timed_forward(self) -> float:
+        """Seconds of one forward among many, the second of two tries."""
+        x = self.bundle.probe[0].expand(_FORWARD, -1, -1, -1)
+        for _ in range(2):
+            start = time.perf_counter()
+            predict(self.runner, x)
+        return (time.perf_counter() - start) / _FORWARD
 
     def _activations(
         self, data: bytes, blocks: list[str], channels: int, clock: Clock

@@ -1,20 +1,15 @@
-"""Each of our errors as an HTTP answer: a status, a kind for programs, one sentence for people."""
+"""Each failure as an HTTP answer: a status, a kind for programs, one sentence for people."""
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import ParamSpec, TypeVar
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 
 from models import errors
 from service.schemas import ErrorAnswer
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 STATUS: dict[type[errors.LucidaError], HTTPStatus] = {
     errors.UnsupportedFormat: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -24,36 +19,39 @@ STATUS: dict[type[errors.LucidaError], HTTPStatus] = {
     errors.UnknownChoice: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.ExplanationError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.ConfigError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
+    errors.Cancelled: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """What a client can cause. Anything else is the service's own fault: 500."""
 
-
-def answer(status: int, kind: str, message: str) -> JSONResponse:
-    """The one shape of every failure."""
-    return JSONResponse(ErrorAnswer(error=message, kind=kind).model_dump(), status_code=status)
+INTERNAL = "The service failed; the fault is not in the request."
 
 
-def answer_to(error: errors.LucidaError) -> JSONResponse:
-    """The answer to one of our errors, by its nearest ancestor in the table."""
+class Refusal(Exception):
+    """A request that goes no further."""
+
+    def __init__(
+        self, status: HTTPStatus, kind: str, message: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.message, self.headers = status, kind, message, dict(headers or {})
+
+    @property
+    def body(self) -> ErrorAnswer:
+        """What it says."""
+        return ErrorAnswer(error=self.message, kind=self.kind)
+
+    def answer(self) -> JSONResponse:
+        """As HTTP."""
+        return JSONResponse(self.body.model_dump(), status_code=self.status, headers=self.headers)
+
+
+def refusal_of(error: errors.LucidaError) -> Refusal:
+    """One of our errors as a refusal, by its nearest ancestor in the table."""
     for kind in type(error).__mro__:
         if kind in STATUS:
-            return answer(STATUS[kind], _snake(type(error).__name__), str(error))
-    return answer(
-        HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "The service failed; the fault is not in the request."
-    )
-
-
-def answered(endpoint: Callable[P, R]) -> Callable[P, R | Response]:
-    """Turn our errors into answers, so that a bad picture is no exception in the server's log."""
-
-    @functools.wraps(endpoint)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R | Response:
-        try:
-            return endpoint(*args, **kwargs)
-        except errors.LucidaError as error:
-            return answer_to(error)
-
-    return wrapped
+            return Refusal(STATUS[kind], _snake(type(error).__name__), str(error))
+    return Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", INTERNAL)
 
 
 def _snake(name: str) -> str:

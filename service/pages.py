@@ -1,74 +1,169 @@
-"""Routes that only read: what is served, and what it is made of."""
+"""Routes that only read: the page, what is served, and what it is made of."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from http import HTTPStatus
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from anyio import CapacityLimiter, to_thread
-from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
-from models.errors import LucidaError
-from service.errors import answer_to
+from models import deadlines, images
+from models.anatomy import Anatomy
+from models.deadlines import Deadline
+from models.render.colour import contrast_table, evidence_table
+from service import openapi, schemas
+from service.errors import Refusal
+from service.routes import State, refusing
+
+WEB = Path(__file__).parent / "web"
 
 
-async def model_card(request: Request) -> JSONResponse:
-    """GET /model: classes, geometry, blocks, methods, metrics and provenance of the served bundle."""
-    return JSONResponse(request.app.state.engine.card())
+def page_routes() -> list[Route | Mount]:
+    """The page with its files, and the routes that it asks."""
+    return [
+        Route("/", _page, methods=["GET"]),
+        Mount("/web", StaticFiles(directory=WEB), name="web"),
+        Route("/favicon.ico", _icon, methods=["GET"]),
+        Route("/model", refusing(_model_card), methods=["GET"]),
+        Route("/anatomy", refusing(_anatomy), methods=["GET"]),
+        Route("/filters", refusing(Synthesis()), methods=["GET"]),
+        Route("/colours", refusing(_colours), methods=["GET"]),
+        Route("/samples", refusing(_samples), methods=["GET"]),
+        Route("/samples/{name}", refusing(_sample), methods=["GET"]),
+        Route("/docs.json", refusing(_open_api), methods=["GET"]),
+        Route("/openapi.json", refusing(_open_api), methods=["GET"]),
+    ]
 
 
-async def anatomy(request: Request) -> Response:
-    """GET /anatomy: each block and layer with shapes, receptive fields, parameters and multiply-adds; drawn
-    as a PNG with ?picture=true.
+async def _page(request: Request) -> Response:
+    return FileResponse(WEB / "index.html")
+
+
+async def _icon(request: Request) -> Response:
+    return RedirectResponse("/web/icon.svg")
+
+
+async def _model_card(request: Request, state: State) -> Response:
+    """Classes, geometry, blocks, methods, metrics and provenance of the served bundle."""
+    return _json({**state.champion.engine.card(), "refused_successor": state.champion.refused})
+
+
+async def _anatomy(request: Request, state: State) -> Response:
+    """Each block and layer with shapes, receptive fields, parameters and multiply-adds; drawn as a PNG with
+    ?picture=true.
     """
-    found = request.app.state.engine.anatomy
-    if request.query_params.get("picture", "").lower() in {"true", "1"}:
+    found: Anatomy = state.champion.engine.anatomy
+    asked = request.query_params.get("picture", "false").lower()
+    if asked not in {"true", "false", "1", "0"}:
+        raise Refusal(
+            HTTPStatus.UNPROCESSABLE_ENTITY, "bad_field", "Field 'picture': it must be true or false."
+        )
+    if asked in {"true", "1"}:
         from models.render.flow import flow
         from models.render.overlay import encode
 
-        return Response(await run_in_threadpool(lambda: encode(flow(found), "png")), media_type="image/png")
-    totals = {"parameters": found.parameters, "multiply_adds": found.multiply_adds}
-    return JSONResponse({**asdict(found), **totals})
+        return Response(await to_thread.run_sync(lambda: encode(flow(found), "png")), media_type="image/png")
+    return _json({**asdict(found), "parameters": found.parameters, "multiply_adds": found.multiply_adds})
 
 
-async def filters(request: Request) -> Response:
-    """GET /filters?block=…&channels=1,2&steps=128: what channels look for, synthesised on the spot."""
-    engine, query = request.app.state.engine, request.query_params
+class Synthesis:
+    """GET /filters?block=…&channels=1,2&steps=128: what channels look for, from the bundle's atlas or made on
+    the spot, one request at a time: each takes a core for some seconds.
+    """
 
-    def made() -> list[dict[str, Any]]:
-        channels = _numbers(query.get("channels", "0"))
-        steps = _numbers(query.get("steps", "128"))
-        found: list[dict[str, Any]] = engine.filters(
-            query.get("block") or engine.model.cam_block, channels, steps[0] if steps else 0
-        )
-        return found
+    def __init__(self) -> None:
+        self._limiter: CapacityLimiter | None = None
 
+    async def __call__(self, request: Request, state: State) -> Response:
+        """As a route."""
+        engine, query = state.champion.engine, request.query_params
+        block = query.get("block") or engine.model.cam_block
+        atlas = engine.atlas
+        if atlas and "steps" not in query:
+            wanted = schemas.numbers(query["channels"]) if "channels" in query else None
+            if wanted is None and "block" not in query:
+                return _filters(engine.origin(), atlas)
+            kept = [
+                each for each in atlas if each.block == block and (wanted is None or each.channel in wanted)
+            ]
+            if kept and (wanted is None or len(kept) == len(set(wanted))):
+                return _filters(engine.origin(), kept)
+        channels = schemas.numbers(query.get("channels", "0"))
+        steps = (schemas.numbers(query.get("steps", "128")) or [0])[0]
+        if self._limiter is None:
+            self._limiter = CapacityLimiter(1)
+        if self._limiter.statistics().tasks_waiting >= _WAITING:
+            raise Refusal(
+                HTTPStatus.SERVICE_UNAVAILABLE, "busy", "Other templates are being made. Come again in 5 s.",
+                {"Retry-After": "5"},
+            )  # fmt: skip
+        deadline = Deadline(state.settings.deadline_ms / 1000)
+
+        def made() -> list[schemas.TemplateAnswer]:
+            with deadlines.within(deadline):
+                return engine.filters(block, channels, steps)
+
+        return _filters(engine.origin(), await to_thread.run_sync(made, limiter=self._limiter))
+
+
+_WAITING = 4
+
+
+def _filters(origin: schemas.Origin, found: list[schemas.TemplateAnswer]) -> Response:
+    answer = schemas.FiltersAnswer(templates=found, provenance=origin)
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+async def _colours(request: Request, state: State) -> Response:
+    """The colour maps of the overlays, as red, green and blue: for evidence, and for one class against
+    another.
+    """
+    return _json({"evidence": evidence_table().tolist(), "contrast": contrast_table().tolist()})
+
+
+async def _samples(request: Request, state: State) -> Response:
+    """Names of the pictures that the page offers to try."""
+    return _json({"samples": list(_sample_files(state))})
+
+
+async def _sample(request: Request, state: State) -> Response:
+    """One of them."""
+    path = _sample_files(state).get(request.path_params["name"])
+    if path is None:
+        raise Refusal(HTTPStatus.NOT_FOUND, "no_such_sample", "There is no such sample.")
+    return FileResponse(path)
+
+
+def _sample_files(state: State) -> Mapping[str, Path]:
+    """The probe of the bundle, unless a folder of samples was set. A name is looked up, never joined."""
+    folder = state.settings.samples
+    if folder is None or not folder.is_dir():
+        return {"probe.png": state.champion.engine.bundle.folder / "probe.png"}
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in images.SUFFIXES)
+    return {path.name: path for path in found[:_SAMPLES]}
+
+
+_SAMPLES = 24
+
+
+async def _open_api(request: Request, state: State) -> Response:
+    """What can be asked, for programs."""
     try:
-        # One at a time: each takes a core for some seconds.
-        limiter: CapacityLimiter = request.app.state.synthesis
-        return JSONResponse({"templates": await to_thread.run_sync(made, limiter=limiter)})
-    except LucidaError as error:
-        return answer_to(error)
+        release = version("camera-lucida")
+    except PackageNotFoundError:  # in a Bento the code lies beside, not installed
+        release = "0"
+    return _json(openapi.document(state.settings, version=release, card=state.champion.engine.card()))
 
 
-def make_pages() -> Starlette:
-    """The application that BentoML mounts; the service puts its engine into ``state.engine``."""
-    pages = Starlette(
-        routes=[
-            Route("/model", model_card, methods=["GET"]),
-            Route("/anatomy", anatomy, methods=["GET"]),
-            Route("/filters", filters, methods=["GET"]),
-        ]
-    )
-    pages.state.synthesis = CapacityLimiter(1)
-    return pages
-
-
-def _numbers(text: str) -> list[int]:
-    """Whole numbers with commas between; a channel that is no number is asked for as -1, which none has."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    return [int(part) if part.isascii() and part.isdigit() and len(part) < 7 else -1 for part in parts]
+def _json(content: Mapping[str, Any]) -> Response:
+    body = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    return Response(body, media_type="application/json")

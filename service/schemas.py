@@ -34,7 +34,7 @@ class ImageSize(Answer):
     height: int
 
 
-class Provenance(Answer):
+class Origin(Answer):
     """What made this answer."""
 
     model: str
@@ -44,7 +44,15 @@ class Provenance(Answer):
     backbone: str
     engine: str = Field(description="What ran the blocks: eager or openvino.")
     precision: str = Field("fp32", description="Of the engine: fp32 or bf16.")
+
+
+class Provenance(Origin):
+    """What made this answer, from what."""
+
     image_sha256: str = Field(description="Digest of the picture's bytes as they were sent.")
+    reduction: int = Field(
+        1, description="A large JPEG may be decoded at a half, a fourth or an eighth of its size: 2, 4 or 8."
+    )
 
 
 class About(Answer):
@@ -53,6 +61,9 @@ class About(Answer):
     image: ImageSize
     provenance: Provenance
     warnings: list[str] = Field(description="What a reader should know before trusting the answer.")
+    cut: list[str] = Field(
+        default_factory=list, description="What was asked for and left out, because the deadline came first."
+    )
     timing_ms: dict[str, float]
 
 
@@ -275,8 +286,86 @@ class ActivationsAnswer(About):
     activations: list[BlockAnswer]
 
 
+class TemplateAnswer(Answer):
+    """What one channel looks for."""
+
+    block: str
+    channel: int
+    response: float = Field(description="Of the channel, before its activation function, on the picture.")
+    start: float = Field(description="The same on the noise that it began from.")
+    steps: int
+    picture: str = Field(description="A JPEG data URI.")
+    patches: list[str] = Field(
+        default_factory=list,
+        description="Parts of training pictures that drive it most, from the bundle's atlas.",
+    )
+
+
+CHECKS = ("faithfulness", "agreement", "shifts", "sweep")
+"""Of /trust, as in models.explain.audit, whose import would bring torch to whoever only reads answers."""
+
+
+class FiltersAnswer(Answer):
+    """Templates of some channels."""
+
+    templates: list[TemplateAnswer]
+    provenance: Origin
+
+
+class JobAnswer(Answer):
+    """A job and how far it is."""
+
+    id: str
+    verb: str
+    state: str = Field(description="queued, running, done, failed or cancelled.")
+    pictures: int
+    done: int = Field(description="Answers found so far.")
+    progress: float = Field(ge=0, le=1)
+    eta_seconds: float | None = Field(description="Until it is done, as far as can be told.")
+    created: float = Field(description="Seconds since 1970, as the other times.")
+    started: float | None
+    ended: float | None
+    error: str | None
+
+
+class JobsAnswer(Answer):
+    """Latest first."""
+
+    jobs: list[JobAnswer]
+
+
+class SeveralAnswers(Answer):
+    """To several pictures, in their order; one that cannot be used has its error in its place."""
+
+    answers: list[PredictAnswer | ExplainAnswer | ErrorAnswer]
+
+
 class ErrorAnswer(Answer):
     """Every failure has this shape."""
 
     error: str = Field(description="One sentence that says what is wrong and what would be right.")
     kind: str = Field(description="A name for programs, such as unsupported_format.")
+
+
+class JobResult(Answer):
+    """What a job has found so far, in the order of its pictures; complete when its state is done."""
+
+    id: str
+    state: str
+    answers: list[
+        TrustAnswer
+        | ExplainAnswer
+        | TraceAnswer
+        | PredictAnswer
+        | WhatIfAnswer
+        | SplitAnswer
+        | ActivationsAnswer
+        | FiltersAnswer
+        | ErrorAnswer
+    ]
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers with commas between; one that is no number is read as -1, which no channel has."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return [int(part) if part.isascii() and part.isdigit() and len(part) < 7 else -1 for part in parts]

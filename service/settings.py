@@ -2,30 +2,68 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 EngineName = Literal["eager", "openvino"]
 """As in models.engines, whose import would bring torch into the server's supervisor."""
 
 
+def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may use: fewer than the machine has where it, or its container, was given
+    fewer.
+    """
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        allowed, period = quota.read_text().split()
+        return max(1, min(found, math.ceil(int(allowed) / int(period))))
+    except (OSError, ValueError):
+        # No such file, or "max": no limit.
+        return found
+
+
 class Settings(BaseSettings):
     """Limits and resources of the service."""
 
-    model_config = SettingsConfigDict(env_prefix="LUCIDA_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="LUCIDA_", frozen=True, extra="forbid", hide_input_in_errors=True
+    )
 
     bundle: Path | None = Field(
-        None, description="Serve this bundle folder instead of the packaged Bento model."
+        None,
+        description="Serve this bundle folder instead of the packaged Bento model; may be a link, which can "
+        "be turned to another bundle while the service runs.",
+    )
+    watch_seconds: float = Field(
+        5.0, ge=0, description="How often to look for another bundle to change over to; 0 for never."
     )
     engine: EngineName = Field("eager", description="What runs the blocks: eager, or openvino (extra fast).")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Of the engine: fp32, or bf16 (openvino, where the processor has it)."
     )
+    workers: int = Field(default_factory=cores, ge=1, description="Worker processes, each with the model.")
+    torch_threads: int = Field(1, ge=1, description="Threads that torch takes in a worker.")
+    request_threads: int = Field(
+        4, ge=1, description="Pictures decoded, explained or drawn at once in a worker, beside the model."
+    )
+    max_batch: int = Field(
+        8, ge=1, description="Most pictures that the model runs at once; 1 for no batches."
+    )
+    max_queue: int = Field(
+        32, ge=0, description="Pictures that may wait in a worker; beyond them 503 with Retry-After."
+    )
+    deadline_ms: int = Field(10_000, ge=1, description="Longest that one request may take.")
+    upload_seconds: float = Field(20.0, gt=0, description="Longest that sending a request may take.")
+    max_uploads_bytes: int = Field(
+        200_000_000, ge=1_000, description="Bytes of uploads that a worker holds at once."
+    )
     max_body_bytes: int = Field(20_000_000, ge=1_000, description="Longest request body that is read.")
+    max_pictures: int = Field(16, ge=1, description="Most pictures in one request.")
     max_pixels: int = Field(
         50_000_000, ge=1, description="Largest width x height of a picture, from its header."
     )
@@ -35,9 +73,40 @@ class Settings(BaseSettings):
         4_000, ge=1, description="Most forwards that one explanation may take, as far as can be told before."
     )
     max_overlay_side: int = Field(1600, ge=64, description="Longest side of an overlay in pixels.")
-    request_threads: int = Field(
-        default_factory=lambda: max(2, os.cpu_count() or 1),
-        ge=1,
-        description="Requests worked on at once in a process.",
+    api_keys: dict[str, str] = Field(
+        default_factory=dict,
+        description='JSON, {"name": "sha256 of the key, hexadecimal"}; with any, every route but /livez and '
+        "/readyz asks for a key. `lucida key NAME` makes one.",
     )
-    torch_threads: int = Field(1, ge=1, description="Threads that torch takes for one request.")
+    key_per_minute: int = Field(600, ge=1, description="Requests of one key in a minute; beyond them 429.")
+    samples: Path | None = Field(
+        None, description="Folder of pictures that the page offers to try; the bundle's probe without."
+    )
+    log_requests: bool = Field(True, description="One line of JSON a request on standard error.")
+    jobs: Path = Field(
+        default_factory=lambda: (
+            Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "camera-lucida/jobs"
+        ),
+        description="Folder of the jobs, their pictures and results; one for each service.",
+    )
+    redis: str | None = Field(
+        None, description="redis://… to hand jobs out by Redis (extra redis) instead of a file."
+    )
+    max_jobs: int = Field(50, ge=0, description="Jobs waiting or running; beyond them 429. 0 for no jobs.")
+    max_job_bytes: int = Field(200_000_000, ge=1_000, description="Longest request body of a job.")
+    max_job_pictures: int = Field(500, ge=1, description="Most pictures of a job.")
+    job_hours: float = Field(24.0, gt=0, description="How long a job that has ended is kept.")
+    max_kept_jobs: int = Field(
+        200, ge=1, description="Jobs that have ended and are kept; the oldest go first."
+    )
+    job_minutes: float = Field(60.0, gt=0, description="Longest that one job may run.")
+
+    @field_validator("api_keys")
+    @classmethod
+    def _hashed(cls, keys: dict[str, str]) -> dict[str, str]:
+        for name, digest in keys.items():
+            if len(digest) != 64 or set(digest.lower()) - set("0123456789abcdef"):
+                raise ValueError(
+                    f"the key {name!r} must be given as its sha256, 64 hexadecimal digits, not as it is"
+                )
+        return {name: digest.lower() for name, digest in keys.items()}

@@ -11,8 +11,8 @@ import pytest
 from models.explain.methods import METHODS
 from pipelines.config import Augmentation, PhaseConfig, TrainConfig
 from service import schemas
-from service.edge import UPLOADS
 from service.settings import Settings
+from service.verbs import VERBS
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").rglob("*.md"))]
@@ -29,9 +29,9 @@ def test_every_setting_route_and_field_is_described():
     readme = (PROJECT / "README.md").read_text()
     for name in Settings.model_fields:
         assert f"`LUCIDA_{name.upper()}`" in answers
-    for route in UPLOADS:
-        assert f"POST {route}" in answers
-        assert f"POST {route}" in readme
+    for verb in VERBS.values():
+        assert f"POST {verb.path}" in answers
+        assert f"POST {verb.path}" in readme
     for shape in (schemas.ExplainAnswer, schemas.Evidence):
         for name in shape.model_fields:
             assert f"`{name}`" in answers, name

@@ -23,6 +23,7 @@ import mlflow
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 PROJECT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -268,12 +269,12 @@ def test_doubts_are_answered_over_http(world, val):
         ("/trust", {"checks": "truth"}, "faithfulness"),
         ("/whatif", {"box": "1,2,3"}, "x0,y0,x1,y1"),
         ("/whatif", {"box": "5,5,5,9"}, "no area"),
-        ("/whatif", {"share": "2"}, "between 0 and 1"),
-        ("/whatif", {"cover": "black"}, "blur, mean"),
+        ("/whatif", {"share": "2"}, "less than 1"),
+        ("/whatif", {"cover": "black"}, "'blur' or 'mean'"),
         ("/split", {"block": "top"}, "neither branches nor a skip"),
         ("/whatif", {"box": "-20,-20,-10,-10"}, "outside"),
         ("/whatif", {"against": "ants"}, "target, block, method, box"),
-        ("/predict", {"method": "rise"}, "none"),
+        ("/predict", {"method": "rise"}, "deadline_ms"),
         ("/explain", {"method": "rise", "flip": "true", "noise": "0.1"}, "forwards"),
     ],
     ids=str,
@@ -475,3 +476,19 @@ def test_a_broken_bundle_is_never_ready_and_the_log_says_why(world, bundle_folde
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def test_the_bento_pins_exactly_and_carries_its_own_dockerfile(world):
+    (bento,) = (world.folder / "bentoml/bentos/camera_lucida").glob("*/bento.yaml")
+    pins = [
+        line.split(";")[0].strip()
+        for line in (bento.parent / "env/python/requirements.txt").read_text().splitlines()
+        if line and not line.startswith(("#", "-"))
+    ]
+    assert len(pins) > 60
+    assert all("==" in pin for pin in pins)
+    assert f"torch=={torch.__version__.split('+')[0]}" in pins
+    dockerfile = (bento.parent / "env/docker/Dockerfile").read_text()
+    assert "FROM python:3.11-slim" in dockerfile
+    assert "OMP_WAIT_POLICY=PASSIVE" in dockerfile
+    assert (bento.parent / "src/service/web/index.html").exists(), "the page is shipped"

@@ -101,7 +101,7 @@ def test_every_command_has_a_help_of_its_own():
 
 def test_every_error_of_ours_is_drawn_in_the_tree_and_has_an_answer():
     from models import errors
-    from service.errors import answer_to
+    from service.errors import refusal_of
 
     def below(kind: type) -> list[type]:
         return [kind, *(each for child in kind.__subclasses__() for each in below(child))]
@@ -110,4 +110,4 @@ def test_every_error_of_ours_is_drawn_in_the_tree_and_has_an_answer():
     for kind in below(LucidaError):
         assert kind.__name__ in errors.__doc__
         error = kind("thing", "value", ["a"]) if kind is errors.UnknownChoice else kind("A sentence.")
-        assert 400 <= answer_to(error).status_code <= 500
+        assert 400 <= refusal_of(error).status <= 504

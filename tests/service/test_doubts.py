@@ -154,8 +154,8 @@ def test_the_split_takes_the_highest_block_that_has_parts(doubts, bee):
 
 def test_templates_and_anatomy_are_there_to_be_served(engine):
     (found,) = engine.filters("stage2.1", [3], 4)
-    assert found["picture"].startswith("data:image/jpeg")
-    assert found["response"] > found["start"]
+    assert found.picture.startswith("data:image/jpeg")
+    assert found.response > found.start
     with pytest.raises(UnknownChoice, match="0 to 23"):
         engine.filters("stage2.1", [24], 4)
     with pytest.raises(UnknownChoice, match="1 to 8"):

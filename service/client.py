@@ -1,0 +1,218 @@
+"""A client of the service, for people who would rather not write HTTP.
+
+    from service.client import Client
+
+    with Client("http://127.0.0.1:3000") as lucida:
+        answer = lucida.explain("bee.jpg", top_k=2)
+        print(answer.predictions[0].label, answer.evidence[0].grid.max)
+
+Answers are the service's own types; refusals are :class:`ServiceError`. It needs httpx and pydantic, and
+neither torch nor BentoML.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import httpx
+
+from service import schemas
+
+Picture = str | Path | bytes
+"""A path, or the encoded bytes."""
+A = TypeVar("A", bound=schemas.Answer)
+
+_STATES_OF_WORK = {"queued", "running"}
+
+
+class ServiceError(Exception):
+    """The service refused or failed."""
+
+    def __init__(self, status: int, kind: str, message: str, retry_after: float | None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        """A name for programs, such as unsupported_format."""
+        self.retry_after = retry_after
+        """Seconds after which the same request may go well; None where it would not."""
+
+
+class Client:
+    """Asks one service; may be used from several threads.
+
+    ``patience`` is how many seconds a request waits in all where the service is busy and says when to come
+    again.
+    """
+
+    def __init__(
+        self, url: str = "http://127.0.0.1:3000", *, key: str | None = None, timeout: float = 30.0,
+        patience: float = 0.0,
+    ) -> None:  # fmt: skip
+        headers = {"X-API-Key": key} if key is not None else {}
+        # Proxy variables of the environment are for the internet, not for a service that has an address.
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False)
+        self._patience = patience
+
+    def __enter__(self) -> Self:
+        """The client itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close its connections."""
+        self.close()
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
+
+    def predict(self, picture: Picture, **options: Any) -> schemas.PredictAnswer:
+        """Scores of all classes."""
+        return self._ask("/predict", [picture], options, schemas.PredictAnswer)
+
+    def predict_many(
+        self, pictures: Sequence[Picture], **options: Any
+    ) -> list[schemas.PredictAnswer | schemas.ErrorAnswer]:
+        """Scores for several pictures in one request; one that cannot be used has its error in its place."""
+        return self._several("/predict", pictures, options, schemas.PredictAnswer)
+
+    def explain(self, picture: Picture, **options: Any) -> schemas.ExplainAnswer:
+        """The prediction with its evidence; options as in docs/reference/answers.md."""
+        return self._ask("/explain", [picture], options, schemas.ExplainAnswer)
+
+    def explain_many(
+        self, pictures: Sequence[Picture], **options: Any
+    ) -> list[schemas.ExplainAnswer | schemas.ErrorAnswer]:
+        """Evidence for several pictures in one request."""
+        return self._several("/explain", pictures, options, schemas.ExplainAnswer)
+
+    def heatmap(
+        self, picture: Picture, *, encoding: Literal["jpeg", "png"] = "jpeg", **options: Any
+    ) -> bytes:
+        """The picture with the map over it, encoded."""
+        return self._post("/heatmap", [picture], {"encoding": encoding, **options}).content
+
+    def trust(self, picture: Picture, **options: Any) -> schemas.TrustAnswer:
+        """How far the evidence can be trusted."""
+        return self._ask("/trust", [picture], options, schemas.TrustAnswer)
+
+    def trace(self, picture: Picture, **options: Any) -> schemas.TraceAnswer:
+        """Grad-CAM's five steps."""
+        return self._ask("/trace", [picture], options, schemas.TraceAnswer)
+
+    def what_if(self, picture: Picture, **options: Any) -> schemas.WhatIfAnswer:
+        """The scores with a part covered."""
+        return self._ask("/whatif", [picture], options, schemas.WhatIfAnswer)
+
+    def split(self, picture: Picture, **options: Any) -> schemas.SplitAnswer:
+        """The evidence by the parts of a block."""
+        return self._ask("/split", [picture], options, schemas.SplitAnswer)
+
+    def activations(self, picture: Picture, **options: Any) -> schemas.ActivationsAnswer:
+        """Statistics and strongest channels of blocks."""
+        return self._ask("/activations", [picture], options, schemas.ActivationsAnswer)
+
+    def model(self) -> dict[str, Any]:
+        """The card of the model that is served."""
+        found: dict[str, Any] = self._get("/model").json()
+        return found
+
+    def filters(self, **options: Any) -> schemas.FiltersAnswer:
+        """What channels look for."""
+        return schemas.FiltersAnswer.model_validate_json(self._get("/filters", _texts(options)).content)
+
+    # ------------------------------------------------------------ jobs
+
+    def submit(self, verb: str, pictures: Sequence[Picture], **options: Any) -> schemas.JobAnswer:
+        """Have pictures worked on in the background."""
+        reply = self._post(f"/jobs/{verb}", pictures, options)
+        return schemas.JobAnswer.model_validate_json(reply.content)
+
+    def job(self, name: str) -> schemas.JobAnswer:
+        """How far a job is."""
+        return schemas.JobAnswer.model_validate_json(self._get(f"/jobs/{name}").content)
+
+    def watch(self, name: str, *, every: float = 0.5) -> Iterator[schemas.JobAnswer]:
+        """How far a job is, again and again until it has ended."""
+        while True:
+            status = self.job(name)
+            yield status
+            if status.state not in _STATES_OF_WORK:
+                return
+            time.sleep(every)
+
+    def result(self, name: str) -> schemas.JobResult:
+        """What a job has found so far."""
+        return schemas.JobResult.model_validate_json(self._get(f"/jobs/{name}/result").content)
+
+    def cancel(self, name: str) -> schemas.JobAnswer:
+        """Cancel a job, or forget it once it has ended."""
+        return schemas.JobAnswer.model_validate_json(_checked(self._http.delete(f"/jobs/{name}")).content)
+
+    # ------------------------------------------------------------ parts
+
+    def _ask(self, route: str, pictures: Sequence[Picture], options: dict[str, Any], shape: type[A]) -> A:
+        return shape.model_validate_json(self._post(route, pictures, options).content)
+
+    def _several(
+        self, route: str, pictures: Sequence[Picture], options: dict[str, Any], shape: type[A]
+    ) -> list[A | schemas.ErrorAnswer]:
+        if len(pictures) == 1:
+            return [self._ask(route, pictures, options, shape)]
+        answers = self._post(route, pictures, options).json()["answers"]
+        return [
+            schemas.ErrorAnswer.model_validate(each) if "error" in each else shape.model_validate(each)
+            for each in answers
+        ]
+
+    def _get(self, route: str, query: dict[str, str] | None = None) -> httpx.Response:
+        return self._patiently(lambda: self._http.get(route, params=query))
+
+    def _post(self, route: str, pictures: Sequence[Picture], options: dict[str, Any]) -> httpx.Response:
+        files = [("image", ("picture", _bytes(each))) for each in pictures]
+        texts = [(name, (None, value)) for name, value in _texts(options).items()]
+        return self._patiently(lambda: self._http.post(route, files=[*texts, *files]))
+
+    def _patiently(self, ask: Callable[[], httpx.Response]) -> httpx.Response:
+        until = time.monotonic() + self._patience
+        while True:
+            try:
+                return _checked(ask())
+            except ServiceError as error:
+                if error.retry_after is None or time.monotonic() + error.retry_after > until:
+                    raise
+                time.sleep(error.retry_after)
+
+
+def _checked(reply: httpx.Response) -> httpx.Response:
+    if reply.is_success:
+        return reply
+    try:
+        said = schemas.ErrorAnswer.model_validate_json(reply.content)
+        kind, message = said.kind, said.error
+    except ValueError:
+        kind, message = "not_ours", f"{reply.status_code} {reply.reason_phrase} from {reply.url.host}."
+    after = reply.headers.get("retry-after", "")
+    raise ServiceError(reply.status_code, kind, message, float(after) if after.isdigit() else None)
+
+
+def _bytes(picture: Picture) -> bytes:
+    return picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+
+
+def _texts(options: dict[str, Any]) -> dict[str, str]:
+    """Options as a form has them; None is left out."""
+    found = {}
+    for name, value in options.items():
+        if isinstance(value, bool):
+            found[name] = str(value).lower()
+        elif isinstance(value, (list, tuple)):
+            found[name] = ",".join(map(str, value))
+        elif value is not None:
+            found[name] = str(value)
+    return found

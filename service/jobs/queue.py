@@ -1,0 +1,47 @@
+"""Whose turn it is, by huey: kept in an sqlite file beside the jobs, or in Redis.
+
+huey writes its messages by pickle unless told otherwise; a message here is a list in JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from huey import Huey, RedisHuey, SqliteHuey
+from huey.registry import Message
+from huey.serializer import Serializer
+
+from service.settings import Settings
+
+
+class JsonSerializer(Serializer):  # type: ignore[misc]
+    """Messages as JSON."""
+
+    def _serialize(self, data: Any) -> bytes:
+        return json.dumps(data).encode()
+
+    def _deserialize(self, data: bytes) -> Any:
+        content = json.loads(data)
+        return (
+            Message(*content)
+            if isinstance(content, list) and len(content) == len(Message._fields)
+            else content
+        )
+
+
+def make_queue(settings: Settings, work: Callable[[str], None]) -> tuple[Huey, Callable[[str], Any]]:
+    """The queue, and what puts a job's id into it; ``work`` is what its consumer does with one."""
+    options: dict[str, Any] = {"results": False, "serializer": JsonSerializer(), "immediate": False}
+    if settings.redis is not None:
+        queue = RedisHuey("lucida", url=settings.redis, **options)
+    else:
+        settings.jobs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        queue = SqliteHuey("lucida", filename=str(settings.jobs / "queue.db"), **options)
+
+    @queue.task(name="work")  # type: ignore[untyped-decorator]
+    def hand_out(job: str) -> None:
+        work(job)
+
+    return queue, hand_out

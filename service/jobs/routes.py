@@ -1,0 +1,150 @@
+"""Jobs over REST: submit, status, result, cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from service import schemas, uploads
+from service.errors import Refusal
+from service.jobs.queue import make_queue
+from service.jobs.store import UNFINISHED, Job, Store
+from service.jobs.verbs import JOB_VERBS, JobVerb
+from service.routes import State, check, refusing
+
+
+class Jobs:
+    """What the routes share: the folder, and the queue's near end."""
+
+    def __init__(self, state: State) -> None:
+        self.settings, self.desk = state.settings, state.desk
+        self.store = Store(state.settings.jobs)
+        self._hand_out = make_queue(state.settings, lambda job: None)[1] if state.settings.max_jobs else None
+
+    def submit(self, verb: JobVerb, upload: uploads.Upload, owner: str | None) -> Job:
+        """Keep a job and hand it out; a Refusal where there are too many."""
+        fields = {name: value for name, value in upload.fields.items() if value}
+        with self.store.submitting():
+            if len(self.store.unfinished()) >= self.settings.max_jobs or self._hand_out is None:
+                raise Refusal(
+                    HTTPStatus.TOO_MANY_REQUESTS, "too_many_jobs",
+                    f"There are {self.settings.max_jobs} jobs waiting or running, which is the limit.",
+                    {"Retry-After": "60"},
+                )  # fmt: skip
+            job = self.store.create(verb.name, fields, upload.pictures, owner)
+        self._hand_out(job.id)
+        return job
+
+    def told(self, job: Job) -> schemas.JobAnswer:
+        """A job and how far it is."""
+        status = self.store.status(job)
+        return schemas.JobAnswer(
+            id=job.id,
+            verb=job.verb,
+            state=status.state,
+            pictures=job.pictures,
+            done=status.done,
+            progress=status.progress,
+            eta_seconds=status.eta_seconds,
+            created=job.created,
+            started=status.started,
+            ended=status.ended,
+            error=status.error,
+        )
+
+    def of(self, request: Request) -> Job:
+        """The job that a path names, where it is the asker's own; a Refusal otherwise."""
+        job = self.store.get(request.path_params["job"])
+        if job is None or job.owner != request.scope["state"].get("owner"):
+            raise Refusal(
+                HTTPStatus.NOT_FOUND, "no_such_job", "There is no such job; it may have been forgotten since."
+            )
+        return job
+
+
+def job_routes() -> list[Route]:
+    """Submission of each verb, and what can be asked about a job."""
+    return [
+        *(
+            Route(f"/jobs/{verb.name}", refusing(partial(_submit, verb=verb)), methods=["POST"])
+            for verb in JOB_VERBS.values()
+        ),
+        Route("/jobs", refusing(_all), methods=["GET"]),
+        Route("/jobs/{job}", refusing(_status_or_cancel), methods=["GET", "DELETE"]),
+        Route("/jobs/{job}/result", refusing(_result), methods=["GET"]),
+    ]
+
+
+async def _submit(request: Request, state: State, *, verb: JobVerb) -> Response:
+    jobs: Jobs = request.app.state.jobs
+    settings = state.settings
+    uploads.check_form(request)
+    most = settings.max_job_bytes
+    with state.desk.hold() as held:
+        body = await uploads.read_body(request, most=most, seconds=settings.upload_seconds, count=held.add)
+        upload = await uploads.parse(
+            request.headers,
+            body,
+            most_pictures=settings.max_job_pictures if verb.pictures else 0,
+            need_picture=verb.pictures,
+        )
+        del body
+        form = uploads.typed(verb.form, upload.fields)
+        # A wrong name is told now, not by each picture's answer later.
+        check(state.champion.doubts, form, unlimited=True)
+        owner = request.scope["state"].get("owner")
+        job = await to_thread.run_sync(lambda: jobs.submit(verb, upload, owner))
+    return _told(jobs, job, HTTPStatus.ACCEPTED, {"Location": f"/jobs/{job.id}"})
+
+
+async def _all(request: Request, state: State) -> Response:
+    jobs: Jobs = request.app.state.jobs
+    owner = request.scope["state"].get("owner")
+
+    def mine() -> schemas.JobsAnswer:
+        own = [job for job in reversed(jobs.store.jobs()) if job.owner == owner]
+        return schemas.JobsAnswer(jobs=[jobs.told(job) for job in own])
+
+    # Hundreds of small files: not on the thread that everybody's requests share.
+    return JSONResponse((await to_thread.run_sync(mine)).model_dump())
+
+
+async def _status_or_cancel(request: Request, state: State) -> Response:
+    jobs: Jobs = request.app.state.jobs
+    job = jobs.of(request)
+    if request.method != "DELETE":
+        return _told(jobs, job)
+    if jobs.store.status(job).state in UNFINISHED:
+        jobs.store.cancel(job)
+        return _told(jobs, job)
+    told = _told(jobs, job)
+    await to_thread.run_sync(jobs.store.forget, job)
+    return told
+
+
+async def _result(request: Request, state: State) -> Response:
+    jobs: Jobs = request.app.state.jobs
+    job = jobs.of(request)
+    head = JSONResponse({"id": job.id, "state": jobs.store.status(job).state}).body
+
+    def parts() -> Iterator[bytes]:
+        yield bytes(head)[:-1] + b',"answers":['
+        for n, answer in enumerate(jobs.store.answers(job)):
+            yield b"," + answer if n else answer
+        yield b"]}"
+
+    return StreamingResponse(parts(), media_type="application/json")
+
+
+def _told(
+    jobs: Jobs, job: Job, status: int = HTTPStatus.OK, headers: dict[str, str] | None = None
+) -> Response:
+    content: dict[str, Any] = jobs.told(job).model_dump()
+    return JSONResponse(content, status_code=status, headers=headers)

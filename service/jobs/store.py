@@ -1,0 +1,222 @@
+"""Jobs as folders: what was asked, the pictures, how far it is, what was found.
+
+The folder is the truth, the queue only says whose turn it is: after a restart every job that has not ended is
+handed out again, and goes on with the first picture that has no answer. Everything is written aside and
+renamed, but for the answers, of which a line that was cut off is dropped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+UNFINISHED: tuple[JobState, ...] = ("queued", "running")
+
+_ABANDONED_SECONDS = 3600.0
+_ID = re.compile(r"[A-Za-z0-9_-]{22}")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What was asked; never changes."""
+
+    id: str
+    verb: str
+    fields: dict[str, str]
+    owner: str | None
+    """Name of the key that it was submitted with."""
+    pictures: int
+    created: float
+    """Seconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How far it is."""
+
+    state: JobState = "queued"
+    done: int = 0
+    """Answers found."""
+    progress: float = 0.0
+    """0 to 1."""
+    eta_seconds: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    error: str | None = None
+
+
+class Store:
+    """All jobs of one service."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def create(self, verb: str, fields: dict[str, str], pictures: Sequence[bytes], owner: str | None) -> Job:
+        """Keep a new job; it appears whole."""
+        job = Job(secrets.token_urlsafe(16), verb, fields, owner, len(pictures), time.time())
+        aside = self.folder / f".{job.id}"
+        (aside / "pictures").mkdir(parents=True, mode=0o700)
+        for n, data in enumerate(pictures):
+            (aside / "pictures" / f"{n:05d}").write_bytes(data)
+        _write(aside / "job.json", asdict(job))
+        _write(aside / "status.json", asdict(Status()))
+        aside.rename(self.folder / job.id)
+        return job
+
+    def get(self, name: str) -> Job | None:
+        """The job of that id; None where there is none, or the id is none."""
+        if not _ID.fullmatch(name):
+            return None
+        try:
+            return Job(**json.loads((self.folder / name / "job.json").read_text()))
+        except FileNotFoundError:
+            return None
+
+    def jobs(self) -> list[Job]:
+        """All, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        found = [self.get(path.name) for path in self.folder.iterdir()]
+        return sorted((job for job in found if job is not None), key=lambda job: (job.created, job.id))
+
+    def unfinished(self) -> list[Job]:
+        """Those that wait or run, oldest first."""
+        return [job for job in self.jobs() if self.status(job).state in UNFINISHED]
+
+    def status(self, job: Job) -> Status:
+        """How far it is."""
+        try:
+            return Status(**json.loads((self.folder / job.id / "status.json").read_text()))
+        except FileNotFoundError:
+            return Status(state="cancelled")
+
+    def say(self, job: Job, **changes: Any) -> Status:
+        """Change its status."""
+        status = replace(self.status(job), **changes)
+        if (self.folder / job.id).is_dir():
+            _write(self.folder / job.id / "status.json", asdict(status))
+        return status
+
+    def picture(self, job: Job, n: int) -> bytes:
+        """As it was uploaded."""
+        return (self.folder / job.id / "pictures" / f"{n:05d}").read_bytes()
+
+    def answers(self, job: Job) -> Iterator[bytes]:
+        """JSON texts, in the order of the pictures."""
+        try:
+            with (self.folder / job.id / "answers.jsonl").open("rb") as lines:
+                for line in lines:
+                    if line.endswith(b"\n"):
+                        yield line[:-1]
+        except FileNotFoundError:
+            return
+
+    def answered(self, job: Job) -> int:
+        """How many answers there are; a line that was cut off by a kill is taken away."""
+        path = self.folder / job.id / "answers.jsonl"
+        if not path.exists():
+            return 0
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
+        return content.count(b"\n", 0, whole)
+
+    def add(self, job: Job, answer: bytes) -> None:
+        """One more answer, on disk when this returns."""
+        with (self.folder / job.id / "answers.jsonl").open("ab") as lines:
+            lines.write(answer + b"\n")
+            lines.flush()
+            os.fsync(lines.fileno())
+
+    def attempt(self, job: Job, n: int) -> int:
+        """Note that a picture is being begun; how many times it has been. A kill leaves the note behind."""
+        path = self.folder / job.id / "attempt.json"
+        before = json.loads(path.read_text()) if path.exists() else {}
+        times = int(before.get("times", 0)) + 1 if before.get("n") == n else 1
+        _write(path, {"n": n, "times": times})
+        return times
+
+    def forgive(self, job: Job) -> None:
+        """Forget that a picture was being begun: its process was ended by us, and not by the picture."""
+        (self.folder / job.id / "attempt.json").unlink(missing_ok=True)
+
+    def finish(self, job: Job, **changes: Any) -> None:
+        """Say how it ended, and let go of its pictures."""
+        self.say(job, ended=time.time(), eta_seconds=None, **changes)
+        shutil.rmtree(self.folder / job.id / "pictures", ignore_errors=True)
+
+    def cancel(self, job: Job) -> None:
+        """Have it stop where it is; what it has found stays."""
+        (self.folder / job.id / "cancel").touch()
+        if self.status(job).state == "queued":
+            self.finish(job, state="cancelled")
+
+    def cancelled(self, job: Job) -> bool:
+        """Whether it should stop."""
+        folder = self.folder / job.id
+        return (folder / "cancel").exists() or not folder.is_dir()
+
+    def forget(self, job: Job) -> None:
+        """Remove it with all that it has found."""
+        shutil.rmtree(self.folder / job.id, ignore_errors=True)
+
+    def forget_old(self, seconds: float, *, most: int = 1000) -> int:
+        """Remove what ended longer ago than that, and all but the latest ``most``; how many."""
+        ended = [(self.status(job).ended, job) for job in self.jobs()]
+        kept = sorted((when, job.id, job) for when, job in ended if when is not None)
+        old = [job for when, _, job in kept if when < time.time() - seconds]
+        # In number, too: the oldest go first.
+        old += [job for _, _, job in kept[len(old) :][: max(0, len(kept) - len(old) - most)]]
+        for job in old:
+            self.forget(job)
+        for aside in self.folder.glob(".*"):
+            # Left by a kill in the middle of a submission.
+            if _ID.fullmatch(aside.name[1:]) and aside.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                shutil.rmtree(aside, ignore_errors=True)
+        return len(old)
+
+    @contextmanager
+    def submitting(self) -> Iterator[None]:
+        """One submission at a time over all processes, so that their number holds."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = os.open(self.folder / "submit.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(file)
+
+    @contextmanager
+    def taken(self, job: Job) -> Iterator[bool]:
+        """Whether it is ours to work on: no two processes work on one job. A dead one's hold is gone."""
+        try:
+            file = os.open(self.folder / job.id / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except FileNotFoundError:
+            yield False
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+        finally:
+            os.close(file)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(content))
+    aside.replace(path)

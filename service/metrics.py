@@ -1,0 +1,101 @@
+"""What Prometheus is told: requests, batches, the queue, and what the explanations look like.
+
+The last are what a change of the pictures or of the model shows first: scores that sink, maps that spread out
+or gather at the border, evidence that is missing. They are of what was explained, by class-free figures, so
+that their number does not grow with the classes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+from service.schemas import Evidence, ExplainAnswer, PredictAnswer
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_SHARES = tuple(step / 10 for step in range(1, 11))
+
+
+class Metrics:
+    """Of one worker process; BentoML adds the workers up in /metrics."""
+
+    def __init__(self) -> None:
+        # The client decides on import whether there are several processes, from what BentoML sets by then.
+        from prometheus_client import Counter, Gauge, Histogram
+
+        self.requests = Counter("lucida_requests", "Answered requests.", ["route", "status"])
+        self.seconds = Histogram(
+            "lucida_request_seconds",
+            "From a request's first byte to its answer.",
+            ["route"],
+            buckets=_SECONDS,
+        )
+        self.received = Counter("lucida_received_bytes", "Of request bodies, as declared.")
+        self.places = Gauge("lucida_places", "Pictures at work or waiting.", multiprocess_mode="livesum")
+        self.batch = Histogram("lucida_batch_size", "Pictures run together.", buckets=(1, 2, 4, 8, 16, 32))
+        self.explanations = Counter(
+            "lucida_explanations", "Maps by how they turned out.", ["method", "status"]
+        )
+        self.score = Histogram("lucida_score", "Of the class predicted.", buckets=_SHARES)
+        self.concentration = Histogram(
+            "lucida_map_concentration",
+            "How gathered the evidence of a map is: 0 spread evenly, 1 all in one cell.",
+            buckets=_SHARES,
+        )
+        self.border = Histogram(
+            "lucida_border_mass", "Share of a map's evidence in its outermost cells.", buckets=_SHARES
+        )
+        self.model = Gauge(
+            "lucida_model", "1 for the model that answers.", ["model", "version", "digest"],
+            multiprocess_mode="livemax",
+        )  # fmt: skip
+        self.refused_models = Counter("lucida_refused_models", "Successors that were not taken.")
+        self._served: tuple[str, str, str] | None = None
+
+    def serves(self, model: str, version: str | None, digest: str) -> None:
+        """Which model answers from now on."""
+        if self._served is not None:
+            self.model.labels(*self._served).set(0)
+        self._served = (model, version or "", digest[:12])
+        self.model.labels(*self._served).set(1)
+
+    def count(self, route: str, status: int, seconds: float, received: int) -> None:
+        """One answered request."""
+        self.requests.labels(route, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)
+        self.received.inc(received)
+
+    def observe(self, answer: Any) -> None:
+        """Figures of one answer about a picture."""
+        if isinstance(answer, PredictAnswer) and answer.predictions:
+            self.score.observe(answer.predictions[0].score)
+        if isinstance(answer, ExplainAnswer):
+            for each in answer.evidence:
+                self._observe_map(each)
+
+    def _observe_map(self, found: Evidence) -> None:
+        self.explanations.labels(found.method, found.status).inc()
+        if found.status == "ok":
+            self.concentration.observe(concentration(found.grid.values))
+            if found.border is not None:
+                self.border.observe(found.border.mass)
+
+
+def concentration(values: list[list[float]]) -> float:
+    """1 less the entropy of a map's positive part over that of an even map: 0 spread evenly, 1 all in one
+    cell.
+    """
+    positive = [value for row in values for value in row if value > 0]
+    cells = sum(len(row) for row in values)
+    total = math.fsum(positive)
+    if cells < 2 or total <= 0:
+        return 1.0
+    entropy = -math.fsum(value / total * math.log(value / total) for value in positive if value / total > 0)
+    return 1.0 - entropy / math.log(cells)
+
+
+@functools.cache
+def metrics() -> Metrics:
+    """The one set of this process: a name can be registered once only."""
+    return Metrics()

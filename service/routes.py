@@ -1,0 +1,116 @@
+"""The routes of the verbs: read, check, work, answer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from models.deadlines import Deadline
+from models.errors import LucidaError
+from models.explain.audit import checked
+from service import uploads
+from service.champion import Champion
+from service.desk import Desk
+from service.doubts import Doubts
+from service.errors import Refusal, refusal_of
+from service.forms import names
+from service.metrics import Metrics
+from service.schemas import Answer
+from service.settings import Settings
+from service.verbs import VERBS, Drawn, Verb
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class State:
+    """What the routes of one worker share; made when the worker starts."""
+
+    def __init__(self, settings: Settings, champion: Champion, desk: Desk, metrics: Metrics) -> None:
+        self.settings, self.champion, self.desk, self.metrics = settings, champion, desk, metrics
+
+
+def verb_routes() -> list[Route]:
+    """One route for each row of the table."""
+    return [
+        Route(verb.path, refusing(partial(_asked, verb=verb)), methods=["POST"]) for verb in VERBS.values()
+    ]
+
+
+def refusing(answer: Callable[[Request, State], Awaitable[Response]]) -> Endpoint:
+    """A route whose refusals, and our errors, are answers."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            return await answer(request, request.app.state.shared)
+        except Refusal as refusal:
+            return refusal.answer()
+        except LucidaError as error:
+            return refusal_of(error).answer()
+
+    return endpoint
+
+
+async def _asked(request: Request, state: State, *, verb: Verb) -> Response:
+    settings, desk = state.settings, state.desk
+    uploads.check_form(request)
+    desk.check_room()
+    most = settings.max_body_bytes
+    with desk.hold() as held:
+        body = await uploads.read_body(request, most=most, seconds=settings.upload_seconds, count=held.add)
+        upload = await uploads.parse(
+            request.headers, body, most_pictures=settings.max_pictures if verb.many else 1
+        )
+        del body
+        form = uploads.typed(verb.form, upload.fields)
+        deadline = Deadline(min(form.deadline_ms or settings.deadline_ms, settings.deadline_ms) / 1000)
+        # One request is answered by one model, also when another takes over meanwhile.
+        doubts = state.champion.doubts
+        check(doubts, form)
+        if len(upload.pictures) == 1:
+            (found,) = await desk.serve(
+                request, deadline, [partial(_one, state, verb, doubts, upload.pictures[0], form)]
+            )
+            return found
+        work = [partial(_among_many, state, verb, doubts, data, form) for data in upload.pictures]
+        return _json(b'{"answers":[' + b",".join(await desk.serve(request, deadline, work)) + b"]}")
+
+
+def check(doubts: Doubts, form: Any, *, unlimited: bool = False) -> None:
+    """Raise for what cannot be asked of this model, before any picture is looked at."""
+    if hasattr(form, "request"):
+        doubts.engine.check(form.request(), unlimited=unlimited)
+    for block in filter(None, (getattr(form, "block", None), *names(getattr(form, "blocks", "")))):
+        doubts.engine.model.index_of(block)
+    checked(names(getattr(form, "checks", "")))
+
+
+def _one(state: State, verb: Verb, doubts: Doubts, data: bytes, form: Any) -> Response:
+    found = verb.run(doubts, data, form)
+    if isinstance(found, Drawn):
+        return Response(found.data, media_type=found.media_type, headers=found.headers)
+    state.metrics.observe(found)
+    return _json(_encoded(found))
+
+
+def _among_many(state: State, verb: Verb, doubts: Doubts, data: bytes, form: Any) -> bytes:
+    """One of several pictures: its own failure is its own answer, and stops no other."""
+    try:
+        found = verb.run(doubts, data, form)
+    except LucidaError as error:
+        return _encoded(refusal_of(error).body)
+    assert isinstance(found, Answer)
+    state.metrics.observe(found)
+    return _encoded(found)
+
+
+def _encoded(answer: Answer) -> bytes:
+    return answer.model_dump_json().encode()
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")

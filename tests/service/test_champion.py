@@ -1,0 +1,136 @@
+"""Bars 11 and 15, and the change-over: what is served is checked first, a successor takes over in passing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models import bundle
+from models.transfer import TransferModel
+
+
+def turned(link: Path, folder: Path) -> None:
+    """Point a link at another folder in one step."""
+    aside = link.with_name("aside")
+    aside.symlink_to(folder, target_is_directory=True)
+    aside.replace(link)
+
+
+@pytest.fixture(scope="module")
+def second(bundle_folder, tmp_path_factory) -> Path:
+    """Another model of the same classes, whose scores differ."""
+    model: TransferModel = bundle.load(bundle_folder).model
+    with torch.no_grad():
+        model.classifier[1].bias += torch.tensor([3.0, 0.0, -1.0])
+    folder = tmp_path_factory.mktemp("bundles") / "second"
+    bundle.save(model, folder, name="second")
+    return folder
+
+
+def test_a_new_champion_takes_over_without_a_lost_or_a_mixed_answer(
+    start, bundle_folder, second, bee, tmp_path
+):
+    link = tmp_path / "current"
+    link.symlink_to(bundle_folder, target_is_directory=True)
+    own = start(link, watch_seconds="0.3")
+    answers: list[tuple[str, str, int]] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(trust_env=False, timeout=30) as client:
+            while not done.is_set():
+                reply = client.post(f"{own.url}/explain", files={"image": bee})
+                found = reply.json()
+                shown = json.dumps([found["predictions"], found["evidence"][0]["grid"]])
+                answers.append((found["provenance"]["model"], shown, reply.status_code))
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1.0)
+    turned(link, second)
+    deadline = time.monotonic() + 30
+    while [name for name, _, _ in answers[-20:]] != ["second"] * 20 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert {status for _, _, status in answers} == {200}
+    assert {name for name, _, _ in answers} == {"three", "second"}
+    for name in ("three", "second"):
+        assert len({shown for model, shown, _ in answers if model == name}) == 1, "one model, one answer"
+    assert answers[-1][0] == "second"
+    figures = own.get("/metrics").text
+    assert 'model="second"' in figures
+
+
+def test_a_successor_that_fails_its_probe_is_left_where_it_is(start, bundle_folder, bee, tmp_path):
+    lying = tmp_path / "lying"
+    shutil.copytree(bundle_folder, lying)
+    (lying / "weights.safetensors").write_bytes(b"cut")
+    link = tmp_path / "current"
+    link.symlink_to(bundle_folder, target_is_directory=True)
+    own = start(link, watch_seconds="0.3", workers="1")
+    turned(link, lying)
+    deadline = time.monotonic() + 20
+    while (said := own.get("/model").json()["refused_successor"]) is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert "weights.safetensors does not have the digest" in said
+    assert own.ask("/predict", bee).json()["provenance"]["model"] == "three"
+    assert "lucida_refused_models_total 1.0" in own.get("/metrics").text
+
+
+def pickled(folder: Path) -> None:
+    (folder / "weights.safetensors").write_bytes(b"\x80\x04cos\nsystem\n(S'touch /tmp/owned'\ntR.")
+
+
+def flipped(folder: Path) -> None:
+    data = bytearray((folder / "weights.safetensors").read_bytes())
+    data[len(data) // 2] ^= 0x40
+    (folder / "weights.safetensors").write_bytes(bytes(data))
+
+
+def without_a_manifest(folder: Path) -> None:
+    (folder / "bundle.json").unlink()
+
+
+def of_other_shape(folder: Path) -> None:
+    path = folder / "weights.safetensors"
+    state = load_file(path)
+    name = next(key for key in state if state[key].dim() == 4)
+    state[name] = state[name][:1]
+    save_file(state, path)
+
+
+@pytest.mark.parametrize("damage", [pickled, flipped, without_a_manifest, of_other_shape])
+def test_a_broken_bundle_ends_the_service_with_one_sentence(start, bundle_folder, tmp_path, damage):
+    folder = Path(shutil.copytree(bundle_folder, tmp_path / "broken"))
+    damage(folder)
+    own = start(folder, wait=False)
+    own.process.wait(60)
+    log = own.log.read_text()
+    (sentence, *_) = [line for line in log.splitlines() if line.startswith("camera-lucida cannot start")]
+    print("\n" + sentence)
+    assert sentence.endswith(".")
+    assert not Path("/tmp/owned").exists()
+
+
+def test_it_is_ready_only_when_it_has_explained(start, bundle_folder, bee):
+    own = start(bundle_folder, wait=False, workers="1")
+    seen = []
+    while 200 not in seen:
+        try:
+            seen.append(own.get("/readyz").status_code)
+        except httpx.TransportError:
+            seen.append(0)
+        assert own.process.poll() is None
+        time.sleep(0.05)
+    assert own.ask("/explain", bee).json()["timing_ms"]["total"] < 1000, "the first one is warm"

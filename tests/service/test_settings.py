@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from service.keys import Allowance
+from service.settings import cores
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("max 100000", None), ("100000 100000", 1), ("50000 100000", 1), ("rubbish", None)]
+)
+def test_cores_are_those_of_the_container(tmp_path, text, expected):
+    quota = tmp_path / "cpu.max"
+    quota.write_text(text)
+    assert cores(quota) == (cores(tmp_path / "none") if expected is None else expected)
+
+
+def test_an_allowance_is_one_for_all_processes_and_each_name_has_its_own(tmp_path, monkeypatch):
+    one, other = (Allowance(tmp_path, ["ann", "bob"], 60) for _ in range(2))
+    now = 1_000_000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    taken = [each.wait("ann") for each in (one, other) * 30]
+    assert taken == [0.0] * 60
+    assert one.wait("ann") == pytest.approx(1.0)
+    assert one.wait("bob") == 0.0
+    now += 10
+    assert [other.wait("ann") for _ in range(10)] == [0.0] * 10
+    assert other.wait("ann") > 0
+    now -= 3600
+    assert one.wait("ann") == 0.0, "a clock that was set back locks nobody out"
+    assert Allowance(tmp_path, ["bob", "ann"], 60).wait("bob") == 0.0
