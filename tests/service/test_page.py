@@ -1,0 +1,271 @@
+"""The page in a real browser, against a real service: every part of it is used as a person would."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import PIL.Image
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = shutil.which("chromium")
+    if found is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def samples(photos, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("samples")
+    for name in ("ants", "bees"):
+        path = sorted((photos / "hymenoptera/val" / name).glob("*.jpg"))[1]
+        shutil.copy(path, folder / f"{name}.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shown(start, bundle_folder, samples):
+    return start(bundle_folder, samples=str(samples))
+
+
+@pytest.fixture
+def page(browser, shown) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1360, "height": 900}, color_scheme="light")
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.complaints = []
+    page.on("console", lambda line: page.complaints.append(line.text) if line.type == "error" else None)
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.outside = []
+    page.on(
+        "request",
+        lambda asked: (
+            None if asked.url.startswith((shown.url, "data:", "blob:")) else page.outside.append(asked.url)
+        ),
+    )
+    page.goto(shown.url)
+    expect(page.locator("#served")).to_contain_text("three, efficientnet_lite0, 3 classes")
+    yield page
+    assert page.outside == [], "the page works offline"
+    assert page.complaints == []
+    context.close()
+
+
+def explained(page: Page, name: str = "bees.jpg") -> None:
+    page.get_by_role("button", name=f"Try the sample {name}").click()
+    expect(page.locator("#question")).to_have_text(re.compile(r"^Why .*\?$"))
+
+
+def test_a_sample_is_explained_and_the_map_lies_on_it(page, samples, tmp_path):
+    explained(page)
+    expect(page.locator("#question")).to_have_text("Why bee?")
+    expect(page.locator("#scores button").first).to_contain_text("bee")
+    expect(page.locator("#warnings")).to_contain_text("cropped away")
+    with page.expect_download() as kept:
+        page.get_by_role("button", name="Picture", exact=True).click()
+    kept.value.save_as(tmp_path / "shown.png")
+    drawn = PIL.Image.open(tmp_path / "shown.png").convert("RGB")
+    upright = PIL.Image.open(samples / "bees.jpg").convert("RGB")
+    assert drawn.size == upright.size, "at full resolution"
+    with page.expect_download() as kept:
+        page.get_by_role("button", name="JSON").click()
+    answer = json.loads(Path(kept.value.path()).read_text())
+    (found,) = answer["evidence"]
+    values, (x0, y0, *_) = found["grid"]["values"], found["seen_box"]
+    top = max(max(row) for row in values)
+    row, col = next((r, c) for r, line in enumerate(values) for c, value in enumerate(line) if value == top)
+    width, height = found["cell_px"]
+    hot = (int(x0 + (col + 0.5) * width), int(y0 + (row + 0.5) * height))
+    # Where the evidence is strongest the drawing is pale yellow, whatever the photograph was there.
+    red, green, blue = drawn.getpixel(hot)
+    assert red > 180
+    assert green > 150
+    assert blue < 190
+    assert answer["provenance"]["model"] == "three"
+
+
+def test_the_page_draws_what_the_service_draws(page, shown, samples, tmp_path):
+    explained(page)
+    with page.expect_download() as kept:
+        page.get_by_role("button", name="Picture", exact=True).click()
+    ours = PIL.Image.open(kept.value.path()).convert("RGB")
+    reply = shown.ask("/heatmap", (samples / "bees.jpg").read_bytes(), encoding="png")
+    theirs = PIL.Image.open(io.BytesIO(reply.content)).convert("RGB")
+    small = [picture.resize((24, 24), PIL.Image.Resampling.BOX) for picture in (ours, theirs)]
+    differences = [
+        abs(a - b)
+        for one, other in zip(*(list(p.getdata()) for p in small), strict=True)
+        for a, b in zip(one, other, strict=True)
+    ]
+    assert sum(differences) / len(differences) < 12
+
+
+def test_another_class_and_one_against_another(page):
+    explained(page)
+    page.get_by_role("button", name="Why ant?").or_(
+        page.locator("#scores button", has_text="ant")
+    ).first.click()
+    expect(page.locator("#question")).to_have_text(re.compile("Why ant"))
+    page.locator("#scores button", has_text="bee").click()
+    expect(page.locator("#question")).to_have_text("Why bee?")
+    page.get_by_label("Why this, not").select_option("ant")
+    expect(page.locator("#question")).to_have_text("Why bee, not ant?")
+    expect(page.locator("#low")).to_have_text("ant")
+
+
+def test_methods_blocks_and_the_sweep(page):
+    explained(page)
+    page.get_by_label("Method").select_option("hires_cam")
+    expect(page.locator("#method-note")).to_contain_text("own share")
+    page.locator("#block").select_option("stage5.2")
+    page.locator("#tab-origin").click()
+    expect(page.locator("#origin")).to_contain_text("hires_cam at stage5.2, 14 × 14")
+    page.locator("#tab-sweep").click()
+    page.get_by_role("button", name="Sweep the blocks").click()
+    expect(page.locator("#swept button")).to_have_count(5, timeout=20_000)
+    page.locator("#swept button").nth(2).click()
+    expect(page.locator("#block")).to_have_value("stage3.1")
+
+
+def test_a_box_drawn_by_hand_changes_the_scores(page):
+    explained(page)
+    page.get_by_role("button", name="Draw a box to cover").click()
+    box = page.locator("#canvas").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.25)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.8, steps=4)
+    page.mouse.up()
+    expect(page.locator("#covered table tbody tr")).to_have_count(3)
+    expect(page.locator("#covered")).to_contain_text("of what the model sees was covered")
+    assert re.fullmatch(r"\d+,\d+,\d+,\d+", page.locator("#box").input_value())
+
+
+def test_cells_say_what_they_see_to_the_mouse_and_to_the_keyboard(page):
+    explained(page)
+    page.locator("#block").select_option("stage3.1")
+    page.locator("#canvas[aria-busy]").wait_for(state="detached")
+    page.locator("#canvas").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#readout")).to_contain_text(re.compile(r"Row \d+, column \d+: [+−]\d"))
+    expect(page.locator("#readout")).to_contain_text("pixels of the network's 224 × 224 input")
+    first = page.locator("#readout").inner_text()
+    page.locator("#canvas").hover(position={"x": 200, "y": 150})
+    expect(page.locator("#readout")).not_to_have_text(first)
+
+
+def test_trust_is_asked_by_a_job_with_progress_and_can_be_stopped(page, shown):
+    explained(page)
+    page.get_by_role("button", name="Check this explanation").click()
+    expect(page.locator("#trusting")).to_be_visible(timeout=10_000)
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#trusting")).to_be_hidden()
+    page.wait_for_timeout(500)
+    states = [job["state"] for job in shown.get("/jobs").json()["jobs"]]
+    assert states == ["cancelled"]
+    page.get_by_role("button", name="Check this explanation").click()
+    expect(page.locator(".verdicts")).to_contain_text("Do other methods agree?", timeout=120_000)
+    expect(page.locator(".curves svg")).to_have_count(2)
+
+
+def test_activations(page):
+    explained(page)
+    page.locator("#tab-inside").click()
+    page.locator("#inside-block").select_option("stage2.1")
+    page.get_by_role("button", name="Look inside").click()
+    expect(page.locator("#inside img")).to_be_visible()
+    expect(page.locator("#inside")).to_contain_text("24 channels of 56 × 56")
+
+
+def test_the_copied_command_works(page, shown, samples):
+    explained(page)
+    page.get_by_label("Method").select_option("layer_cam")
+    page.locator("#canvas[aria-busy]").wait_for(state="detached")
+    page.get_by_role("button", name="Copy as curl").click()
+    words = shlex.split(page.evaluate("navigator.clipboard.readText()"))
+    assert words[0] == "curl"
+    printed = subprocess.run([*words, "-s"], cwd=samples, capture_output=True, text=True, check=True).stdout
+    assert json.loads(printed)["evidence"][0]["method"] == "layer_cam"
+
+
+def test_failures_are_told_with_care(page, tmp_path, samples):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes((samples / "bees.jpg").read_bytes()[:900])
+    page.locator("#file").set_input_files(broken)
+    expect(page.get_by_role("alert")).to_contain_text("cannot be decoded; it is probably cut off or damaged.")
+    page.complaints.clear()
+    explained(page)
+    expect(page.get_by_role("alert")).to_be_hidden()
+    page.route("**/explain", lambda route: route.abort())
+    page.get_by_label("Method").select_option("layer_cam")
+    expect(page.get_by_role("alert")).to_contain_text("The service cannot be reached.")
+    page.unroute("**/explain")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_role("alert")).to_be_hidden()
+    page.complaints.clear()
+
+
+def test_what_the_browser_cannot_decode_is_shown_as_the_service_draws_it(page, tmp_path, samples):
+    picture = PIL.Image.open(samples / "bees.jpg")
+    picture.save(tmp_path / "bee.tif")
+    page.locator("#file").set_input_files(tmp_path / "bee.tif")
+    expect(page.locator("#question")).to_have_text("Why bee?")
+    size = page.evaluate(
+        "[document.querySelector('#canvas').width, document.querySelector('#canvas').height]"
+    )
+    assert tuple(size) == picture.size
+
+
+def test_a_pasted_picture_and_a_turned_one(page, tmp_path, samples):
+    upright = PIL.Image.open(samples / "bees.jpg").convert("RGB")
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(PIL.Image.Transpose.ROTATE_90).save(tmp_path / "turned.jpg", exif=exif, quality=97)
+    page.locator("#file").set_input_files(tmp_path / "turned.jpg")
+    expect(page.locator("#question")).to_have_text("Why bee?")
+    size = page.evaluate(
+        "[document.querySelector('#canvas').width, document.querySelector('#canvas').height]"
+    )
+    assert tuple(size) == upright.size
+    page.evaluate("""async () => {
+        const blob = await (await fetch('/samples/ants.jpg')).blob(), data = new DataTransfer();
+        data.items.add(new File([blob], 'pasted.jpg', { type: 'image/jpeg' }));
+        dispatchEvent(new ClipboardEvent('paste', { clipboardData: data }));
+    }""")
+    expect(page.locator("#canvas")).to_have_attribute("aria-label", re.compile("^pasted.jpg"))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_names_roles_and_contrast(browser, shown, theme):
+    """Every control has a name, every text stands out from its ground (WCAG 2.2 AA)."""
+    context = browser.new_context(color_scheme=theme, viewport={"width": 1360, "height": 900})
+    page = context.new_page()
+    page.goto(shown.url)
+    explained(page)
+    unnamed = page.evaluate("""() => [...document.querySelectorAll('button, input, select, canvas[tabindex], img')]
+        .filter((e) => e.checkVisibility() && !e.alt && !(e.ariaLabel || e.labels?.length || e.innerText?.trim() || e.getAttribute('alt') === ''))
+        .map((e) => e.outerHTML.slice(0, 80))""")
+    assert unnamed == []
+    low = page.evaluate("""() => {
+        const light = (c) => { const [r, g, b] = c.map((v) => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+        const parts = (text) => text.match(/[\\d.]+/g).map(Number);
+        const ground = (e) => { for (; e; e = e.parentElement) { const c = parts(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0.9) return c.slice(0, 3); } return [255, 255, 255]; };
+        return [...document.querySelectorAll('p, span, button, label, li, h1, h2, option, td')].filter((e) => e.checkVisibility() && !e.disabled && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())).flatMap((e) => {
+            const a = light(parts(getComputedStyle(e).color).slice(0, 3)), b = light(ground(e)), ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+            return ratio < 4.5 ? [`${e.innerText.slice(0, 30)}: ${ratio.toFixed(2)}`] : [];
+        });
+    }""")
+    assert low == []
+    context.close()
