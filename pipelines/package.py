@@ -4,6 +4,7 @@ it.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import bentoml
 
 import models
 from models import bundle
-from models.errors import RegistryError
+from models.errors import DataError, RegistryError
 from pipelines.tracking import registry
 
 MODEL = "camera-lucida"
@@ -31,9 +32,10 @@ class Packaged:
     digest: str
 
 
-def package(reference: str, *, build: bool = True) -> Packaged:
+def package(reference: str, *, build: bool = True, atlas: Path | None = None) -> Packaged:
     """Import a registered version's checked bundle as a Bento model and build the Bento that serves it.
 
+    The service answers GET /filters from the folder ``atlas``; raises DataError for one of another model.
     The Bento holds the model and the code; it needs neither MLflow nor the network to run.
     """
     project = Path(models.__file__).resolve().parents[1]
@@ -53,7 +55,19 @@ def package(reference: str, *, build: bool = True) -> Packaged:
         }
         with bentoml.models.create(MODEL, labels=labels, metadata=dict(checked.manifest["metrics"])) as made:
             shutil.copytree(ref.folder, made.path, dirs_exist_ok=True)
+            if atlas is not None:
+                _check_atlas(atlas, checked.provenance.digest)
+                shutil.copyfile(atlas / bundle.ATLAS, Path(made.path) / bundle.ATLAS)
     tag = ""
     if build:
         tag = str(bentoml.bentos.build_bentofile(str(bentofile), build_ctx=str(project)).tag)
     return Packaged(str(made.tag), tag, ref.name, ref.version, checked.provenance.digest)
+
+
+def _check_atlas(folder: Path, digest: str) -> None:
+    try:
+        of = json.loads((folder / bundle.ATLAS).read_text())["provenance"]["bundle digest"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"There is no {bundle.ATLAS} of `lucida atlas` in {folder}.") from error
+    if of != digest:
+        raise DataError(f"The atlas in {folder} is of the bundle {of[:12]}, not of {digest[:12]}.")
