@@ -19,11 +19,15 @@ from models.errors import Cancelled, DeadlineExceeded
 class Deadline:
     """A point in time after which work is not wanted any more, or never if ``seconds`` is None.
 
-    ``tick`` is called at each checkpoint, for whoever shows progress or cancels from outside.
+    ``tick`` is called at each checkpoint, for whoever shows progress or cancels from outside. A ``budget`` is
+    a limit that was asked for, so that less may be done from the start to meet it; without, the limit
+    only guards, and what is answered in time does not depend on how fast the machine is.
     """
 
-    def __init__(self, seconds: float | None, *, tick: Callable[[], None] | None = None) -> None:
-        self.seconds = seconds
+    def __init__(
+        self, seconds: float | None, *, tick: Callable[[], None] | None = None, budget: bool = False
+    ) -> None:
+        self.seconds, self.budget = seconds, budget
         self._end = None if seconds is None else time.monotonic() + seconds
         self._tick = tick
         self._cancelled = False

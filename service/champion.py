@@ -50,8 +50,9 @@ class Champion:
             threading.Thread(target=self._watch, name="lucida-champion", daemon=True).start()
 
     def close(self) -> None:
-        """Stop looking."""
+        """Stop looking, and let the model's own thread end."""
         self._stop.set()
+        self.engine.close()
 
     def look(self) -> bool:
         """Take over a successor if there is one; whether there was."""

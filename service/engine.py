@@ -298,7 +298,7 @@ class Engine:
     def looked(self, data: bytes, request: Request, clock: Clock, *, partial: bool = False) -> Looked:
         """Look at a picture once and explain it; names are checked before any work is done for them.
 
-        Where the deadline leaves too little time, the costly methods make less effort and smoothing is left
+        Where a budget leaves too little time, the costly methods make less effort and smoothing is left
         out; with ``partial`` the maps may be left out altogether. Raises DeadlineExceeded otherwise.
         """
         self.check(request)
@@ -439,7 +439,7 @@ class Engine:
         """
         effort, smoothing, cut = request.work, request.smoothing, list[str]()
         deadline = deadlines.current()
-        remaining = deadline.remaining if deadline is not None else None
+        remaining = deadline.remaining if deadline is not None and deadline.budget else None
         if remaining is None:
             return effort, smoothing, cut
 

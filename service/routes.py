@@ -67,7 +67,10 @@ async def _asked(request: Request, state: State, *, verb: Verb) -> Response:
         )
         del body
         form = uploads.typed(verb.form, upload.fields)
-        deadline = Deadline(min(form.deadline_ms or settings.deadline_ms, settings.deadline_ms) / 1000)
+        budget = form.deadline_ms is not None
+        deadline = Deadline(
+            min(form.deadline_ms or settings.deadline_ms, settings.deadline_ms) / 1000, budget=budget
+        )
         # One request is answered by one model, also when another takes over meanwhile.
         doubts = state.champion.doubts
         check(doubts, form)

@@ -80,7 +80,8 @@ class Runner:
             form = uploads.typed(verb.form, job.fields)
             asked = form.deadline_ms / 1000 if form.deadline_ms else float("inf")
             seconds = min(limit.remaining or 0.0, asked)
-            with deadlines.within(Deadline(seconds, tick=progress.tick)):
+            budget = form.deadline_ms is not None
+            with deadlines.within(Deadline(seconds, tick=progress.tick, budget=budget)):
                 deadlines.checkpoint()
                 data = self.store.picture(job, n) if verb.pictures else b""
                 return verb.run(self.champion.doubts, data, form)

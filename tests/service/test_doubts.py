@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 
 import numpy as np
@@ -21,8 +23,9 @@ from service.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def engine(bundle_folder) -> Engine:
-    return Engine(bundle_folder, Settings())
+def engine(bundle_folder) -> Iterator[Engine]:
+    with closing(Engine(bundle_folder, Settings())) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

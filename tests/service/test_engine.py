@@ -5,20 +5,26 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import PIL.Image
 import pytest
 
+from models import deadlines
+from models.deadlines import Deadline
 from models.errors import BundleError, UnknownChoice
+from models.explain.pixels import QUICK
 from service.engine import Engine, Request
 from service.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def engine(bundle_folder) -> Engine:
-    return Engine(bundle_folder, Settings())
+def engine(bundle_folder) -> Iterator[Engine]:
+    with closing(Engine(bundle_folder, Settings())) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +79,15 @@ def test_eight_orientations_tell_the_same_story(engine, bee, encode):
         ).evidence[0]
         assert twin.label == plain.label
         np.testing.assert_allclose(twin.grid.values, plain.grid.values, atol=0.02 * plain.grid.max)
+
+
+@pytest.mark.parametrize("budget", [True, False])
+def test_only_a_budget_that_was_asked_for_makes_an_answer_cheaper(engine, bee, budget):
+    asked = Request(method="rise", flip=True)
+    with deadlines.within(Deadline(2 * QUICK.masks * engine.forward_seconds, budget=budget)):
+        cut = engine.explain(bee, asked).cut
+    said = [each.split(":")[0] for each in cut]
+    assert said == (["smoothing", "effort"] if budget else ["evidence"])
 
 
 def test_a_class_by_name_a_block_by_name(engine, bee):

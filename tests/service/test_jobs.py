@@ -33,7 +33,8 @@ def ended(service, name: str, seconds: float = 90) -> dict:
 
 
 def test_a_job_says_how_far_it_is_and_answers_as_the_route_does(service, bee):
-    reply = submit(service, "explain", bee, b"no picture", bee, top_k="2", method="occlusion")
+    asked = {"top_k": "2", "method": "occlusion", "effort": "quick"}
+    reply = submit(service, "explain", bee, b"no picture", bee, **asked)
     assert reply.status_code == 202
     job = reply.json()
     assert reply.headers["location"] == f"/jobs/{job['id']}"
@@ -47,7 +48,8 @@ def test_a_job_says_how_far_it_is_and_answers_as_the_route_does(service, bee):
     assert (result["id"], result["state"]) == (job["id"], "done")
     first, error, third = result["answers"]
     assert error["kind"] == "unsupported_format"
-    at_once = service.ask("/explain", bee, top_k="2", method="occlusion").json()
+    at_once = service.ask("/explain", bee, **asked).json()
+    assert at_once["cut"] == []
     for found in (first, third):
         assert found["evidence"] == at_once["evidence"]
         assert found["predictions"] == at_once["predictions"]
