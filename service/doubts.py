@@ -14,7 +14,8 @@ from models.render.overlay import data_uri, encode
 from models.render.sheets import split_sheet, sweep_sheet, trace_sheet
 from service import answers, schemas
 from service.clock import Clock
-from service.engine import Engine, Looked, Request
+from service.engine import Engine, Looked
+from service.request import Request
 
 _COVERED_SIDE = 800
 

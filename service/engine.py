@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from models import bundle, deadlines, engines, images
+from models import bundle, engines, images
 from models.anatomy import Anatomy, anatomy
-from models.errors import BundleError, DeadlineExceeded, ExplanationError, UnknownChoice
+from models.errors import DeadlineExceeded, ExplanationError, UnknownChoice
 from models.explain import cautions
 from models.explain.activations import BlockActivation, activations
 from models.explain.attribution import Attribution
-from models.explain.faithfulness import faithfulness, forwards
+from models.explain.faithfulness import faithfulness
 from models.explain.filters import templates
 from models.explain.look import Evidence, look, predict
-from models.explain.methods import DEFAULT, METHODS, cost, row_of
-from models.explain.pixels import QUICK, Effort
+from models.explain.methods import DEFAULT, METHODS, row_of
 from models.explain.scaled import default_method, explain_scaled
-from models.explain.smoothing import Smoothing
 from models.explain.targets import choose
 from models.geometry import Frame
 from models.images import Enough, Image, Limits
@@ -32,73 +28,16 @@ from models.predictions import Prediction, class_index, rank
 from models.render.contact_sheet import activation_sheet
 from models.render.overlay import Encoding, data_uri, encode, overlay
 from service import answers, schemas
+from service.atlas import read_atlas
 from service.batching import BatchingEngine
 from service.clock import Clock
+from service.costs import Costs, forward_seconds
+from service.request import Request
 from service.settings import Settings
 
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is to be explained, and how."""
-
-    target: str | None = None
-    """A class by name; the highest score without."""
-    against: str | None = None
-    """A class that it is held against."""
-    top_k: int = 1
-    block: str | None = None
-    method: str | None = None
-    """A method of the table; the first that is not barred without."""
-    flip: bool = False
-    noise: float = 0.0
-    effort: Literal["full", "quick"] = "full"
-    faithfulness: bool = False
-    steps: int = 10
-    """Of the faithfulness curves."""
-    random_maps: int = 19
-    """That faithfulness is held against."""
-    overlay: bool = False
-
-    @property
-    def smoothing(self) -> Smoothing:
-        """Raises ConfigError for noise out of range."""
-        return Smoothing(flip=self.flip, noise=self.noise)
-
-    @property
-    def work(self) -> Effort:
-        """Of the methods that run the network many times."""
-        return QUICK if self.effort == "quick" else Effort()
-
-
 _PLAIN = Request()
-_SAFETY = 1.5
-"""Of what the forwards left to do take on a quiet machine, the time that must be left for them."""
 _ENOUGH = 4
 """Times the short side that the model resizes to, from which on a JPEG may be decoded smaller."""
-_FORWARD = 16
-"""Pictures by which the time of a forward is measured: as many as the costly methods run at once."""
-
-
-def _atlas(folder: Path, digest: str) -> list[schemas.TemplateAnswer]:
-    """What lies beside the bundle as its atlas; raises BundleError for one that is damaged or another's."""
-    path = folder / bundle.ATLAS
-    if not path.exists():
-        return []
-    try:
-        found = json.loads(path.read_text())
-        if found["provenance"]["bundle digest"] != digest:
-            raise BundleError(f"The {bundle.ATLAS} in {folder.name} is of another bundle.")
-        return [
-            schemas.TemplateAnswer(
-                block=found["block"],
-                channel=entry["channel"],
-                **entry["template"],
-                patches=[patch["crop"] for patch in entry["patches"]],
-            )
-            for entry in found["entries"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"The {bundle.ATLAS} in {folder.name} cannot be read: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -149,13 +88,13 @@ class Engine:
             precision=settings.precision,
         )
         self.model = self.runner.model
-        self.forward_seconds = self._timed_forward()
+        self.costs = Costs(settings, self.model.geometry, forward_seconds(self.runner, self.bundle.probe[0]))
         if settings.max_batch > 1:
             self.runner = BatchingEngine(self.runner, most=settings.max_batch, observe=observe_batch)
         try:
             self.barred = self.bundle.sanity.barred() if self.bundle.sanity is not None else {}
             self.anatomy: Anatomy = anatomy(self.bundle.model)
-            self.atlas = _atlas(folder, self.bundle.provenance.digest)
+            self.atlas = read_atlas(folder, self.bundle.provenance.digest)
             self.default_method = default_method(self.barred) or DEFAULT
             if self.default_method not in self.barred:
                 self.explain((folder / bundle.PROBE).read_bytes(), Request(overlay=True))
@@ -253,38 +192,6 @@ class Engine:
             for found in templates(self.model, block, channels, steps=steps)
         ]
 
-    def card(self) -> dict[str, Any]:
-        """What is served: classes, geometry, blocks, methods, metrics, limits and provenance."""
-        manifest = self.bundle.manifest
-        return {
-            **self.origin().model_dump(),
-            "classes": self.model.classes,
-            "scoring": asdict(self.model.scoring),
-            "blocks": list(self.model.block_names),
-            "cam_block": self.model.cam_block,
-            "default_method": self.default_method,
-            "methods": [name for name in METHODS if name not in self.barred],
-            "barred_methods": self.barred,
-            "method_notes": {
-                row.name: {"title": row.title, "good_for": row.good_for, "misleads": row.misleads}
-                for row in METHODS.values()
-            },
-            "sanity": self.bundle.sanity.to_dict() if self.bundle.sanity is not None else None,
-            "geometry": self.model.geometry.to_dict(),
-            "metrics": manifest["metrics"],
-            "dataset": manifest["dataset"],
-            "versions": manifest["versions"],
-            "limits": {
-                "max_body_bytes": self.settings.max_body_bytes,
-                "max_pixels": self.settings.max_pixels,
-                "max_top_k": self.settings.max_top_k,
-                "max_pictures": self.settings.max_pictures,
-                "max_forwards": self.settings.max_forwards,
-                "max_jobs": self.settings.max_jobs,
-                "deadline_ms": self.settings.deadline_ms,
-            },
-        }
-
     # ------------------------------------------------------------ parts that other answers share
 
     def prepared(self, data: bytes, clock: Clock) -> tuple[Image, Tensor, Frame]:
@@ -317,7 +224,7 @@ class Engine:
             method = self.method_of(request)
             cut: list[str] = []
             try:
-                effort, smoothing, cut = self._affordable(request, method, len(targets))
+                effort, smoothing, cut = self.costs.affordable(request, method, len(targets))
                 ((maps, full_scale),) = explain_scaled(
                     evidence, [targets], method=method, smoothing=smoothing, effort=effort
                 )
@@ -401,7 +308,7 @@ class Engine:
         if request.block is not None:
             self.model.index_of(request.block)
         row_of(self.method_of(request))
-        self._check_cost(request, unlimited)
+        self.costs.check(request, self.method_of(request), unlimited=unlimited)
         self.check_allowed(self.method_of(request))
 
     def check_allowed(self, method: str) -> None:
@@ -412,50 +319,6 @@ class Engine:
                 f"The method {method} is barred for this model. {self.barred[method]} "
                 f"Choose one of: {allowed}."
             )
-
-    def _check_cost(self, request: Request, unlimited: bool) -> None:
-        """Refuse what would take longer than anybody waits, before any work is done."""
-        for name, value, low in (("steps", request.steps, 2), ("random_maps", request.random_maps, 1)):
-            if not low <= value <= 200:
-                raise UnknownChoice(name, value, (f"a whole number from {low} to 200",))
-        total = self._cost(request, self.method_of(request), request.top_k, request.work)
-        total *= request.smoothing.variations
-        if request.faithfulness:
-            total += forwards(request.steps, request.random_maps) * request.top_k
-        if total > self.settings.max_forwards and not unlimited:
-            raise ExplanationError(
-                f"This would take about {total:,} forwards; the limit is {self.settings.max_forwards:,}. "
-                "Ask for fewer classes, without smoothing or faithfulness, for a method that reads a block, "
-                "or by a job."
-            )
-
-    def _cost(self, request: Request, method: str, targets: int, effort: Effort) -> int:
-        geometry = self.model.geometry
-        return cost(method, targets, geometry.crop_height, geometry.crop_width, effort)
-
-    def _affordable(self, request: Request, method: str, targets: int) -> tuple[Effort, Smoothing, list[str]]:
-        """As much of what was asked for as there is time for, and what is left out; raises DeadlineExceeded
-        where the least of it would take too long, before the time is spent.
-        """
-        effort, smoothing, cut = request.work, request.smoothing, list[str]()
-        deadline = deadlines.current()
-        remaining = deadline.remaining if deadline is not None and deadline.budget else None
-        if remaining is None:
-            return effort, smoothing, cut
-
-        def too_long() -> bool:
-            total = self._cost(request, method, targets, effort) * smoothing.variations
-            return total > 1 and total * self.forward_seconds * _SAFETY > remaining
-
-        if smoothing.on and too_long():
-            smoothing = Smoothing()
-            cut.append("smoothing: the map is of the picture itself alone")
-        if effort != QUICK and row_of(method).effort and too_long():
-            effort = QUICK
-            cut.append(f"effort: {method} ran with fewer steps or masks, see its settings")
-        if too_long():
-            raise DeadlineExceeded(f"There is no time for a map by {method} within {remaining:.2g} seconds.")
-        return effort, smoothing, cut
 
     def _judged(
         self, looked: Looked, evidence: list[schemas.Evidence], request: Request
@@ -474,14 +337,6 @@ class Engine:
                 continue
             judged[n] = evidence[n].model_copy(update={"faithfulness": answers.faithfulness(found)})
         return judged, cut
-
-    def _timed_forward(self) -> float:
-        """Seconds of one forward among many, the second of two tries."""
-        x = self.bundle.probe[0].expand(_FORWARD, -1, -1, -1)
-        for _ in range(2):
-            start = time.perf_counter()
-            predict(self.runner, x)
-        return (time.perf_counter() - start) / _FORWARD
 
     def _activations(
         self, data: bytes, blocks: list[str], channels: int, clock: Clock

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from service.engine import Request
+from service.request import Request
 
 Target = Annotated[str | None, Field(description="Class to explain, by name; the highest score by default.")]
 Against = Annotated[str | None, Field(description="A class that it is held against: why this, not that.")]

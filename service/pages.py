@@ -21,6 +21,7 @@ from models.anatomy import Anatomy
 from models.deadlines import Deadline
 from models.render.colour import contrast_table, evidence_table
 from service import openapi, schemas
+from service.card import card
 from service.errors import Refusal
 from service.routes import State, refusing
 
@@ -54,7 +55,7 @@ async def _icon(request: Request) -> Response:
 
 async def _model_card(request: Request, state: State) -> Response:
     """Classes, geometry, blocks, methods, metrics and provenance of the served bundle."""
-    return _json({**state.champion.engine.card(), "refused_successor": state.champion.refused})
+    return _json({**card(state.champion.engine), "refused_successor": state.champion.refused})
 
 
 async def _anatomy(request: Request, state: State) -> Response:
@@ -161,7 +162,7 @@ async def _open_api(request: Request, state: State) -> Response:
         release = version("camera-lucida")
     except PackageNotFoundError:  # in a Bento the code lies beside, not installed
         release = "0"
-    return _json(openapi.document(state.settings, version=release, card=state.champion.engine.card()))
+    return _json(openapi.document(state.settings, version=release, card=card(state.champion.engine)))
 
 
 def _json(content: Mapping[str, Any]) -> Response:

@@ -17,7 +17,9 @@ from pipelines.explain_job import job, local
 from pipelines.reporter import Reporter
 from pipelines.tracking.registry import fetch_bundle
 from pipelines.train import train
-from service.engine import Engine, Request
+from service.card import card
+from service.engine import Engine
+from service.request import Request
 from service.settings import Settings
 
 CONFIG = TrainConfig(
@@ -73,7 +75,7 @@ def test_any_number_of_labels(in_tmp, butterflies):
     assert {score.label: score.score for score in answer.predictions} == pytest.approx(
         {item.label: item.score for item in both.ranking}, abs=1e-4
     )
-    assert engine.card()["scoring"]["task"] == "multilabel"
+    assert card(engine)["scoring"]["task"] == "multilabel"
     loaded = bundle.load(in_tmp / "b")
     explained = local.run(job.plan(found.root / "val", loaded), loaded, in_tmp / "out")
     assert explained.errors == 0

@@ -17,8 +17,10 @@ from models import bundle
 from models.errors import BundleError, ConfigError, ExplanationError, UnknownChoice
 from models.explain.methods import METHODS, cost
 from models.explain.sanity import MethodSanity, Sanity
+from service.card import card
 from service.doubts import Doubts
-from service.engine import Engine, Request
+from service.engine import Engine
+from service.request import Request
 from service.settings import Settings
 
 
@@ -190,9 +192,9 @@ def test_a_barred_method_is_refused_with_the_reason_and_the_others_are_noted(che
     unknown = plain(engine.explain(bee, Request(method="rise")))
     assert unknown["evidence"][0]["sanity"] is None
     assert any("was not checked" in said for said in unknown["warnings"])
-    card = engine.card()
-    assert "layer_cam" not in card["methods"]
-    assert card["barred_methods"] == {"layer_cam": "Its maps hardly change (for the test)."}
+    said = card(engine)
+    assert "layer_cam" not in said["methods"]
+    assert said["barred_methods"] == {"layer_cam": "Its maps hardly change (for the test)."}
     trusted = plain(Doubts(engine).trust(bee, Request(), ["agreement"]))
     assert "layer_cam" in trusted["agreement"]["left_out"]
 
@@ -203,7 +205,7 @@ def test_a_bundle_whose_grad_cam_is_barred_is_served_by_the_next_method(bundle_f
         bundle.load(bundle_folder).model, tmp_path / "b", name="b", sanity=Sanity({"grad_cam": bad}, 3, 0)
     )
     engine = Engine(tmp_path / "b", Settings())
-    assert engine.card()["default_method"] == "hires_cam"
+    assert card(engine)["default_method"] == "hires_cam"
     assert engine.explain(bee).evidence[0].method == "hires_cam"
     doubts = Doubts(engine)
     assert doubts.what_if(bee, Request(), box="", share=0.2, cover="blur").changes

@@ -17,7 +17,9 @@ from models import deadlines
 from models.deadlines import Deadline
 from models.errors import BundleError, UnknownChoice
 from models.explain.pixels import QUICK
-from service.engine import Engine, Request
+from service.card import card
+from service.engine import Engine
+from service.request import Request
 from service.settings import Settings
 
 
@@ -84,7 +86,7 @@ def test_eight_orientations_tell_the_same_story(engine, bee, encode):
 @pytest.mark.parametrize("budget", [True, False])
 def test_only_a_budget_that_was_asked_for_makes_an_answer_cheaper(engine, bee, budget):
     asked = Request(method="rise", flip=True)
-    with deadlines.within(Deadline(2 * QUICK.masks * engine.forward_seconds, budget=budget)):
+    with deadlines.within(Deadline(2 * QUICK.masks * engine.costs.forward_seconds, budget=budget)):
         cut = engine.explain(bee, asked).cut
     said = [each.split(":")[0] for each in cut]
     assert said == (["smoothing", "effort"] if budget else ["evidence"])
@@ -148,9 +150,9 @@ def test_activations_and_their_sheet(engine, bee):
 
 
 def test_the_card_is_json_and_says_what_is_served(engine):
-    card = json.loads(json.dumps(engine.card()))
-    assert card["classes"] == ["ant", "bee", "flamingo"]
-    assert card["cam_block"] in card["blocks"]
+    said = json.loads(json.dumps(card(engine)))
+    assert said["classes"] == ["ant", "bee", "flamingo"]
+    assert said["cam_block"] in said["blocks"]
 
 
 def test_a_broken_bundle_never_becomes_an_engine(bundle_folder, tmp_path):

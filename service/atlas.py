@@ -1,0 +1,32 @@
+"""The filter atlas that lies beside a bundle, if one was made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from models import bundle
+from models.errors import BundleError
+from service.schemas import TemplateAnswer
+
+
+def read_atlas(folder: Path, digest: str) -> list[TemplateAnswer]:
+    """What lies beside the bundle as its atlas; raises BundleError for one that is damaged or another's."""
+    path = folder / bundle.ATLAS
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text())
+        if found["provenance"]["bundle digest"] != digest:
+            raise BundleError(f"The {bundle.ATLAS} in {folder.name} is of another bundle.")
+        return [
+            TemplateAnswer(
+                block=found["block"],
+                channel=entry["channel"],
+                **entry["template"],
+                patches=[patch["crop"] for patch in entry["patches"]],
+            )
+            for entry in found["entries"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"The {bundle.ATLAS} in {folder.name} cannot be read: {error}.") from error
