@@ -21,6 +21,7 @@ from PIL.Image import Transpose
 
 from models.deadlines import checkpoint
 from models.errors import ImageTooLarge, Stopped, UnreadableImage, UnsupportedFormat
+from models.room import Room
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What we decode. Phone pictures of type MPO arrive as JPEG (their first frame)."""
@@ -121,9 +122,11 @@ class Enough:
         return 1
 
 
-def decode(data: bytes, *, limits: Limits | None = None, enough: Enough | None = None) -> Image:
+def decode(
+    data: bytes, *, limits: Limits | None = None, enough: Enough | None = None, room: Room | None = None
+) -> Image:
     """Decode an encoded picture (first frame) into an upright RGB :class:`Image`, whole unless less is
-    ``enough``.
+    ``enough``. Its pixels take their place in ``room`` until nobody holds ``pil`` any more.
 
     Raises UnsupportedFormat, ImageTooLarge or UnreadableImage, each with one sentence that says what is
     wrong.
@@ -135,7 +138,6 @@ def decode(data: bytes, *, limits: Limits | None = None, enough: Enough | None =
         raise ImageTooLarge(f"The picture has {len(data):,} bytes; the limit is {limits.max_bytes:,}.")
     opened = _open(data)
     _check_header(opened, data, limits)
-    notes: list[str] = []
     full_size: tuple[int, int] | None = None
     if enough is not None and opened.format in _JPEGS:
         width, height = opened.size
@@ -143,27 +145,17 @@ def decode(data: bytes, *, limits: Limits | None = None, enough: Enough | None =
         if factor > 1:
             opened.draft(None, (width // factor, height // factor))
             full_size = (width, height)
+    if room is None:
+        return _decoded(opened, data, full_size)
+    pixels = opened.width * opened.height
+    room.take(pixels)
     try:
-        opened.load()
-        rgb = _to_rgb(opened, notes)
-    except (MemoryError, Stopped):
+        image = _decoded(opened, data, full_size)
+    except BaseException:
+        room.give(pixels)
         raise
-    except Exception as error:  # Pillow's decoders raise eight types of their own on damaged files
-        raise UnreadableImage(
-            f"The picture is a {_name(opened)} but cannot be decoded; it is probably cut off or damaged."
-        ) from error
-    # After load(): asked before, a PNG's EXIF reader decodes the pixels itself and hides their damage.
-    orientation = _orientation(opened, notes)
-    if full_size is not None and orientation >= _TURNED:
-        full_size = full_size[::-1]
-    return Image(
-        pil=rgb.transpose(_UPRIGHT[orientation]) if orientation != 1 else rgb,
-        sha256=hashlib.sha256(data).hexdigest(),
-        format=_name(opened),
-        orientation=orientation,
-        notes=tuple(notes),
-        full_size=full_size,
-    )
+    room.give_with(image.pil, pixels)
+    return image
 
 
 def read(path: Path, *, limits: Limits | None = None) -> Image:
@@ -217,6 +209,31 @@ def _open(data: bytes) -> PIL.Image.Image:
     if opened.format in _JPEGS:
         opened.decodermaxblock = _BITE
     return opened
+
+
+def _decoded(opened: PIL.Image.Image, data: bytes, full_size: tuple[int, int] | None) -> Image:
+    notes: list[str] = []
+    try:
+        opened.load()
+        rgb = _to_rgb(opened, notes)
+    except (MemoryError, Stopped):
+        raise
+    except Exception as error:  # Pillow's decoders raise eight types of their own on damaged files
+        raise UnreadableImage(
+            f"The picture is a {_name(opened)} but cannot be decoded; it is probably cut off or damaged."
+        ) from error
+    # After load(): asked before, a PNG's EXIF reader decodes the pixels itself and hides their damage.
+    orientation = _orientation(opened, notes)
+    if full_size is not None and orientation >= _TURNED:
+        full_size = full_size[::-1]
+    return Image(
+        pil=rgb.transpose(_UPRIGHT[orientation]) if orientation != 1 else rgb,
+        sha256=hashlib.sha256(data).hexdigest(),
+        format=_name(opened),
+        orientation=orientation,
+        notes=tuple(notes),
+        full_size=full_size,
+    )
 
 
 class _Watched(io.BytesIO):

@@ -27,6 +27,7 @@ from models.images import Enough, Image, Limits
 from models.predictions import Prediction, class_index, rank
 from models.render.contact_sheet import activation_sheet
 from models.render.overlay import Encoding, data_uri, encode, overlay
+from models.room import Room
 from service import answers, schemas
 from service.atlas import read_atlas
 from service.batching import BatchingEngine
@@ -76,6 +77,7 @@ class Engine:
         self.limits = Limits(
             max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels, max_scans=settings.max_scans
         )
+        self.room = Room(settings.max_pixels_at_once)
         # As many pixels as overlays show, too.
         self.enough = Enough(
             short=_ENOUGH * self.bundle.model.geometry.resize, long=settings.max_overlay_side
@@ -197,7 +199,7 @@ class Engine:
     def prepared(self, data: bytes, clock: Clock) -> tuple[Image, Tensor, Frame]:
         """A decoded picture, as a batch of one, with its Frame."""
         with clock.part("decode"):
-            image = images.decode(data, limits=self.limits, enough=self.enough)
+            image = images.decode(data, limits=self.limits, enough=self.enough, room=self.room)
         with clock.part("prepare"):
             x, frame = self.model.geometry.prepare(image)
         return image, x.unsqueeze(0), frame

@@ -3,8 +3,10 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import PIL.Image
@@ -12,10 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import images
-from models.errors import ImageError, ImageTooLarge, UnreadableImage, UnsupportedFormat
+from models import deadlines, images
+from models.deadlines import Deadline
+from models.errors import DeadlineExceeded, ImageError, ImageTooLarge, UnreadableImage, UnsupportedFormat
 from models.geometry import Geometry
 from models.images import Limits
+from models.room import Room
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -283,3 +287,40 @@ def test_what_is_small_or_no_jpeg_is_decoded_whole(encode):
         assert found.reduction == 1
     assert enough.factor(40_000, 1_000) == 1
     assert enough.factor(20_000, 16_000) == 8
+
+
+def test_pictures_that_do_not_fit_beside_each_other_wait_until_one_is_let_go():
+    room, most, lock = Room(1_500_000), 0, threading.Lock()
+    data = encoded_scene(1200, 1000)
+
+    def work(_: int) -> None:
+        nonlocal most
+        image = images.decode(data, room=room)
+        with lock:
+            most = max(most, room.taken)
+        time.sleep(0.01)
+        assert image.width == 1200
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(18)))
+    assert most == 1_200_000, "two were decoded at once"
+    assert room.taken == 0
+
+
+def test_room_is_given_back_by_what_fails_and_by_what_is_too_large_for_it():
+    data, room = encoded_scene(1200, 1000), Room(100)
+    for _ in range(3):
+        with pytest.raises(UnreadableImage):
+            images.decode(data[: len(data) // 2], room=room)
+        assert room.taken == 0
+    image = images.decode(data, room=room)
+    with deadlines.within(Deadline(0.2)), pytest.raises(DeadlineExceeded):
+        images.decode(data, room=room)
+    del image
+    assert images.decode(data, room=room).height == 1000
+
+
+def encoded_scene(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    scene(width, height).save(buffer, "PNG")
+    return buffer.getvalue()

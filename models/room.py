@@ -1,0 +1,52 @@
+"""How many pixels may be held decoded at once.
+
+A limit on one picture does not bound a server: every thread may hold a picture of the largest size, at four
+bytes a pixel and more on the way. Whoever finds no room waits, as long as its deadline allows.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+
+from models.deadlines import checkpoint
+
+_GLANCE = 0.05
+"""Seconds between two looks at the deadline of whoever waits."""
+
+
+class Room:
+    """For so many pixels; shared by threads. A picture larger than that has the room to itself."""
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels = pixels
+        self.taken = 0
+        self._change = threading.Condition()
+
+    def take(self, pixels: int) -> None:
+        """Wait until there is room for so many and take it; raises Stopped where the deadline comes first."""
+        with self._change:
+            if self._fits(pixels):
+                self.taken += pixels
+                return
+        # A failed request's pixels may hang in a cycle with its error.
+        gc.collect()
+        with self._change:
+            while not self._fits(pixels):
+                checkpoint()
+                self._change.wait(_GLANCE)
+            self.taken += pixels
+
+    def give(self, pixels: int) -> None:
+        """Let others have them."""
+        with self._change:
+            self.taken -= pixels
+            self._change.notify_all()
+
+    def give_with(self, owner: object, pixels: int) -> None:
+        """Let others have them when nobody holds ``owner`` any more."""
+        weakref.finalize(owner, self.give, pixels).atexit = False
+
+    def _fits(self, pixels: int) -> bool:
+        return self.taken == 0 or self.taken + pixels <= self.pixels
