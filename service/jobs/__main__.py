@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from models.errors import LucidaError
 from service.champion import Champion
@@ -57,7 +56,7 @@ def main() -> None:
     consumer.run()
 
 
-def _watch(store: Store, runner: Runner, hand_out: Callable[[str], Any], parent: int) -> None:
+def _watch(store: Store, runner: Runner, hand_out: Callable[[str], None], parent: int) -> None:
     """End this process in good order when nobody needs it; hand out again what the queue has lost."""
     idle_since = time.monotonic()
     while True:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import shutil
+import socket
+import subprocess
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import httpx
 import pytest
@@ -211,3 +217,55 @@ def test_odd_numbers_of_a_form_do_not_stop_the_others(service, bee):
     """Pydantic takes 1000.0 for a whole number; so does a job."""
     job = submit(service, "predict", bee, deadline_ms="1000.0").json()
     assert ended(service, job["id"])["state"] == "done"
+
+
+@dataclass
+class Redis:
+    """A Redis server that can be killed and started again."""
+
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    def begin(self) -> None:
+        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        for _ in range(100):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            time.sleep(0.1)
+        raise AssertionError("no Redis after ten seconds")
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def redis() -> Iterator[Redis]:
+    if shutil.which("redis-server") is None:
+        pytest.skip("no Redis here: apt-get install redis-server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        server = Redis(probe.getsockname()[1])
+    server.begin()
+    yield server
+    server.kill()
+
+
+def test_jobs_by_redis_outlive_redis(start, bundle_folder, bee, redis):
+    """What Redis forgets when it dies, the folders of the jobs know."""
+    own = start(bundle_folder, workers="1", redis=f"redis://127.0.0.1:{redis.port}/0")
+    asked = {"method": "occlusion", "effort": "quick"}
+    first = submit(own, "explain", bee, bee, **asked).json()
+    assert ended(own, first["id"])["state"] == "done"
+    assert not (own.jobs / "queue.db").exists()
+    under_way = submit(own, "explain", *[bee] * 4, **asked).json()
+    while own.get(f"/jobs/{under_way['id']}").json()["done"] < 1:
+        time.sleep(0.05)
+    redis.kill()
+    while_away = submit(own, "explain", bee, **asked)
+    assert while_away.status_code == 202
+    assert ended(own, under_way["id"])["done"] == 4
+    redis.begin()
+    assert ended(own, while_away.json()["id"])["state"] == "done"
