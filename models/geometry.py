@@ -20,14 +20,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from models.errors import BundleError, ImageTooLarge
-from models.images import Image
+from models.images import MAX_SIDE, Image
 
 Interpolation = Literal["bilinear", "bicubic"]
 
 _TORCHVISION = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 _PILLOW = {"bilinear": PIL.Image.Resampling.BILINEAR, "bicubic": PIL.Image.Resampling.BICUBIC}
 _EXTREME_ASPECT = 12.0
-_MAX_SIDE = 65_500
 _MAX_SIZE = 4_096
 
 
@@ -239,9 +238,9 @@ class Geometry:
         """Resize only the part of a very long picture that the crop needs: 1 x 5000 would otherwise become
         327 MP.
         """
-        if max(image.width, image.height) > _MAX_SIDE:
+        if max(image.width, image.height) > MAX_SIDE:
             raise ImageTooLarge(
-                f"The picture is {image.width} x {image.height}; its limit is {_MAX_SIDE:,} a side."
+                f"The picture is {image.width} x {image.height}; its limit is {MAX_SIDE:,} a side."
             )
         # Shares of the picture, which may have been decoded smaller than it is.
         across, down = image.pil.width / image.width, image.pil.height / image.height

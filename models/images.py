@@ -29,7 +29,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """File names that are taken for pictures when a folder is scanned; what a file is, its bytes decide."""
 
+MAX_SIDE = 65_500
+"""Pixels; the longest side that decoders and resizers take without a word."""
+
 _STRIP_ROWS = 64
+_MAX_SEGMENTS = 10_000
+"""Of a JPEG; real ones have some hundreds at most."""
 _BITE = 16_384
 """Bytes of a JPEG handed to its decoder at once, so that a deadline is looked at often; a file of a hundred
 kilobytes can hold passes over all pixels for minutes."""
@@ -137,7 +142,7 @@ def decode(
     if len(data) > limits.max_bytes:
         raise ImageTooLarge(f"The picture has {len(data):,} bytes; the limit is {limits.max_bytes:,}.")
     opened = _open(data)
-    _check_header(opened, data, limits)
+    scans = _check_header(opened, data, limits)
     full_size: tuple[int, int] | None = None
     if enough is not None and opened.format in _JPEGS:
         width, height = opened.size
@@ -147,7 +152,9 @@ def decode(
             full_size = (width, height)
     if room is None:
         return _decoded(opened, data, full_size)
-    pixels = opened.width * opened.height
+    # The coefficients of several scans are kept at full size, however small they are decoded.
+    full = full_size if full_size is not None and scans > 1 else opened.size
+    pixels = full[0] * full[1]
     room.take(pixels)
     try:
         image = _decoded(opened, data, full_size)
@@ -244,7 +251,8 @@ class _Watched(io.BytesIO):
         return super().read(size)
 
 
-def _check_header(opened: PIL.Image.Image, data: bytes, limits: Limits) -> None:
+def _check_header(opened: PIL.Image.Image, data: bytes, limits: Limits) -> int:
+    """The number of scans, 1 for what is no JPEG; raises ImageTooLarge or UnreadableImage."""
     pixels = opened.width * opened.height
     if pixels <= 0:
         raise UnreadableImage(f"The picture has no pixels: {opened.width} x {opened.height}.")
@@ -253,8 +261,12 @@ def _check_header(opened: PIL.Image.Image, data: bytes, limits: Limits) -> None:
             f"The picture has {opened.width} x {opened.height} = {pixels:,} pixels; "
             f"the limit is {limits.max_pixels:,}."
         )
+    if max(opened.size) > MAX_SIDE:
+        raise ImageTooLarge(
+            f"The picture is {opened.width} x {opened.height}; its limit is {MAX_SIDE:,} a side."
+        )
     if opened.format not in _JPEGS:
-        return
+        return 1
     scans = _scans(data, limits.max_scans)
     if scans > limits.max_scans:
         raise ImageTooLarge(f"The JPEG has more than {limits.max_scans:,} scans, which is the limit.")
@@ -262,16 +274,20 @@ def _check_header(opened: PIL.Image.Image, data: bytes, limits: Limits) -> None:
         raise ImageTooLarge(
             f"The JPEG has {scans} scans over {pixels:,} pixels; the limit is {limits.max_passes:,} in all."
         )
+    return scans
 
 
 def _scans(data: bytes, enough: int) -> int:
     """Scans of a JPEG up to its end marker, counted to ``enough`` + 1; what follows is left out."""
-    position, scans = 2, 0
+    position, scans, segments = 2, 0, 0
     while found := _MARKER.search(data, position):
         marker = data[found.end() - 1]
         if marker == _END_OF_IMAGE or scans > enough:
             break
         scans += marker == _START_OF_SCAN
+        segments += 1
+        if segments > _MAX_SEGMENTS:
+            raise ImageTooLarge(f"The JPEG has more than {_MAX_SEGMENTS:,} segments, which is the limit.")
         length = int.from_bytes(data[found.end() : found.end() + 2], "big")
         position = found.end() + max(length, 2)
     return scans

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 
 from models.deadlines import checkpoint
 
 _GLANCE = 0.05
 """Seconds between two looks at the deadline of whoever waits."""
+_COLLECT_SECONDS = 1.0
 
 
 class Room:
@@ -27,15 +29,14 @@ class Room:
     def take(self, pixels: int) -> None:
         """Wait until there is room for so many and take it; raises Stopped where the deadline comes first."""
         with self._change:
-            if self._fits(pixels):
-                self.taken += pixels
-                return
-        # A failed request's pixels may hang in a cycle with its error.
-        gc.collect()
-        with self._change:
+            collected = time.monotonic()
             while not self._fits(pixels):
                 checkpoint()
                 self._change.wait(_GLANCE)
+                if time.monotonic() - collected > _COLLECT_SECONDS:
+                    # A picture may hang in a cycle with an error that somebody keeps.
+                    gc.collect()
+                    collected = time.monotonic()
             self.taken += pixels
 
     def give(self, pixels: int) -> None:

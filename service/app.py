@@ -39,8 +39,11 @@ keys = Keys(settings.api_keys)
 @bentoml.service(
     name="camera_lucida",
     workers=settings.workers,
-    # Ours ends the work with the request; this one would only answer for it.
-    traffic={"timeout": 3600},
+    # Ours ends the work with the request; this one would only answer for it. It keeps a timer for each
+    # request until then, however soon that is answered, so it is not much longer than the longest of ours.
+    traffic={"timeout": settings.upload_seconds + settings.deadline_ms / 1000 + 30},
+    # BentoML's keeps a series for every path that anybody has asked for, for ever.
+    metrics={"enabled": False},
     http={"host": "127.0.0.1", "port": 3000},
     logging={"access": {"enabled": False}},
     # Read by the C libraries when a worker starts. A thread that waits for work should not spin, for its core
@@ -77,11 +80,12 @@ class CameraLucida:
         from service.desk import Desk, give_back_memory
         from service.jobs.keeper import Keeper
         from service.jobs.routes import Jobs, job_routes
-        from service.metrics import metrics
+        from service.metrics import forget_the_dead, metrics
         from service.pages import page_routes
         from service.routes import State, verb_routes
 
         counts = metrics()
+        forget_the_dead()
         self.champion: Champion = Champion(self._source, settings, counts)
         state = State(settings, self.champion, Desk(settings, counts.places.set), counts)
         routes.state.shared = state

@@ -29,4 +29,6 @@ def read_atlas(folder: Path, digest: str) -> list[TemplateAnswer]:
             for entry in found["entries"]
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"The {bundle.ATLAS} in {folder.name} cannot be read: {error}.") from error
+        # An OSError's own text has the whole path.
+        why = error.strerror if isinstance(error, OSError) else error
+        raise BundleError(f"The {bundle.ATLAS} in {folder.name} cannot be read: {why}.") from error

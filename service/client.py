@@ -27,6 +27,7 @@ Picture = str | Path | bytes
 A = TypeVar("A", bound=schemas.Answer)
 
 _STATES_OF_WORK = {"queued", "running"}
+_OF_A_PICTURE = {"unsupported_format", "image_too_large", "unreadable_image"}
 
 
 class ServiceError(Exception):
@@ -163,7 +164,13 @@ class Client:
         self, route: str, pictures: Sequence[Picture], options: dict[str, Any], shape: type[A]
     ) -> list[A | schemas.ErrorAnswer]:
         if len(pictures) == 1:
-            return [self._ask(route, pictures, options, shape)]
+            # One picture's failure is the whole answer's; among several it is that picture's own.
+            try:
+                return [self._ask(route, pictures, options, shape)]
+            except ServiceError as error:
+                if error.kind not in _OF_A_PICTURE:
+                    raise
+                return [schemas.ErrorAnswer(error=str(error), kind=error.kind)]
         answers = self._post(route, pictures, options).json()["answers"]
         return [
             schemas.ErrorAnswer.model_validate(each) if "error" in each else shape.model_validate(each)
@@ -175,7 +182,9 @@ class Client:
 
     def _post(self, route: str, pictures: Sequence[Picture], options: dict[str, Any]) -> httpx.Response:
         files = [("image", ("picture", _bytes(each))) for each in pictures]
-        texts = [(name, (None, value)) for name, value in _texts(options).items()]
+        # A form needs a field to be one.
+        given = _texts(options) or ({} if files else {"deadline_ms": ""})
+        texts = [(name, (None, value)) for name, value in given.items()]
         return self._patiently(lambda: self._http.post(route, files=[*texts, *files]))
 
     def _patiently(self, ask: Callable[[], httpx.Response]) -> httpx.Response:

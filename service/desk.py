@@ -12,6 +12,7 @@ import asyncio
 import ctypes
 import math
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import TypeVar
@@ -69,6 +70,8 @@ class Desk:
         if left is not None and self.places * self._seconds / self.threads > max(left, 0.0):
             raise self.busy("the request would wait longer than its deadline")
         begun: list[bool] = []
+        # Counted now and not when they begin: all that is ready in one turn of the loop is let in together.
+        self._move(len(work))
         watcher = asyncio.create_task(_cancel_on_hang_up(request, deadline))
         tasks = [asyncio.create_task(self._one(each, deadline, begun)) for each in work]
         try:
@@ -91,7 +94,6 @@ class Desk:
     async def _one(self, work: Callable[[], T], deadline: Deadline, begun: list[bool]) -> T:
         if self._limiter is None:
             self._limiter = CapacityLimiter(self.threads)
-        self._move(1)
         try:
             return await to_thread.run_sync(lambda: self._timed(work, deadline, begun), limiter=self._limiter)
         finally:
@@ -119,6 +121,10 @@ class Desk:
         try:
             with deadlines.within(deadline):
                 return work()
+        except BaseException as error:
+            # An error that goes from thread to task keeps its frames, and they the picture, for a long while.
+            traceback.clear_frames(error.__traceback__)
+            raise
         finally:
             took = time.perf_counter() - start
             self._seconds += _BLEND * (took - self._seconds)

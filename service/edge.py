@@ -28,10 +28,12 @@ log = logging.getLogger("lucida.requests")
 
 OPEN = ("/livez", "/readyz")
 """Answered without a key."""
-BENTOML = (*OPEN, "/healthz", "/metrics")
+BENTOML = (*OPEN, "/healthz")
 """Of BentoML's own routes those that are let through."""
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_QUIET = (*BENTOML, "/metrics")
+"""Asked every few seconds by machines; not logged."""
 _MAX_ERROR_BYTES = 64_000
 _DRAIN_BYTES = 500_000
 _DRAIN_SECONDS = 1.0
@@ -129,7 +131,7 @@ class Edge:
         count = self._count()
         if count is not None:
             count(route or "unknown", status, seconds, received)
-        if self._log and route not in BENTOML:
+        if self._log and route not in _QUIET:
             line: dict[str, Any] = {
                 "time": round(time.time(), 3),
                 "id": answer.id,

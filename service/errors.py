@@ -46,6 +46,14 @@ class Refusal(Exception):
         return JSONResponse(self.body.model_dump(), status_code=self.status, headers=self.headers)
 
 
+NO_MEMORY = Refusal(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "no_memory",
+    "There is not enough memory for this at the moment.",
+    {"Retry-After": "10"},
+)
+
+
 def refusal_of(error: errors.LucidaError) -> Refusal:
     """One of our errors as a refusal, by its nearest ancestor in the table."""
     for kind in type(error).__mro__:

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 from service.schemas import Evidence, ExplainAnswer, PredictAnswer
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""Where the processes keep their figures; BentoML sets it."""
 _SHARES = tuple(step / 10 for step in range(1, 11))
 
 
 class Metrics:
-    """Of one worker process; BentoML adds the workers up in /metrics."""
+    """Of one worker process; :func:`told` adds the workers up."""
 
     def __init__(self) -> None:
         # The client decides on import whether there are several processes, from what BentoML sets by then.
@@ -93,6 +97,29 @@ def concentration(values: list[list[float]]) -> float:
         return 1.0
     entropy = -math.fsum(value / total * math.log(value / total) for value in positive if value / total > 0)
     return 1.0 - entropy / math.log(cells)
+
+
+def told() -> tuple[bytes, str]:
+    """The figures of all workers in Prometheus' format, and the media type of that."""
+    from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry = REGISTRY
+    if _FOLDER in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def forget_the_dead() -> None:
+    """Let go of what workers that were killed had at hand; one that ends in order says so itself."""
+    import psutil
+    from prometheus_client.multiprocess import mark_process_dead
+
+    for file in Path(os.environ.get(_FOLDER, os.devnull)).glob("gauge_live*_*.db"):
+        number = file.stem.rpartition("_")[2]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            mark_process_dead(int(number))  # type: ignore[no-untyped-call]
 
 
 @functools.cache

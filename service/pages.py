@@ -20,7 +20,7 @@ from models import deadlines, images
 from models.anatomy import Anatomy
 from models.deadlines import Deadline
 from models.render.colour import contrast_table, evidence_table
-from service import openapi, schemas
+from service import metrics, openapi, schemas
 from service.card import card
 from service.errors import Refusal
 from service.routes import State, refusing
@@ -37,6 +37,7 @@ def page_routes() -> list[Route | Mount]:
         Route("/model", refusing(_model_card), methods=["GET"]),
         Route("/anatomy", refusing(_anatomy), methods=["GET"]),
         Route("/filters", refusing(Synthesis()), methods=["GET"]),
+        Route("/metrics", _figures, methods=["GET"]),
         Route("/colours", refusing(_colours), methods=["GET"]),
         Route("/samples", refusing(_samples), methods=["GET"]),
         Route("/samples/{name}", refusing(_sample), methods=["GET"]),
@@ -51,6 +52,11 @@ async def _page(request: Request) -> Response:
 
 async def _icon(request: Request) -> Response:
     return RedirectResponse("/web/icon.svg")
+
+
+async def _figures(request: Request) -> Response:
+    content, kind = await to_thread.run_sync(metrics.told)
+    return Response(content, headers={"Content-Type": kind})
 
 
 async def _model_card(request: Request, state: State) -> Response:

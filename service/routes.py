@@ -17,7 +17,7 @@ from service import uploads
 from service.champion import Champion
 from service.desk import Desk
 from service.doubts import Doubts
-from service.errors import Refusal, refusal_of
+from service.errors import NO_MEMORY, Refusal, refusal_of
 from service.forms import names
 from service.metrics import Metrics
 from service.schemas import Answer
@@ -51,6 +51,8 @@ def refusing(answer: Callable[[Request, State], Awaitable[Response]]) -> Endpoin
             return refusal.answer()
         except LucidaError as error:
             return refusal_of(error).answer()
+        except MemoryError:
+            return NO_MEMORY.answer()
 
     return endpoint
 
@@ -106,6 +108,8 @@ def _among_many(state: State, verb: Verb, doubts: Doubts, data: bytes, form: Any
         found = verb.run(doubts, data, form)
     except LucidaError as error:
         return _encoded(refusal_of(error).body)
+    except MemoryError:
+        return _encoded(NO_MEMORY.body)
     assert isinstance(found, Answer)
     state.metrics.observe(found)
     return _encoded(found)

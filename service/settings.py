@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     max_pixels_at_once: int = Field(
         64_000_000,
         ge=1,
-        description="Decoded pixels that a worker holds at once, ten bytes each at most; others wait.",
+        description="Decoded pixels that a worker holds at once, up to 13 bytes each; others wait.",
     )
     max_scans: int = Field(200, ge=1, description="Most scans of a JPEG.")
     max_top_k: int = Field(20, ge=1, description="Most classes explained in one request.")

@@ -25,6 +25,7 @@ from service.forms import Form
 
 _MAX_FIELDS = 20
 _MAX_FIELD_BYTES = 10_000
+_BITE = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,6 @@ class Upload:
 
     pictures: tuple[bytes, ...] = field(repr=False)
     fields: dict[str, str]
-    size: int
-    """Bytes of the body."""
 
 
 def check_form(request: Request) -> None:
@@ -55,9 +54,11 @@ def declared_length(headers: Headers) -> int | None:
     return int(text) if len(text) < 16 else 10**15
 
 
-async def read_body(request: Request, *, most: int, seconds: float, count: Callable[[int], None]) -> bytes:
-    """The whole body; a Refusal as soon as it is known to be too long, or takes too long to come. Each piece
-    is told to ``count``, which may refuse it.
+async def read_body(
+    request: Request, *, most: int, seconds: float, count: Callable[[int], None]
+) -> list[bytes]:
+    """The whole body in pieces; a Refusal as soon as it is known to be too long, or takes too long to come.
+    Each piece is told to ``count``, which may refuse it.
     """
     too_long = Refusal(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -87,16 +88,25 @@ async def read_body(request: Request, *, most: int, seconds: float, count: Calla
         raise Refusal(
             HTTPStatus.BAD_REQUEST, "incomplete_body", "The connection ended before the body did."
         ) from error
-    return b"".join(parts)
+    return parts
 
 
-async def parse(headers: Headers, body: bytes, *, most_pictures: int, need_picture: bool = True) -> Upload:
-    """The pictures and text fields of a form; a text where a picture should be is refused, whatever it
-    says.
+async def parse(
+    headers: Headers, body: list[bytes], *, most_pictures: int, need_picture: bool = True
+) -> Upload:
+    """The pictures and text fields of a form, whose pieces are used up; a text where a picture should be is
+    refused, whatever it says.
     """
 
     async def chunks() -> AsyncIterator[bytes]:
-        yield body
+        # Bit by bit: a body made of half delimiters takes the parser a second for each few megabytes, and
+        # other requests wait on the same thread.
+        body.reverse()
+        while body:
+            piece = body.pop()
+            for start in range(0, len(piece), _BITE):
+                yield piece[start : start + _BITE]
+                await asyncio.sleep(0)
         yield b""
 
     parser = MultiPartParser(
@@ -116,7 +126,7 @@ async def parse(headers: Headers, body: bytes, *, most_pictures: int, need_pictu
         ) from error
     try:
         pictures = await _pictures(form, most_pictures, need_picture)
-        return Upload(pictures, _fields(form), len(body))
+        return Upload(pictures, _fields(form))
     finally:
         await form.close()
 

@@ -66,8 +66,9 @@ class Keeper:
                         self._store.forget_old(
                             self._settings.job_hours * 3600, most=self._settings.max_kept_jobs
                         )
-                except OSError as error:
-                    log.error("The folder of the jobs cannot be used: %s", error)
+                except Exception:
+                    # Whatever it is, jobs that wait need somebody who looks again.
+                    log.exception("The jobs cannot be looked after now.")
         finally:
             self._end()
             os.close(lock)

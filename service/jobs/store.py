@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import re
 import secrets
@@ -22,6 +23,8 @@ from typing import Any, Literal
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 UNFINISHED: tuple[JobState, ...] = ("queued", "running")
+
+log = logging.getLogger("lucida.jobs")
 
 _ABANDONED_SECONDS = 3600.0
 _ID = re.compile(r"[A-Za-z0-9_-]{22}")
@@ -82,6 +85,10 @@ class Store:
             return Job(**json.loads((self.folder / name / "job.json").read_text()))
         except FileNotFoundError:
             return None
+        except (ValueError, TypeError) as error:
+            # Cut by a power cut, or written by another version: one job less, and not all of them.
+            log.warning("The job %s cannot be read and is left alone: %s", name, error)
+            return None
 
     def jobs(self) -> list[Job]:
         """All, oldest first."""
@@ -100,6 +107,8 @@ class Store:
             return Status(**json.loads((self.folder / job.id / "status.json").read_text()))
         except FileNotFoundError:
             return Status(state="cancelled")
+        except (ValueError, TypeError):
+            return Status(state="failed", error="What was known of this job is damaged.")
 
     def say(self, job: Job, **changes: Any) -> Status:
         """Change its status."""
@@ -218,5 +227,8 @@ class Store:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content))
+    with aside.open("w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
     aside.replace(path)

@@ -25,6 +25,7 @@ let latest = 0;            // number of the picture that was chosen last
 let asked = { target: "", against: "", method: "", block: "", flip: false };
 let underWay = null;       // what the Stop button ends
 let view = { opacity: 1, show: true, cell: null, box: null };
+const HINT = $("readout").textContent;
 
 // ------------------------------------------------------------------ start
 
@@ -105,12 +106,22 @@ function forget() {
   for (const id of ["low", "high"]) $(id).textContent = "";
   for (const id of ["save-picture", "save-json", "copy"]) $(id).disabled = true;
   $("question").textContent = "Being asked …";
+  $("canvas").setAttribute("aria-label", `${picture.name}, without a map yet`);
   $("warned").hidden = true; $("against-row").hidden = true; $("find").hidden = true;
   doubtAnew();
 }
 
 /** Take away what was found out about another question. */
-function doubtAnew() { for (const id of ["trusted", "swept", "covered"]) $(id).replaceChildren(); }
+function doubtAnew() {
+  for (const id of ["trusted", "swept", "covered"]) $(id).replaceChildren();
+  $("readout").textContent = HINT;
+}
+
+/** The question that the map shown answers: what was asked since may be under way, or was refused. */
+function shownQuestion() {
+  const { target, against, method, block, flip } = answered;
+  return { target: answer.evidence[0]?.label ?? target, against, method, block, flip };
+}
 
 // ------------------------------------------------------------------ the question and its answer
 
@@ -227,6 +238,7 @@ $("cover").addEventListener("click", () => covering($("cover").getAttribute("ari
 
 function covering(on) {
   $("cover").setAttribute("aria-pressed", String(on));
+  $("canvas").classList.toggle("covering", on);
   if (on) $("readout").textContent = "Draw a box with the mouse or a finger; the part inside is covered, and the scores are asked again. Without either, write the box under “What if covered?”.";
 }
 
@@ -257,6 +269,7 @@ $("canvas").addEventListener("pointerup", (event) => {
   $("box").value = box.map(Math.round).join(",");
   tab("tab-cover"); whatIf();
 });
+$("canvas").addEventListener("pointercancel", () => { if (from) { from = null; view.box = null; show(); } });
 $("canvas").addEventListener("pointerleave", () => { if (!from) point(null); });
 $("canvas").addEventListener("keydown", (event) => {
   const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key], evidence = answer?.evidence[0];
@@ -284,7 +297,7 @@ function point(cell) {
 // ------------------------------------------------------------------ can I trust it?
 
 $("trust").addEventListener("click", () => busy("Checking", async (signal) => {
-  const { target, against, method, block } = asked, fields = { target: target || answer.evidence[0]?.label || "", against, method, block };
+  const { target, against, method, block } = shownQuestion(), fields = { target, against, method, block };
   const found = card.limits.max_jobs ? await byJob("trust", fields, signal) : await (await post("/trust", picture, fields, signal)).json();
   const rows = [], judged = found.evidence[0].faithfulness;
   const row = (title, text, ...more) => rows.push(made("div", {}, made("h3", {}, title), made("p", {}, text), ...more));
@@ -298,24 +311,30 @@ $("trust").addEventListener("click", () => busy("Checking", async (signal) => {
 
 /** Work that takes longer than a request may: submit, watch, fetch; stopping here cancels it there. */
 async function byJob(verb, fields, signal) {
-  const job = await (await post(`/jobs/${verb}`, picture, fields, signal)).json();
-  signal.addEventListener("abort", () => fetch(`/jobs/${job.id}`, { method: "DELETE" }));
+  // Not ended half way: a job whose name we never hear could not be cancelled.
+  const job = await (await post(`/jobs/${verb}`, picture, fields)).json();
+  const away = () => fetch(`/jobs/${job.id}`, { method: "DELETE" });
+  if (signal.aborted) { away(); signal.throwIfAborted(); }
+  signal.addEventListener("abort", away);
+  byJob.latest = signal;
   $("trusting").hidden = false;
   try {
     for (;;) {
       await new Promise((resolve) => setTimeout(resolve, 500));
       signal.throwIfAborted();
-      const status = await read(`/jobs/${job.id}`);
+      const status = await read(`/jobs/${job.id}`, signal);
       $("progress").value = status.progress;
       $("eta").textContent = status.state === "queued" ? "waiting for its turn" : status.eta_seconds === null ? "begun" : `about ${Math.ceil(status.eta_seconds)} s left`;
       if (status.state === "queued" || status.state === "running") continue;
       if (status.state !== "done") throw new Refused(status.error ?? "The check was cancelled.", { kind: status.state });
-      const { answers: [found] } = await read(`/jobs/${job.id}/result`);
-      fetch(`/jobs/${job.id}`, { method: "DELETE" });
+      const { answers: [found] } = await read(`/jobs/${job.id}/result`, signal);
+      signal.removeEventListener("abort", away);
+      away();
+      signal.throwIfAborted();
       if (found.error) throw new Refused(found.error, found);
       return found;
     }
-  } finally { $("trusting").hidden = true; }
+  } finally { if (byJob.latest === signal) $("trusting").hidden = true; }
 }
 
 function curve(title, { shares, scores, area }) {
@@ -332,17 +351,17 @@ function curve(title, { shares, scores, area }) {
 // ------------------------------------------------------------------ block by block
 
 $("sweep").addEventListener("click", () => busy("Sweeping the blocks", async (signal) => {
-  const names = stages(), { target, against, method, flip } = asked;
+  const names = stages(), { target, against, method, flip } = shownQuestion();
   $("swept").replaceChildren();
   for (const [n, block] of names.entries()) {
     waited(`Sweeping the blocks, ${n + 1} of ${names.length}`);
-    const found = await (await post("/explain", picture, { target: target || answer.evidence[0]?.label || "", against, method, flip, block }, signal)).json();
+    const found = await (await post("/explain", picture, { target, against, method, flip, block }, signal)).json();
     const evidence = found.evidence[0], canvas = made("canvas");
     if (evidence && picture.bitmap) {
       const shrink = Math.min(1, 360 / Math.max(found.image.width, found.image.height)), small = { width: Math.max(1, Math.round(found.image.width * shrink)), height: Math.max(1, Math.round(found.image.height * shrink)) };
       draw(canvas, picture.bitmap, small, { ...evidence, seen_box: evidence.seen_box.map((edge) => edge * shrink) }, evidence.status === "ok" || evidence.against ? mapCanvas(evidence, colours) : null);
     }
-    $("swept").append(made("button", { type: "button", onclick: () => { $("block").value = block; scrollTo({ top: 0, behavior: "smooth" }); asked = { ...asked, block }; explain(); } }, canvas, made("span", {}, `${block}, ${evidence ? `${evidence.grid.rows} × ${evidence.grid.cols}` : "no map"}`)));
+    $("swept").append(made("button", { type: "button", onclick: () => { $("block").value = block; scrollTo({ top: 0, behavior: "smooth" }); asked = { target, against, method, flip, block }; explain(); } }, canvas, made("span", {}, `${block}, ${evidence ? `${evidence.grid.rows} × ${evidence.grid.cols}` : "no map"}`)));
   }
 }));
 
@@ -361,7 +380,7 @@ function whatIf() {
   const box = $("box").value.replaceAll(/\s/g, "");
   view.box = box ? box.split(",").map(Number) : null; show();
   return busy("Covering", async (signal) => {
-    const { method, block } = asked, target = asked.target || answer.evidence[0]?.label || "";
+    const { target, method, block } = shownQuestion();
     const found = await (await post("/whatif", picture, { target, method, block, box, cover: $("cover-by").value, overlay: true }, signal)).json();
     const rows = found.changes.slice(0, 12).map((item) => made("tr", {}, made("td", {}, item.label), made("td", {}, percent(item.before)), made("td", {}, percent(item.after)), made("td", {}, `${signed(item.change * 100, 1)} points`)));
     const table = made("table", {}, made("thead", {}, made("tr", {}, ...["class", "before", "after", "change"].map((text) => made("th", { scope: "col" }, text)))), made("tbody", {}, ...rows));

@@ -19,7 +19,7 @@ async function fetched(route, options) {
   }
 }
 
-export async function read(route) { return (await answered(await fetched(route))).json(); }
+export async function read(route, signal) { return (await answered(await fetched(route, { signal }))).json(); }
 
 /** Post a picture with fields; empty and false fields are left out. */
 export async function post(route, picture, fields, signal) {

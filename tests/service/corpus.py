@@ -174,6 +174,10 @@ def _cut_and_damaged(upright: PIL.Image.Image) -> Iterator[Case]:
 def _hostile(upright: PIL.Image.Image) -> Iterator[Case]:
     for width, height in ((60_000, 60_000), (2**31 - 1, 2**31 - 1), (100_000, 501)):
         yield Case(f"png bomb {width}x{height}", png_bomb(width, height), TOO_LARGE)
+    deep = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", 34_000_000, 1, 16, 6, 0, 0, 0))
+    yield Case("a line of 34 million deep pixels", deep + png_bomb(1, 1)[33:], TOO_LARGE)
+    whole = encoded(upright, "JPEG")
+    yield Case("a million empty segments", whole[:-2] + b"\xff\xe0\0\2" * 1_000_000 + whole[-2:], TOO_LARGE)
     yield Case("pixels inside the limit, nothing behind", png_bomb(7000, 7000), REFUSED)
     yield Case(
         "gif bomb", b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"," + bytes(8), REFUSED

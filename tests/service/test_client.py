@@ -42,6 +42,9 @@ def test_many_pictures_at_once(client, bee):
     assert [getattr(each, "kind", None) for each in several] == [None, "unsupported_format", None]
     assert several[0].evidence == several[2].evidence == client.explain(bee, method="hires_cam").evidence
     assert client.predict_many([bee])[0].predictions[0].label == "bee"
+    assert [each.kind for each in client.predict_many([b"no picture"])] == ["unsupported_format"]
+    with pytest.raises(ServiceError, match="no field"):
+        client.predict_many([bee], colour="red")
     with pytest.raises(ServiceError, match="at most 16"):
         client.predict_many([bee] * 17)
 
@@ -60,6 +63,7 @@ def test_a_job_from_end_to_end(client, bee):
     assert (last.state, last.done) == ("done", 2)
     result = client.result(job.id)
     assert result.answers[0].evidence[0].method == "occlusion"
+    assert client.submit("filters", []).verb == "filters"
     client.cancel(job.id)
     with pytest.raises(ServiceError) as gone:
         client.job(job.id)

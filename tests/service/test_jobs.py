@@ -213,6 +213,16 @@ def test_only_so_many_ended_jobs_are_kept_and_none_keeps_its_pictures(tmp_path):
     assert {job.id for job in store.jobs()} == {jobs[2].id, jobs[3].id}
 
 
+def test_a_damaged_job_stops_no_other(tmp_path):
+    store = Store(tmp_path)
+    jobs = [store.create("explain", {}, [b"x"], None) for _ in range(3)]
+    (tmp_path / jobs[0].id / "job.json").write_text("")
+    (tmp_path / jobs[1].id / "status.json").write_text('{"state": "running", "of another version": 1}')
+    assert store.get(jobs[0].id) is None
+    assert [job.id for job in store.unfinished()] == [jobs[2].id]
+    assert store.status(jobs[1]).state == "failed"
+
+
 def test_odd_numbers_of_a_form_do_not_stop_the_others(service, bee):
     """Pydantic takes 1000.0 for a whole number; so does a job."""
     job = submit(service, "predict", bee, deadline_ms="1000.0").json()

@@ -6,11 +6,14 @@ Each prints the figures that it asserts. The machine that drives the load is the
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import re
 import signal
 import socket
 import threading
 import time
+import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +21,11 @@ from dataclasses import dataclass, field
 import httpx
 import numpy as np
 import pytest
+from starlette.requests import Request
+
+from models.deadlines import Deadline
+from service.desk import Desk
+from service.settings import Settings
 
 MB = 2**20
 OVERLOAD_SECONDS = float(os.environ.get("LUCIDA_OVERLOAD_SECONDS", "15"))
@@ -304,3 +312,43 @@ def test_a_killed_worker_takes_only_its_own_requests_with_it(start, bundle_folde
     assert max(took for took, _ in outcomes) <= 15
     assert back <= 15
     assert own.ask("/explain", bee).status_code == 200
+    (places,) = re.findall(r"^lucida_places (\S+)$", own.get("/metrics").text, re.M)
+    assert float(places) == 0, "what the dead worker had at hand counts no more"
+
+
+def test_who_comes_in_a_burst_is_counted_before_it_begins():
+    """All that is ready in one turn of the loop asks for its place before any of it has begun."""
+    settings = Settings(request_threads=1, max_queue=1)
+
+    async def burst() -> Counter:
+        desk, line = Desk(settings), Request({"type": "http"}, receive=asyncio.Event().wait)
+        asked = [desk.serve(line, Deadline(5), [lambda: time.sleep(0.01)]) for _ in range(20)]
+        replies = await asyncio.gather(*asked, return_exceptions=True)
+        assert desk.places == 0
+        return Counter(type(reply).__name__ for reply in replies)
+
+    assert asyncio.run(burst()) == {"list": 2, "Refusal": 18}
+
+
+def test_what_failed_lets_go_of_its_pixels():
+    """Its error goes from thread to task to answer and is kept on the way; its picture is not."""
+
+    async def fail() -> tuple[BaseException, weakref.ref]:
+        desk, kept = Desk(Settings()), []
+
+        def work() -> None:
+            picture = np.zeros(10)
+            kept.append(weakref.ref(picture))
+            raise ValueError(len(picture))
+
+        line = Request({"type": "http"}, receive=asyncio.Event().wait)
+        (error,) = await asyncio.gather(desk.serve(line, Deadline(5), [work]), return_exceptions=True)
+        return error, kept[0]
+
+    gc.disable()
+    try:
+        error, picture = asyncio.run(fail())
+        assert str(error) == "10"
+        assert picture() is None
+    finally:
+        gc.enable()

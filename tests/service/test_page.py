@@ -180,6 +180,31 @@ def test_trust_is_asked_by_a_job_with_progress_and_can_be_stopped(page, shown):
     expect(page.locator(".curves svg")).to_have_count(2)
 
 
+def test_doubts_are_about_the_map_that_is_shown(page):
+    """Another method was asked for and refused; the map of the first one stays, and is what is checked."""
+    explained(page)
+    page.route("**/explain", lambda route: route.abort())
+    page.get_by_label("Method").select_option("rise")
+    expect(page.get_by_role("alert")).to_be_visible()
+    with page.expect_request("**/jobs/trust") as posted:
+        page.get_by_role("button", name="Check this explanation").click()
+    assert b"rise" not in posted.value.post_data_buffer
+    page.get_by_role("button", name="Stop").click()
+    page.complaints.clear()
+
+
+def test_what_was_said_about_one_picture_goes_with_it(page, samples):
+    explained(page)
+    page.locator("#canvas").hover(position={"x": 200, "y": 150})
+    expect(page.locator("#readout")).to_contain_text("Row ")
+    page.route("**/explain", lambda route: route.abort())
+    page.locator("#file").set_input_files(samples / "ants.jpg")
+    expect(page.get_by_role("alert")).to_be_visible()
+    expect(page.locator("#readout")).to_contain_text("Point at the picture")
+    expect(page.locator("#canvas")).to_have_attribute("aria-label", "ants.jpg, without a map yet")
+    page.complaints.clear()
+
+
 def test_activations(page):
     explained(page)
     page.locator("#tab-inside").click()

@@ -260,6 +260,7 @@ def test_with_keys_everything_but_live_and_ready_asks_for_one(start, bundle_fold
         {"X-API-Key": digest},
         {"Authorization": "Bearer"},
         {"Authorization": "Basic !"},
+        {"Authorization": "Basic \u00e9".encode("latin-1")},
     )
     for headers in wrong:
         assert own.get("/model", headers=headers).status_code == 401
@@ -304,3 +305,34 @@ def test_a_page_of_another_site_cannot_ask_in_a_readers_name(service, bee):
     reply = httpx.post(f"{service.url}/predict", files={"image": bee}, headers=headers, trust_env=False)
     assert reply.status_code == 403
     assert reply.json()["kind"] == "cross_site"
+
+
+def test_a_form_of_half_delimiters_holds_up_nobody(start, bundle_folder):
+    """The parser goes through it byte by byte; what else is asked must come through in between."""
+    own = start(bundle_folder, workers="1")
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="image"; filename="p"\r\n\r\n' + b"\r\n--X" * 2_500_000
+    )
+    waits: list[float] = []
+    with ThreadPoolExecutor(1) as pool:
+        hostile = pool.submit(
+            httpx.post, f"{own.url}/predict", content=body, timeout=60, trust_env=False,
+            headers={"Content-Type": "multipart/form-data; boundary=b"},
+        )  # fmt: skip
+        while not hostile.done():
+            began = time.perf_counter()
+            assert own.get("/livez").status_code == 200
+            waits.append(time.perf_counter() - began)
+            time.sleep(0.02)
+    print(f"\n{len(body):,} bytes; /livez asked {len(waits)} times meanwhile, {max(waits):.2f} s at most")
+    assert 400 <= hostile.result().status_code < 500
+    assert max(waits) < 0.5
+
+
+def test_odd_paths_leave_nothing_in_the_figures(service):
+    for n in range(50):
+        assert service.get(f"/nowhere-{n}").status_code == 404
+    figures = service.get("/metrics")
+    assert figures.headers["content-type"].startswith("text/plain")
+    assert "nowhere" not in figures.text
+    assert 'lucida_requests_total{route="unknown",status="404"}' in figures.text
