@@ -80,12 +80,11 @@ class CameraLucida:
         from service.desk import Desk, give_back_memory
         from service.jobs.keeper import Keeper
         from service.jobs.routes import Jobs, job_routes
-        from service.metrics import forget_the_dead, metrics
+        from service.metrics import metrics
         from service.pages import page_routes
         from service.routes import State, verb_routes
 
         counts = metrics()
-        forget_the_dead()
         self.champion: Champion = Champion(self._source, settings, counts)
         state = State(settings, self.champion, Desk(settings, counts.places.set), counts)
         routes.state.shared = state

@@ -106,19 +106,27 @@ def told() -> tuple[bytes, str]:
 
     registry = REGISTRY
     if _FOLDER in os.environ:
+        _forget_the_dead(Path(os.environ[_FOLDER]))
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
-def forget_the_dead() -> None:
+def _forget_the_dead(folder: Path) -> None:
     """Let go of what workers that were killed had at hand; one that ends in order says so itself."""
     import psutil
     from prometheus_client.multiprocess import mark_process_dead
 
-    for file in Path(os.environ.get(_FOLDER, os.devnull)).glob("gauge_live*_*.db"):
+    for file in folder.glob("gauge_live*_*.db"):
         number = file.stem.rpartition("_")[2]
-        if number.isdigit() and not psutil.pid_exists(int(number)):
+        if not number.isdigit():
+            continue
+        try:
+            # One that was killed a moment ago may be there still, to be buried by its parent.
+            alive = psutil.Process(int(number)).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            alive = False
+        if not alive:
             mark_process_dead(int(number))  # type: ignore[no-untyped-call]
 
 

@@ -20,6 +20,14 @@ from pipelines import specimens
 PROJECT = Path(__file__).resolve().parents[1]
 
 
+_LONGEST = ("test_unbreakable.py", "test_page.py", "test_whole_path.py", "test_explanations.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def _threads() -> None:
     """As the command line has them: an engine made by an earlier test leaves torch with one thread, and

@@ -14,6 +14,8 @@ import PIL.Image
 import psutil
 import pytest
 
+pytestmark = pytest.mark.alone
+
 MB = 2**20
 
 
