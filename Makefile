@@ -25,11 +25,8 @@ types: $(STAMP)
 contracts: $(STAMP)
 	$(BIN)/lint-imports
 
-# Many tests wait for processes to start, so two of them side by side take little more than half of the time;
-# those that measure come after, one by one.
 pytest: $(STAMP)
-	$(BIN)/pytest -m "not alone" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-	$(BIN)/pytest -m alone
+	$(BIN)/pytest
 
 serve: $(STAMP)     ## serve the packaged champion on 127.0.0.1:3000 until Ctrl-C
 	LUCIDA_SAMPLES=$${LUCIDA_SAMPLES:-demo/samples} $(BIN)/bentoml serve .

@@ -1,50 +1,18 @@
 from __future__ import annotations
 
-import logging
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 
 import pytest
 
 from models.errors import LucidaError
-from pipelines import cli
-
-Finished = subprocess.CompletedProcess[str]
 
 
-def lucida(*words: str, cwd=None) -> Finished:
+def lucida(*words: str, cwd=None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "ignore", "-m", "pipelines.cli", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
-
-
-@pytest.fixture
-def at_once(in_tmp, monkeypatch, capsys) -> Iterator[Callable[..., Finished]]:
-    """The same command in this process, which has imported torch and MLflow already: ten seconds less."""
-    # As the command has it, which says so before MLflow is imported.
-    level = logging.getLogger("mlflow").level
-    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = dict(os.environ)
-
-    def run(*words: str) -> Finished:
-        monkeypatch.setattr(sys, "argv", ["lucida", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        code = ended.value.code
-        return subprocess.CompletedProcess(words, code if isinstance(code, int) else 1, *capsys.readouterr())
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    logging.getLogger("mlflow").setLevel(level)
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def test_a_mistake_ends_a_real_process_with_one_sentence(in_tmp):

@@ -62,7 +62,6 @@ def test_a_failure_goes_to_those_who_asked_and_to_nobody_else(batching):
     assert batching.until("top", torch.randn(1, 3, 224, 224)).shape == (1, 1280, 7, 7)
 
 
-@pytest.mark.alone
 def test_a_deadline_ends_the_wait(inner):
     class Slow:
         name, precision, model = inner.name, inner.precision, inner.model

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -78,12 +77,19 @@ def test_the_client_needs_neither_torch_nor_bentoml():
     assert printed.strip() == "[]"
 
 
-def verified(answer: Path, picture: Path, bundle: Path) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("lucida")), "verify", str(answer)]
-    return subprocess.run(
-        [*command, "--image", str(picture), "--bundle", str(bundle)],
-        capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "300"},
-    )  # fmt: skip
+Verified = Callable[[str, str], subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def verified(at_once, bundle_folder, tmp_path, monkeypatch) -> Verified:
+    """`lucida verify` of an answer and a picture in the test's own folder."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def run(answer: str, picture: str) -> subprocess.CompletedProcess[str]:
+        words = ("verify", tmp_path / answer, "--image", tmp_path / picture, "--bundle", bundle_folder)
+        return at_once(*map(str, words))
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -96,15 +102,15 @@ def verified(answer: Path, picture: Path, bundle: Path) -> subprocess.CompletedP
     ],
     ids=str,
 )
-def test_an_answer_is_made_again_and_holds(service, bundle_folder, bee, tmp_path, options):
+def test_an_answer_is_made_again_and_holds(service, verified, bee, tmp_path, options):
     (tmp_path / "bee.jpg").write_bytes(bee)
     (tmp_path / "answer.json").write_text(service.ask("/explain", bee, **options).text)
-    done = verified(tmp_path / "answer.json", tmp_path / "bee.jpg", bundle_folder)
+    done = verified("answer.json", "bee.jpg")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "The answer holds." in done.stdout
 
 
-def test_what_was_altered_does_not_hold(service, bundle_folder, bee, photos, tmp_path):
+def test_what_was_altered_does_not_hold(service, verified, bee, photos, tmp_path):
     (tmp_path / "bee.jpg").write_bytes(bee)
     answer = service.ask("/explain", bee).json()
 
@@ -112,7 +118,7 @@ def test_what_was_altered_does_not_hold(service, bundle_folder, bee, photos, tmp
         altered = json.loads(json.dumps(answer))
         change(altered)
         (tmp_path / "answer.json").write_text(json.dumps(altered))
-        return verified(tmp_path / "answer.json", tmp_path / "bee.jpg", bundle_folder)
+        return verified("answer.json", "bee.jpg")
 
     def turned(found) -> None:
         found["evidence"][0]["grid"]["values"].reverse()
@@ -131,7 +137,7 @@ def test_what_was_altered_does_not_hold(service, bundle_folder, bee, photos, tmp
     assert "picture: does not hold" in after(lambda found: None).stdout
 
 
-def test_bad_files_are_told(tmp_path, bundle_folder):
+def test_bad_files_are_told(tmp_path, verified):
     (tmp_path / "x.json").write_text("no json")
     (tmp_path / "y.json").write_text("{}")
     for name, says in (
@@ -139,16 +145,16 @@ def test_bad_files_are_told(tmp_path, bundle_folder):
         ("y.json", "no answer about a picture"),
         ("z.json", "no file"),
     ):
-        done = verified(tmp_path / name, tmp_path / "x.json", bundle_folder)
+        done = verified(name, "x.json")
         assert done.returncode == 1
         assert says in done.stderr
 
 
-def test_an_answer_about_a_large_jpeg_is_made_again_as_it_was(service, bundle_folder, corpus, tmp_path):
+def test_an_answer_about_a_large_jpeg_is_made_again_as_it_was(service, verified, corpus, tmp_path):
     (tmp_path / "large.jpg").write_bytes(corpus.encoded(corpus.scene(4000, 3000), "JPEG", quality=90))
     answer = service.ask("/explain", (tmp_path / "large.jpg").read_bytes(), method="hires_cam")
     assert answer.json()["provenance"]["reduction"] == 2
     assert answer.json()["image"] == {"width": 4000, "height": 3000}
     (tmp_path / "answer.json").write_text(answer.text)
-    done = verified(tmp_path / "answer.json", tmp_path / "large.jpg", bundle_folder)
+    done = verified("answer.json", "large.jpg")
     assert done.returncode == 0, done.stdout + done.stderr

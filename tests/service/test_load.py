@@ -27,8 +27,6 @@ from models.deadlines import Deadline
 from service.desk import Desk
 from service.settings import Settings
 
-pytestmark = pytest.mark.alone
-
 MB = 2**20
 OVERLOAD_SECONDS = float(os.environ.get("LUCIDA_OVERLOAD_SECONDS", "15"))
 """The bar says 60; the suite takes less, and the figures of a full run are in docs/experiments.md."""

@@ -14,8 +14,6 @@ import PIL.Image
 import psutil
 import pytest
 
-pytestmark = pytest.mark.alone
-
 MB = 2**20
 
 

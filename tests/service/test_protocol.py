@@ -163,7 +163,6 @@ def test_no_more_than_the_limit_is_read_of_a_long_body(service):
         assert taken <= (0 if declared else limit) + 1_000_000 + 6_000_000
 
 
-@pytest.mark.alone
 def test_a_slow_upload_is_ended_and_holds_up_nobody(start, bundle_folder, corpus):
     own = start(bundle_folder, upload_seconds="2", workers="1")
     host, port = own.url.removeprefix("http://").split(":")
@@ -308,7 +307,6 @@ def test_a_page_of_another_site_cannot_ask_in_a_readers_name(service, bee):
     assert reply.json()["kind"] == "cross_site"
 
 
-@pytest.mark.alone
 def test_a_form_of_half_delimiters_holds_up_nobody(start, bundle_folder):
     """The parser goes through it byte by byte; what else is asked must come through in between."""
     own = start(bundle_folder, workers="1")
