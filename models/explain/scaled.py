@@ -26,12 +26,12 @@ def explain_scaled(
 
     Raises as :func:`models.explain.methods.explain` does.
     """
-    beside = row_of(method).grid == "block"
-    tops = evidence.logits.argmax(1).tolist() if beside else []
-    asked = [
-        [*of_one, *([target(evidence.model.classes, tops[n])] if beside else [])]
-        for n, of_one in enumerate(targets)
-    ]
+    asked = [list(of_one) for of_one in targets]
+    if row_of(method).grid == "block":
+        tops = [target(evidence.model.classes, top) for top in evidence.logits.argmax(1).tolist()]
+        # Mostly it is the predicted class that is asked about, whose map is among them then.
+        if any(top not in of_one for top, of_one in zip(tops, asked, strict=True)):
+            asked = [[*of_one, top] for top, of_one in zip(tops, asked, strict=True)]
     if smoothing is not None and smoothing.on:
         maps = explain_smoothly(evidence, asked, smoothing, method=method, effort=effort)
     else:
