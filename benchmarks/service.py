@@ -84,6 +84,9 @@ def drive(way: Way, picture: bytes, clients: int, seconds: float) -> tuple[float
             )
             await reader.readexactly(length)
             times.append(time.perf_counter() - start)
+            if b"\r\nconnection: close" in head.lower():
+                writer.close()
+                reader, writer = await asyncio.open_connection("127.0.0.1", way.port)
         writer.close()
 
     async def run() -> float:

@@ -19,6 +19,7 @@ import bentoml
 from bentoml.models import BentoModel
 from starlette.applications import Starlette
 
+from service.balance import Balance
 from service.edge import BENTOML, Edge
 from service.keys import Allowance, Keys
 from service.settings import Settings
@@ -85,8 +86,14 @@ class CameraLucida:
         from service.routes import State, verb_routes
 
         counts = metrics()
+        balance = routes.state.balance = Balance(settings.jobs, settings.workers)
+
+        def observe(pictures: int) -> None:
+            counts.places.set(pictures)
+            balance.tell(pictures)
+
         self.champion: Champion = Champion(self._source, settings, counts)
-        state = State(settings, self.champion, Desk(settings, counts.places.set), counts)
+        state = State(settings, self.champion, Desk(settings, observe), counts)
         routes.state.shared = state
         routes.router.routes.extend([*verb_routes(), *page_routes()])
         self.keeper = Keeper(settings, lambda: self.champion.folder)
@@ -136,6 +143,7 @@ cast("Service[CameraLucida]", CameraLucida).add_asgi_middleware(
     keys=keys,
     allowance=lambda: getattr(routes.state, "allowance", None),
     count=lambda: routes.state.shared.metrics.count if hasattr(routes.state, "shared") else None,
+    shed=lambda: hasattr(routes.state, "balance") and routes.state.balance.sheds(),
     log_requests=settings.log_requests,
 )
 

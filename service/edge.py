@@ -1,8 +1,9 @@
 """The one place where the outside comes in: an ASGI layer round everything that BentoML routes.
 
 It lets through the routes that we know and no other of BentoML's, asks for a key where there are keys, gives
-each request an id, writes one line about it, counts it, and sees to it that every failure, whoever made it,
-has one shape: one sentence in JSON, without a traceback, a path or an address.
+each request an id, writes one line about it, counts it, and sends clients on to idler workers. It sees to it
+that every failure, whoever made it, has one shape: one sentence in JSON, without a traceback, a path or an
+address.
 """
 
 from __future__ import annotations
@@ -64,10 +65,11 @@ class Edge:
         keys: Keys,
         allowance: Callable[[], Allowance | None],
         count: Callable[[], Counts | None],
+        shed: Callable[[], bool],
         log_requests: bool,
     ) -> None:
         self.app, self._known, self._keys = app, known, keys
-        self._allowance, self._count, self._log = allowance, count, log_requests
+        self._allowance, self._count, self._shed, self._log = allowance, count, shed, log_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let through what is known and allowed; answer the rest."""
@@ -77,7 +79,7 @@ class Edge:
                 return
             await self.app(scope, receive, send)
             return
-        answer = _Answer(scope, receive, send)
+        answer = _Answer(scope, receive, send, self._shed)
         owner: str | None = None
         route = self._known(scope["path"])
         try:
@@ -152,14 +154,15 @@ class _Answer:
     BentoML's and Starlette's failures come as lists, tables or bare text, and are rewritten.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, shed: Callable[[], bool]) -> None:
         given = Headers(scope=scope).get("x-request-id", "")
         self.id = given if _ID.fullmatch(given) else secrets.token_hex(8)
         self.start = time.perf_counter()
         self.status, self.sent, self.begun = 0, 0, False
-        self._receive, self._send = receive, send
+        self._receive, self._send, self._shed = receive, send, shed
         self._read = scope["method"] in {"GET", "HEAD"}
         """Whether the body has come to its end."""
+        self._posted = scope["method"] == "POST"
         self._failure: Message | None = None
         self._parts: list[bytes] = []
 
@@ -181,6 +184,8 @@ class _Answer:
             if self.status >= HTTPStatus.BAD_REQUEST:
                 self._failure = message
                 return
+            if self._posted and self._shed():
+                headers["connection"] = "close"
             await self._send(message)
         elif message["type"] != "http.response.body":
             await self._send(message)
