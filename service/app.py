@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from service.champion import Champion
 
+log = logging.getLogger("lucida.service")
+
 _MODEL = "camera-lucida"
 """Name of the Bento model, as `lucida package` makes it."""
 
@@ -86,11 +88,12 @@ class CameraLucida:
         from service.routes import State, verb_routes
 
         counts = metrics()
-        balance = routes.state.balance = Balance(settings.jobs, settings.workers)
+        balance = _balance()
 
         def observe(pictures: int) -> None:
             counts.places.set(pictures)
-            balance.tell(pictures)
+            if balance is not None:
+                balance.tell(pictures)
 
         self.champion: Champion = Champion(self._source, settings, counts)
         state = State(settings, self.champion, Desk(settings, observe), counts)
@@ -124,6 +127,18 @@ class CameraLucida:
         bento = cast("Service[CameraLucida]", CameraLucida).bento
         pinned = {model.tag.name: model.tag for model in bento.info.all_models} if bento else {}
         return Path(BentoModel(pinned.get(_MODEL, f"{_MODEL}:latest")).resolve().path)
+
+
+def _balance() -> Balance | None:
+    """Among the workers; none for one alone, and none where there is no place for what they share."""
+    if settings.workers == 1:
+        return None
+    try:
+        balance = routes.state.balance = Balance(settings.jobs, settings.workers)
+    except OSError as error:
+        log.warning("Clients are not spread over the workers: %s", error)
+        return None
+    return balance
 
 
 def _known(path: str) -> str | None:
