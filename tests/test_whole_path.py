@@ -230,8 +230,9 @@ def test_activations_as_json_and_as_a_picture(world, val):
 def test_doubts_are_answered_over_http(world, val):
     bee = val["bees"][0]
     explained = ask(
-        world, "/explain", bee, method="hires_cam", against="ants", flip="true", faithfulness="true"
-    ).json()
+        world, "/explain", bee, method="hires_cam", against="ants", flip="true", faithfulness="true",
+        random_maps="9",
+    ).json()  # fmt: skip
     (found,) = explained["evidence"]
     assert (found["method"], found["against"]) == ("hires_cam", "ants")
     assert found["faithfulness"]["verdict"].startswith("The model reacts")
