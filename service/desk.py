@@ -122,8 +122,7 @@ class Desk:
             with deadlines.within(deadline):
                 return work()
         except BaseException as error:
-            # An error that goes from thread to task keeps its frames, and they the picture, for a long while.
-            traceback.clear_frames(error.__traceback__)
+            _let_go(error)
             raise
         finally:
             took = time.perf_counter() - start
@@ -143,6 +142,22 @@ class Desk:
         self._abandoned.discard(task)
         if not task.cancelled():
             task.exception()
+
+
+def _let_go(error: BaseException) -> None:
+    """Have an error forget what its frames, and those of the errors behind it, held.
+
+    It goes from the thread to a task and hangs there in a cycle until the garbage collector comes by; a
+    decoder's frame would keep all pixels of the picture that it could not read for as long.
+    """
+    seen: set[int] = set()
+    behind: list[BaseException | None] = [error]
+    while behind:
+        each = behind.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            traceback.clear_frames(each.__traceback__)
+            behind += [each.__cause__, each.__context__]
 
 
 def give_back_memory() -> None:

@@ -333,22 +333,31 @@ def test_who_comes_in_a_burst_is_counted_before_it_begins():
 def test_what_failed_lets_go_of_its_pixels():
     """Its error goes from thread to task to answer and is kept on the way; its picture is not."""
 
-    async def fail() -> tuple[BaseException, weakref.ref]:
+    async def fail() -> tuple[BaseException, list[weakref.ref]]:
         desk, kept = Desk(Settings()), []
 
-        def work() -> None:
+        def load() -> None:
             picture = np.zeros(10)
             kept.append(weakref.ref(picture))
-            raise ValueError(len(picture))
+            raise OSError(len(picture))
+
+        def work() -> None:
+            picture = np.zeros(11)
+            kept.append(weakref.ref(picture))
+            try:
+                load()
+            except OSError as error:
+                raise ValueError(len(picture)) from error
 
         line = Request({"type": "http"}, receive=asyncio.Event().wait)
         (error,) = await asyncio.gather(desk.serve(line, Deadline(5), [work]), return_exceptions=True)
-        return error, kept[0]
+        return error, kept
 
     gc.disable()
     try:
-        error, picture = asyncio.run(fail())
-        assert str(error) == "10"
-        assert picture() is None
+        error, (whole, decoder) = asyncio.run(fail())
+        assert (str(error), str(error.__cause__)) == ("11", "10")
+        assert whole() is None
+        assert decoder() is None
     finally:
         gc.enable()
