@@ -40,7 +40,11 @@ class Balance:
                 os.ftruncate(file, size)
             self._memory = mmap.mmap(file, size)
             self._places = range(0, size, _ROW.size)
-            self._own = next((place for place in self._places if not self._lives(place)), 0)
+            # A row with our own number was left by a process before us, as in a container's next run.
+            self._own = next(
+                (place for place in self._places if self._process(place) == os.getpid()),
+                next((place for place in self._places if not self._lives(place)), 0),
+            )
             self._mean, self._at = 0.0, time.monotonic()
             self._sent, self._sent_at = 0.0, self._at
             self.tell(0)
@@ -77,8 +81,11 @@ class Balance:
         _, at, pictures, mean = _ROW.unpack_from(self._memory, place)
         return _faded(pictures, self._mean if place == self._own else mean, time.monotonic() - at)
 
+    def _process(self, place: int) -> int:
+        return int(_ROW.unpack_from(self._memory, place)[0])
+
     def _lives(self, place: int) -> bool:
-        process = int(_ROW.unpack_from(self._memory, place)[0])
+        process = self._process(place)
         return process > 0 and bool(psutil.pid_exists(process))
 
 

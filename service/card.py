@@ -22,7 +22,12 @@ def card(engine: Engine) -> dict[str, Any]:
         "methods": [name for name in METHODS if name not in engine.barred],
         "barred_methods": engine.barred,
         "method_notes": {
-            row.name: {"title": row.title, "good_for": row.good_for, "misleads": row.misleads}
+            row.name: {
+                "title": row.title,
+                "good_for": row.good_for,
+                "misleads": row.misleads,
+                "reads_block": row.reads_block,
+            }
             for row in METHODS.values()
         },
         "sanity": known.sanity.to_dict() if known.sanity is not None else None,
@@ -34,7 +39,7 @@ def card(engine: Engine) -> dict[str, Any]:
             "max_body_bytes": settings.max_body_bytes,
             "max_pixels": settings.max_pixels,
             "max_top_k": settings.max_top_k,
-            "max_pictures": settings.max_pictures,
+            "max_pictures": settings.most_pictures,
             "max_forwards": settings.max_forwards,
             "max_jobs": settings.max_jobs,
             "deadline_ms": settings.deadline_ms,

@@ -61,6 +61,9 @@ class Champion:
         except Exception as error:  # a store that is being written to can fail in ways of its own
             log.warning("The model to be served cannot be told: %s", error)
             return False
+        if folder == self._folder:
+            # Turned back: what was refused may be mended meanwhile, and is tried again when its turn comes.
+            self.refused = self._refused_folder = None
         if folder in (self._folder, self._refused_folder):
             return False
         try:

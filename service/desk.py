@@ -60,14 +60,25 @@ class Desk:
         """Room in memory for an upload, taken as its bytes come in."""
         return Held(self)
 
-    async def serve(self, request: Request, deadline: Deadline, work: Sequence[Callable[[], T]]) -> list[T]:
+    async def serve(
+        self,
+        request: Request,
+        deadline: Deadline,
+        work: Sequence[Callable[[], T]],
+        *,
+        late: Callable[[DeadlineExceeded], T] | None = None,
+    ) -> list[T]:
         """Results of pieces of work for one request, each in a thread.
 
-        Raises a Refusal when there is no room or the deadline passes; what the work raises is raised here.
+        ``late`` makes what stands in the place of one that did not end in time while others did; without it
+        they all come to nothing. Raises a Refusal when there is no room or none was begun in time, and
+        DeadlineExceeded when none ended in time; what the work raises is raised here.
         """
         self.check_room(len(work))
         left = deadline.remaining
-        if left is not None and self.places * self._seconds / self.threads > max(left, 0.0):
+        # What is at work in another thread is not in the way.
+        ahead = max(self.places + 1 - self.threads, 0)
+        if left is not None and ahead * self._seconds / self.threads > max(left, 0.0):
             raise self.busy("the request would wait longer than its deadline")
         begun: list[bool] = []
         # Counted now and not when they begin: all that is ready in one turn of the loop is let in together.
@@ -75,13 +86,16 @@ class Desk:
         watcher = asyncio.create_task(_cancel_on_hang_up(request, deadline))
         tasks = [asyncio.create_task(self._one(each, deadline, begun)) for each in work]
         try:
-            await asyncio.wait(tasks, timeout=None if left is None else max(left, 0.0) + GRACE)
-            if not all(task.done() for task in tasks):
+            done, running = await asyncio.wait(
+                tasks, timeout=None if left is None else max(left, 0.0) + GRACE
+            )
+            if running:
                 deadline.cancel()
                 if not begun:
                     raise self.busy("the request waited longer than its deadline")
-                raise DeadlineExceeded(f"The work did not end within its {deadline.seconds:g} seconds.")
-            return [task.result() for task in tasks]
+                if late is None or not done:
+                    raise _too_late(deadline)
+            return [_result(task, deadline, late) for task in tasks]
         finally:
             watcher.cancel()
             for task in tasks:
@@ -115,6 +129,8 @@ class Desk:
     def _timed(self, work: Callable[[], T], deadline: Deadline, begun: list[bool]) -> T:
         left = deadline.remaining
         if left is not None and left <= 0:
+            if begun:
+                raise _too_late(deadline)
             raise self.busy("the request waited longer than its deadline")
         begun.append(True)
         start = time.perf_counter()
@@ -142,6 +158,21 @@ class Desk:
         self._abandoned.discard(task)
         if not task.cancelled():
             task.exception()
+
+
+def _result(task: asyncio.Task[T], deadline: Deadline, late: Callable[[DeadlineExceeded], T] | None) -> T:
+    try:
+        if not task.done():
+            raise _too_late(deadline)
+        return task.result()
+    except DeadlineExceeded as error:
+        if late is None:
+            raise
+        return late(error)
+
+
+def _too_late(deadline: Deadline) -> DeadlineExceeded:
+    return DeadlineExceeded(f"The work did not end within its {deadline.seconds:g} seconds.")
 
 
 def _let_go(error: BaseException) -> None:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -102,7 +103,7 @@ class Edge:
     def _owner(self, scope: Scope) -> str | None:
         """Whose key the request brings; a Refusal where it should bring one, or brings it too often."""
         headers = Headers(scope=scope)
-        if scope["method"] not in {"GET", "HEAD"} and headers.get("sec-fetch-site") == "cross-site":
+        if scope["method"] not in {"GET", "HEAD"} and _of_another_site(headers):
             raise Refusal(
                 HTTPStatus.FORBIDDEN, "cross_site", "A page of another site may not ask in a reader's name."
             )
@@ -228,6 +229,20 @@ class _Answer:
                     read += len((await self.receive()).get("body", b""))
         except TimeoutError:
             return
+
+
+def _of_another_site(headers: Headers) -> bool:
+    """Whether a browser asks for a page that is not ours.
+
+    It says so itself where the address is https or this machine; elsewhere it only names the page's origin.
+    """
+    said = headers.get("sec-fetch-site")
+    origin = headers.get("origin")
+    if said is not None or origin is None:
+        return said == "cross-site"
+    # A proxy may have put its own name for us in the place of the one that the browser knows.
+    ours = {headers.get("host", "").lower(), headers.get("x-forwarded-host", "").lower()}
+    return urlsplit(origin).netloc.lower() not in ours
 
 
 def _in_shape(status: int, body: bytes) -> bytes:

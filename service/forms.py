@@ -122,13 +122,21 @@ class TrustForm(Form):
     against: Against = None
     block: Block = None
     method: Method = None
+    flip: Flip = False
     checks: Names = ""
     overlay: Truth = False
     picture: AsPicture = False
 
     def request(self) -> Request:
         """As the engine takes it."""
-        return Request(self.target, self.against, block=self.block, method=self.method, overlay=self.overlay)
+        return Request(
+            self.target,
+            self.against,
+            block=self.block,
+            method=self.method,
+            flip=self.flip,
+            overlay=self.overlay,
+        )
 
 
 class InsideForm(Form):
@@ -148,8 +156,10 @@ class WhatIfForm(Form):
     """What is covered."""
 
     target: Target = None
+    against: Against = None
     block: Block = None
     method: Method = None
+    flip: Flip = False
     box: str = Field(
         "",
         description="x0,y0,x1,y1 in pixels of the upright picture; the hottest part by default.",
@@ -166,7 +176,14 @@ class WhatIfForm(Form):
 
     def request(self) -> Request:
         """As the engine takes it."""
-        return Request(self.target, block=self.block, method=self.method, overlay=self.overlay)
+        return Request(
+            self.target,
+            self.against,
+            block=self.block,
+            method=self.method,
+            flip=self.flip,
+            overlay=self.overlay,
+        )
 
 
 class ActivationsForm(Form):

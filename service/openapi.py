@@ -76,7 +76,7 @@ def _verb(verb: Verb, settings: Settings, card: dict[str, Any]) -> dict[str, Any
     return {
         "operationId": verb.name,
         "summary": verb.summary,
-        "requestBody": _body(_fields(verb.form, settings, card), settings.max_pictures if verb.many else 1),
+        "requestBody": _body(_fields(verb.form, settings, card), settings.most_pictures if verb.many else 1),
         "responses": {"200": answered, **_failures(tuple(_ERRORS))},
     }
 

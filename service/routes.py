@@ -65,7 +65,7 @@ async def _asked(request: Request, state: State, *, verb: Verb) -> Response:
     with desk.hold() as held:
         body = await uploads.read_body(request, most=most, seconds=settings.upload_seconds, count=held.add)
         upload = await uploads.parse(
-            request.headers, body, most_pictures=settings.max_pictures if verb.many else 1
+            request.headers, body, most_pictures=settings.most_pictures if verb.many else 1
         )
         del body
         form = uploads.typed(verb.form, upload.fields)
@@ -77,12 +77,13 @@ async def _asked(request: Request, state: State, *, verb: Verb) -> Response:
         doubts = state.champion.doubts
         check(doubts, form)
         if len(upload.pictures) == 1:
-            (found,) = await desk.serve(
+            (answer,) = await desk.serve(
                 request, deadline, [partial(_one, state, verb, doubts, upload.pictures[0], form)]
             )
-            return found
+            return answer
         work = [partial(_among_many, state, verb, doubts, data, form) for data in upload.pictures]
-        return _json(b'{"answers":[' + b",".join(await desk.serve(request, deadline, work)) + b"]}")
+        found = await desk.serve(request, deadline, work, late=_refused)
+        return _json(b'{"answers":[' + b",".join(found) + b"]}")
 
 
 def check(doubts: Doubts, form: Any, *, unlimited: bool = False) -> None:
@@ -107,12 +108,16 @@ def _among_many(state: State, verb: Verb, doubts: Doubts, data: bytes, form: Any
     try:
         found = verb.run(doubts, data, form)
     except LucidaError as error:
-        return _encoded(refusal_of(error).body)
+        return _refused(error)
     except MemoryError:
         return _encoded(NO_MEMORY.body)
     assert isinstance(found, Answer)
     state.metrics.observe(found)
     return _encoded(found)
+
+
+def _refused(error: LucidaError) -> bytes:
+    return _encoded(refusal_of(error).body)
 
 
 def _encoded(answer: Answer) -> bytes:

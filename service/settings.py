@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 EngineName = Literal["eager", "openvino"]
@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     deadline_ms: int = Field(10_000, ge=1, description="Longest that one request may take.")
     upload_seconds: float = Field(20.0, gt=0, description="Longest that sending a request may take.")
     max_uploads_bytes: int = Field(
-        200_000_000, ge=1_000, description="Bytes of uploads that a worker holds at once."
+        300_000_000, ge=1_000, description="Bytes of uploads that a worker holds at once, jobs' among them."
     )
     max_body_bytes: int = Field(20_000_000, ge=1_000, description="Longest request body that is read.")
     max_pictures: int = Field(16, ge=1, description="Most pictures in one request.")
@@ -105,6 +105,22 @@ class Settings(BaseSettings):
         200, ge=1, description="Jobs that have ended and are kept; the oldest go first."
     )
     job_minutes: float = Field(60.0, gt=0, description="Longest that one job may run.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Settings:
+        """What one request may bring has to fit into what there is room for at all."""
+        for name in ("max_body_bytes", "max_job_bytes"):
+            if getattr(self, name) > self.max_uploads_bytes:
+                raise ValueError(
+                    f"LUCIDA_{name.upper()} is {getattr(self, name):,}, more than LUCIDA_MAX_UPLOADS_BYTES "
+                    f"{self.max_uploads_bytes:,}, so that no such request would ever be let in"
+                )
+        return self
+
+    @property
+    def most_pictures(self) -> int:
+        """In one request: no more than can be at work and waiting."""
+        return min(self.max_pictures, self.request_threads + self.max_queue)
 
     @field_validator("api_keys")
     @classmethod

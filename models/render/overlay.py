@@ -34,13 +34,16 @@ def overlay(
     max_side: int = _MAX_SIDE,
     full_scale: float | None = None,
 ) -> PIL.Image.Image:
-    """The upright picture with the positive evidence over it.
+    """The upright picture with the positive evidence over it, or for a contrast with both sides', as by
+    :func:`overlay_contrast`.
 
     Strong evidence is opaque and bright; without evidence the picture stays visible, slightly greyed, so that
     colour always means evidence. The unseen border is dimmed and hatched. A picture longer than ``max_side``
     pixels a side is shown smaller. Full colour is the map's own maximum, or ``full_scale`` (in the map's raw
-    units) so that several maps can be compared.
+    units) so that several maps can be compared; of a contrast it is the strongest value of either side.
     """
+    if attribution.target.against is not None:
+        return _two_sided(image, frame, attribution.values, max_side)
     picture, frame = fit(image.pil, frame, max_side)
     laid = frame.unwarp(attribution.positive(full_scale))
     unseen = np.isnan(laid)
@@ -59,10 +62,13 @@ def overlay_contrast(
     The map is the difference of the two signed maps, which for Grad-CAM is the map of the difference of the
     two logits. Full colour is the strongest value of either side.
     """
+    return _two_sided(image, frame, one.values - other.values, max_side)
+
+
+def _two_sided(image: Image, frame: Frame, values: np.ndarray, max_side: int) -> PIL.Image.Image:
     picture, frame = fit(image.pil, frame, max_side)
-    difference = one.values - other.values
-    top = float(np.abs(difference).max())
-    laid = frame.unwarp(difference / top if top > 0 else difference)
+    top = float(np.abs(values).max())
+    laid = frame.unwarp(values / top if top > 0 else values)
     signed = np.nan_to_num(laid, nan=0.0)
     strength = np.rint(np.clip(np.abs(signed), 0.0, 1.0) * 255.0).astype(np.uint8)
     return _blend(picture, strength, PIL.Image.fromarray(colourise_contrast(signed)), np.isnan(laid))

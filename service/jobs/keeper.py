@@ -39,6 +39,7 @@ class Keeper:
         self._thread = threading.Thread(target=self._keep, name="lucida-keeper", daemon=True)
         self._child: subprocess.Popen[bytes] | None = None
         self._served: Path | None = None
+        self._ending = False
         self._begun, self._not_before, self._pause = 0.0, 0.0, 1.0
 
     def start(self) -> None:
@@ -82,11 +83,12 @@ class Keeper:
 
     def _look(self) -> None:
         running = self._child is not None and self._child.poll() is None
-        if running and self._served != self._bundle():
-            # It ends when the present job has; the next one is for the new model.
+        if running and not self._ending and self._served != self._bundle():
+            # It ends when the present job has; the next one is for the new model. Asked twice, it would end
+            # in the middle of a picture.
             assert self._child is not None
             self._child.send_signal(signal.SIGINT)
-            self._served = self._bundle()
+            self._ending = True
         elif not running and time.monotonic() >= self._not_before and self._store.unfinished():
             # One that ended at once will do so again: less and less often.
             lived = time.monotonic() - self._begun
@@ -97,7 +99,7 @@ class Keeper:
     def _begin(self) -> None:
         home = str(Path(__file__).resolve().parents[2])
         paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._served, self._begun = self._bundle(), time.monotonic()
+        self._served, self._begun, self._ending = self._bundle(), time.monotonic(), False
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(paths),
             "LUCIDA_BUNDLE": str(self._served),

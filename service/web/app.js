@@ -1,7 +1,7 @@
 // The page: one picture, one question about it at a time, and everything that can be asked further.
 
 import { cellAt, cellBox, draw, fieldBox, fullScale, legend, mapCanvas } from "/web/draw.js";
-import { curl, post, read, Refused } from "/web/ask.js";
+import { curl, fetchBlob, post, read, Refused } from "/web/ask.js";
 
 const $ = (id) => document.getElementById(id);
 const made = (tag, attributes = {}, ...children) => {
@@ -41,22 +41,30 @@ function theme(name, keep = false) {
 start().catch(fail);
 
 async function start() {
-  [card, anatomy, colours] = await Promise.all([read("/model"), read("/anatomy"), read("/colours")]);
-  const version = card.version ? ` version ${card.version}` : "";
-  $("served").textContent = `${card.model}${version}, ${card.backbone}, ${card.classes.length} classes, bundle ${card.digest.slice(0, 12)}`;
-  document.title = `${card.model} – Camera Lucida`;
-  for (const name of card.methods) $("method").append(made("option", { value: name, selected: name === card.default_method }, card.method_notes[name].title));
-  for (const name of Object.keys(card.barred_methods)) $("method").append(made("option", { value: name, disabled: true }, `${card.method_notes[name].title} (barred for this model)`));
-  for (const name of card.blocks) {
-    $("block").append(made("option", { value: name, selected: name === card.cam_block }, name === card.cam_block ? `${name} (usual)` : name));
-    $("inside-block").append(made("option", { value: name, selected: name === card.cam_block }, name));
-  }
-  noteMethod();
+  [colours] = await Promise.all([read("/colours"), meet()]);
   const { samples } = await read("/samples");
   for (const name of samples) {
     const url = `/samples/${encodeURIComponent(name)}`;
     $("samples").append(made("button", { type: "button", "aria-label": `Try the sample ${name}`, title: name, onclick: () => sample(url, name) }, made("img", { src: url, alt: "", loading: "lazy" })));
   }
+}
+
+/** Learn what is served now, and offer what it can be asked; what was chosen stays where there is still such a thing. */
+async function meet() {
+  [card, anatomy] = await Promise.all([read("/model"), read("/anatomy")]);
+  const version = card.version ? ` version ${card.version}` : "";
+  $("served").textContent = `${card.model}${version}, ${card.backbone}, ${card.classes.length} classes, bundle ${card.digest.slice(0, 12)}`;
+  document.title = `${card.model} – Camera Lucida`;
+  for (const [field, choices] of Object.entries({ method: card.methods, block: card.blocks, target: card.classes, against: card.classes })) {
+    if (!choices.includes(asked[field])) asked[field] = "";
+  }
+  const method = asked.method || card.default_method, block = asked.block || card.cam_block;
+  $("method").replaceChildren(
+    ...card.methods.map((name) => made("option", { value: name, selected: name === method }, card.method_notes[name].title)),
+    ...Object.keys(card.barred_methods).map((name) => made("option", { value: name, disabled: true }, `${card.method_notes[name].title} (barred for this model)`)));
+  $("block").replaceChildren(...card.blocks.map((name) => made("option", { value: name, selected: name === block }, name === card.cam_block ? `${name} (usual)` : name)));
+  $("inside-block").replaceChildren(...card.blocks.map((name) => made("option", { value: name, selected: name === card.cam_block }, name)));
+  noteMethod();
 }
 
 // ------------------------------------------------------------------ a picture comes in
@@ -74,7 +82,7 @@ $("other").addEventListener("click", () => $("file").click());
 async function sample(url, name) {
   const turn = ++latest;
   try {
-    const blob = await (await fetch(url)).blob();
+    const blob = await fetchBlob(url);
     if (turn === latest) take(blob, name);
   } catch (error) { fail(error); }
 }
@@ -104,7 +112,8 @@ async function take(blob, name) {
 function forget() {
   for (const id of ["scores", "warnings", "origin", "inside"]) $(id).replaceChildren();
   for (const id of ["low", "high"]) $(id).textContent = "";
-  for (const id of ["save-picture", "save-json", "copy"]) $(id).disabled = true;
+  for (const id of ["save-picture", "save-json", "copy", "cover"]) $(id).disabled = true;
+  $("more").hidden = true;
   $("question").textContent = "Being asked …";
   $("canvas").setAttribute("aria-label", `${picture.name}, without a map yet`);
   $("warned").hidden = true; $("against-row").hidden = true; $("find").hidden = true;
@@ -112,8 +121,8 @@ function forget() {
 }
 
 /** Take away what was found out about another question. */
-function doubtAnew() {
-  for (const id of ["trusted", "swept", "covered"]) $(id).replaceChildren();
+function doubtAnew(...ids) {
+  for (const id of ids.length ? ids : ["trusted", "swept", "covered"]) $(id).replaceChildren();
   $("readout").textContent = HINT;
 }
 
@@ -127,9 +136,14 @@ function shownQuestion() {
 
 async function explain() {
   if (!picture) return;
-  const fields = { ...asked, method: asked.method || "", block: asked.block || "", overlay: picture.bitmap === null };
   await busy("Explaining", async (signal) => {
-    const shown = picture, found = await (await post("/explain", shown, fields, signal)).json();
+    const shown = picture, fields = { ...asked, overlay: shown.bitmap === null };
+    let found;
+    try { found = await (await post("/explain", shown, fields, signal)).json(); } catch (error) {
+      // What was offered may be gone with the model that had it.
+      if (error.kind === "unknown_choice" && !signal.aborted) await meet();
+      throw error;
+    }
     const evidence = found.evidence[0] ?? null;
     if (!shown.bitmap && evidence?.overlay) {
       const drawn = made("img", { src: evidence.overlay, alt: "" });
@@ -137,6 +151,8 @@ async function explain() {
       signal.throwIfAborted();
       shown.drawn = drawn;
     }
+    // Another model has taken over since the page was opened.
+    if (found.provenance.digest !== card.digest) { await meet(); signal.throwIfAborted(); doubtAnew(); }
     answer = found; answered = fields;
     map = evidence?.status === "ok" || evidence?.against ? mapCanvas(evidence, colours) : null;
     size = found.image;
@@ -168,7 +184,7 @@ addEventListener("resize", () => { if (size && picture) fit($("canvas")); });
 
 function tell() {
   const evidence = answer.evidence[0] ?? null;
-  for (const id of ["save-picture", "save-json", "copy"]) $(id).disabled = false;
+  for (const id of ["save-picture", "save-json", "copy", "cover"]) $(id).disabled = false;
   $("question").replaceChildren(...question(evidence));
   scores();
   if (evidence) {
@@ -228,6 +244,7 @@ $("flip").addEventListener("change", ({ target }) => ask({ flip: target.checked 
 function noteMethod() {
   const note = card.method_notes[$("method").value];
   $("method-note").textContent = note ? `${note.good_for} But: ${note.misleads}` : "";
+  $("block").disabled = note !== undefined && !note.reads_block;
 }
 
 // ------------------------------------------------------------------ the picture under the hand
@@ -297,7 +314,7 @@ function point(cell) {
 // ------------------------------------------------------------------ can I trust it?
 
 $("trust").addEventListener("click", () => busy("Checking", async (signal) => {
-  const { target, against, method, block } = shownQuestion(), fields = { target, against, method, block };
+  const fields = shownQuestion();
   const found = card.limits.max_jobs ? await byJob("trust", fields, signal) : await (await post("/trust", picture, fields, signal)).json();
   const rows = [], judged = found.evidence[0].faithfulness;
   const row = (title, text, ...more) => rows.push(made("div", {}, made("h3", {}, title), made("p", {}, text), ...more));
@@ -305,6 +322,7 @@ $("trust").addEventListener("click", () => busy("Checking", async (signal) => {
   if (found.agreement) row("Do other methods agree?", found.agreement.verdict);
   if (found.shifts) row("Does it hold when the picture moves?", found.shifts.verdict);
   if (found.sweep) row("Which stage says it best?", found.sweep.filter(({ faithfulness }) => faithfulness).map(({ evidence, faithfulness }) => `${evidence.block}: beats ${faithfulness.percentile.toFixed(0)} % of random maps`).join("; ") + ".");
+  if (fields.flip && (found.shifts || found.sweep)) row("Not averaged", "The moved pictures and the other stages were judged without the mirror image.");
   for (const cut of found.cut) row("Left out", `${cut}. There was no time.`);
   $("trusted").replaceChildren(made("div", { class: "verdicts" }, ...rows));
 }));
@@ -351,8 +369,12 @@ function curve(title, { shares, scores, area }) {
 // ------------------------------------------------------------------ block by block
 
 $("sweep").addEventListener("click", () => busy("Sweeping the blocks", async (signal) => {
-  const names = stages(), { target, against, method, flip } = shownQuestion();
+  const names = stages(), { target, against, method, flip } = shownQuestion(), note = card.method_notes[method || card.default_method];
   $("swept").replaceChildren();
+  if (!note.reads_block) {
+    $("swept").append(made("p", {}, `${note.title} asks the picture's pixels and no block: its map is the same for all of them. Choose a method that reads a block to see them one by one.`));
+    return;
+  }
   for (const [n, block] of names.entries()) {
     waited(`Sweeping the blocks, ${n + 1} of ${names.length}`);
     const found = await (await post("/explain", picture, { target, against, method, flip, block }, signal)).json();
@@ -361,9 +383,19 @@ $("sweep").addEventListener("click", () => busy("Sweeping the blocks", async (si
       const shrink = Math.min(1, 360 / Math.max(found.image.width, found.image.height)), small = { width: Math.max(1, Math.round(found.image.width * shrink)), height: Math.max(1, Math.round(found.image.height * shrink)) };
       draw(canvas, picture.bitmap, small, { ...evidence, seen_box: evidence.seen_box.map((edge) => edge * shrink) }, evidence.status === "ok" || evidence.against ? mapCanvas(evidence, colours) : null);
     }
-    $("swept").append(made("button", { type: "button", onclick: () => { $("block").value = block; scrollTo({ top: 0, behavior: "smooth" }); asked = { target, against, method, flip, block }; explain(); } }, canvas, made("span", {}, `${block}, ${evidence ? `${evidence.grid.rows} × ${evidence.grid.cols}` : "no map"}`)));
+    $("swept").append(made("button", { type: "button", onclick: () => stage({ target, against, method, flip, block }) }, canvas, made("span", {}, `${block}, ${evidence ? `${evidence.grid.rows} × ${evidence.grid.cols}` : "no map"}`)));
   }
 }));
+
+/** The map of one stage, large; the strip stays, what was found out about another map goes. */
+function stage(question) {
+  $("block").value = question.block;
+  scrollTo({ top: 0, behavior: "smooth" });
+  asked = question;
+  view = { ...view, cell: null };
+  doubtAnew("trusted", "covered");
+  explain();
+}
 
 /** The last block of each spatial size, up to the usual one. */
 function stages() {
@@ -380,8 +412,7 @@ function whatIf() {
   const box = $("box").value.replaceAll(/\s/g, "");
   view.box = box ? box.split(",").map(Number) : null; show();
   return busy("Covering", async (signal) => {
-    const { target, method, block } = shownQuestion();
-    const found = await (await post("/whatif", picture, { target, method, block, box, cover: $("cover-by").value, overlay: true }, signal)).json();
+    const found = await (await post("/whatif", picture, { ...shownQuestion(), box, cover: $("cover-by").value, overlay: true }, signal)).json();
     const rows = found.changes.slice(0, 12).map((item) => made("tr", {}, made("td", {}, item.label), made("td", {}, percent(item.before)), made("td", {}, percent(item.after)), made("td", {}, `${signed(item.change * 100, 1)} points`)));
     const table = made("table", {}, made("thead", {}, made("tr", {}, ...["class", "before", "after", "change"].map((text) => made("th", { scope: "col" }, text)))), made("tbody", {}, ...rows));
     const most = found.changes.reduce((one, other) => Math.abs(other.change) > Math.abs(one.change) ? other : one);
@@ -439,7 +470,7 @@ async function busy(what, work) {
   const clock = setInterval(() => { if (underWay === mine && Date.now() - began > 400) { $("waiting").hidden = false; waited.tail = ` … ${((Date.now() - began) / 1000).toFixed(0)} s`; waited(); } }, 200);
   waited(what);
   $("canvas").setAttribute("aria-busy", "true");
-  try { await work(mine.signal); } catch (error) { if (error.name !== "AbortError") fail(error, () => busy(what, work)); } finally {
+  try { await work(mine.signal); } catch (error) { if (!mine.signal.aborted && error.name !== "AbortError") fail(error, () => busy(what, work)); } finally {
     clearInterval(clock);
     if (underWay === mine) { underWay = null; $("waiting").hidden = true; $("canvas").removeAttribute("aria-busy"); }
   }

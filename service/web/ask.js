@@ -21,6 +21,8 @@ async function fetched(route, options) {
 
 export async function read(route, signal) { return (await answered(await fetched(route, { signal }))).json(); }
 
+export async function fetchBlob(url) { return (await answered(await fetched(url))).blob(); }
+
 /** Post a picture with fields; empty and false fields are left out. */
 export async function post(route, picture, fields, signal) {
   const form = new FormData();

@@ -47,6 +47,8 @@ export function draw(canvas, picture, size, evidence, map, { opacity = 1, show =
   canvas.width = size.width; canvas.height = size.height;
   const context = canvas.getContext("2d"), visible = show && evidence !== null;
   if (visible) context.filter = `grayscale(${GREYED * opacity}%)`;
+  // Transparent parts are white to the model, too.
+  context.fillStyle = "#fff"; context.fillRect(0, 0, size.width, size.height);
   context.drawImage(picture, 0, 0, size.width, size.height);
   context.filter = "none";
   if (visible) {

@@ -12,7 +12,7 @@ from models.geometry import Geometry
 from models.predictions import class_index, rank
 from models.render.colour import colourise, evidence_table
 from models.render.contact_sheet import Tile, contact_sheet
-from models.render.overlay import overlay
+from models.render.overlay import overlay, overlay_contrast
 from models.scoring import Scoring
 
 GEOMETRY = Geometry(64, 56, 56, (0.5,) * 3, (0.5,) * 3, "bilinear")
@@ -84,6 +84,21 @@ def test_negative_evidence_draws_nothing():
     image = images.from_array(np.full((64, 64, 3), 128, np.uint8))
     drawn = np.asarray(overlay(image, GEOMETRY.frame(64, 64), attribution(np.full((7, 7), -3.0))), int)
     assert np.abs(drawn[20:40, 20:40] - 128).max() <= 1
+
+
+def test_a_contrast_is_drawn_with_both_sides():
+    image, frame = images.from_array(np.full((64, 64, 3), 128, np.uint8)), GEOMETRY.frame(64, 64)
+    values = np.zeros((7, 7), np.float32)
+    values[3, 1], values[3, 5] = 2.0, -2.0
+    contrast = Attribution(Target(0, "a", 1, "b"), "grad_cam", "b", "ok", values)
+    drawn = np.asarray(overlay(image, frame, contrast, full_scale=0.1), int)
+    one, nothing, other = drawn[32, 16], drawn[32, 32], drawn[32, 48]
+    assert one[0] - one[2] > 60, "orange for the one"
+    assert other[2] - other[0] > 60, "blue for the other"
+    assert np.ptp(nothing) <= 2
+    zero = Attribution(Target(0, "a"), "grad_cam", "b", "ok", np.zeros((7, 7), np.float32))
+    both = overlay_contrast(image, frame, contrast, zero)
+    assert (np.asarray(both) == drawn).all()
 
 
 def test_large_pictures_are_shown_smaller_in_proportion():

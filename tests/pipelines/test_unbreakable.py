@@ -18,11 +18,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import mlflow
 import pytest
 from safetensors import safe_open
+
+if TYPE_CHECKING:
+    from forked import Command
 
 CONFIG = """
 batch_size = 8
@@ -47,21 +51,21 @@ mixup = 0.2
 class Place:
     """A working folder with its own store, run folders and training command."""
 
+    command: type[Command]
     folder: Path
     data: Path
     environment: dict[str, str] = field(default_factory=dict)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "pipelines.cli", "train", *arguments]
+    def start(self, *arguments: str) -> Command:
+        words = ["train", *arguments]
         if "--resume" not in arguments:
-            command += ["--data", str(self.data), "--config", str(self.folder / "c.toml"), "--name", "wings"]
-        # Written to a file, for a pipe that nobody reads would stop the process.
-        log = (self.folder / "log.txt").open("a")
+            words += ["--data", str(self.data), "--config", str(self.folder / "c.toml"), "--name", "wings"]
+        return self.run(*words)
+
+    def run(self, *words: str) -> Command:
         store = {"MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db"}
-        return subprocess.Popen(
-            command, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-            env={**os.environ, **store, **self.environment},
-        )  # fmt: skip
+        environment = {**os.environ, **store, **self.environment}
+        return self.command(words, self.folder, self.folder / "log.txt", environment)
 
     def finish(self, *arguments: str) -> None:
         process = self.start(*arguments)
@@ -101,11 +105,13 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(butterflies, tmp_path_factory) -> Callable[..., Place]:
+def place(butterflies, forked, empty_store, tmp_path_factory) -> Callable[..., Place]:
     def make(name: str, **environment: str) -> Place:
         folder = tmp_path_factory.mktemp(name)
         (folder / "c.toml").write_text(CONFIG)
-        return Place(folder, butterflies, environment)
+        if name != "alone":
+            shutil.copy(empty_store, folder / "mlflow.db")
+        return Place(forked.Command, folder, butterflies, environment)
 
     return make
 
@@ -117,7 +123,7 @@ def undisturbed(place) -> dict:
     return alone.story()
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], place: Place) -> None:
+def wait_for(condition: Callable[[], object], process: Command, place: Place) -> None:
     until = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, f"ended before it could be disturbed:\n{place.log()[-3000:]}"
@@ -125,7 +131,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], pl
         time.sleep(0.002)
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(process: Command) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -382,11 +388,7 @@ def test_a_server_on_postgres_that_goes_away_and_comes_back(place, undisturbed, 
             ["compare", "wings@champion", "wings/1", "--data", str(away.data)],
         )
         for command in commands:
-            done = subprocess.run(
-                [sys.executable, "-m", "pipelines.cli", *command], cwd=away.folder, text=True,
-                capture_output=True, env=os.environ | {"MLFLOW_TRACKING_URI": url},
-            )  # fmt: skip
-            assert done.returncode == 0, done.stdout + done.stderr
+            assert away.run(*command).wait(120) == 0, away.log()
         assert client.get_model_version_by_alias("wings", "champion").version == version.version
         assert (away.folder / "review.html").stat().st_size > 10_000
         assert "0 were fixed and 0 broken" in (away.folder / "compare.html").read_text()

@@ -18,6 +18,10 @@ from types import ModuleType
 import httpx
 import psutil
 import pytest
+import torch
+
+from models import bundle
+from models.transfer import TransferModel
 
 PROJECT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -147,3 +151,26 @@ def corpus() -> ModuleType:
 @pytest.fixture(scope="session")
 def bee(photos: Path) -> bytes:
     return sorted((photos / "hymenoptera/val/bees").glob("*.jpg"))[0].read_bytes()
+
+
+@pytest.fixture(scope="session")
+def second(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another model of the same classes, whose scores differ."""
+    model: TransferModel = bundle.load(bundle_folder).model
+    with torch.no_grad():
+        model.classifier[1].bias += torch.tensor([3.0, 0.0, -1.0])
+    folder = tmp_path_factory.mktemp("bundles") / "second"
+    bundle.save(model, folder, name="second")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def turned() -> Callable[[Path, Path], None]:
+    """The function that points a link at another folder in one step."""
+
+    def turn(link: Path, folder: Path) -> None:
+        aside = link.with_name("aside")
+        aside.symlink_to(folder, target_is_directory=True)
+        aside.replace(link)
+
+    return turn

@@ -36,6 +36,20 @@ def test_only_who_has_clearly_more_sends_a_client_away(two):
     assert not second.sheds()
 
 
+def test_rows_of_a_run_before_are_taken_over(tmp_path, monkeypatch):
+    """A container's processes have the same numbers in each run, and the file outlives them."""
+    own, other = os.getpid(), os.getppid()
+    for _ in range(2):
+        both = []
+        for number in (own, other):
+            monkeypatch.setattr(os, "getpid", lambda number=number: number)
+            both.append(Balance(tmp_path, 2))
+    for each in both:
+        each.tell(6)
+    time.sleep(1.2)
+    assert [each.sheds() for each in both] == [False, False], "the same load: no row counts as an idle worker"
+
+
 def test_one_batch_of_answers_is_not_sent_away_as_a_whole(two):
     first, _ = two
     first.tell(8)

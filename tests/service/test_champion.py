@@ -10,33 +10,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
-from models import bundle
-from models.transfer import TransferModel
-
-
-def turned(link: Path, folder: Path) -> None:
-    """Point a link at another folder in one step."""
-    aside = link.with_name("aside")
-    aside.symlink_to(folder, target_is_directory=True)
-    aside.replace(link)
-
-
-@pytest.fixture(scope="module")
-def second(bundle_folder, tmp_path_factory) -> Path:
-    """Another model of the same classes, whose scores differ."""
-    model: TransferModel = bundle.load(bundle_folder).model
-    with torch.no_grad():
-        model.classifier[1].bias += torch.tensor([3.0, 0.0, -1.0])
-    folder = tmp_path_factory.mktemp("bundles") / "second"
-    bundle.save(model, folder, name="second")
-    return folder
+from service.champion import Champion
+from service.metrics import metrics
+from service.settings import Settings
 
 
 def test_a_new_champion_takes_over_without_a_lost_or_a_mixed_answer(
-    start, bundle_folder, second, bee, tmp_path
+    start, bundle_folder, second, turned, bee, tmp_path
 ):
     link = tmp_path / "current"
     link.symlink_to(bundle_folder, target_is_directory=True)
@@ -72,7 +54,7 @@ def test_a_new_champion_takes_over_without_a_lost_or_a_mixed_answer(
     assert 'model="second"' in figures
 
 
-def test_a_successor_that_fails_its_probe_is_left_where_it_is(start, bundle_folder, bee, tmp_path):
+def test_a_successor_that_fails_its_probe_is_left_where_it_is(start, bundle_folder, turned, bee, tmp_path):
     lying = tmp_path / "lying"
     shutil.copytree(bundle_folder, lying)
     (lying / "weights.safetensors").write_bytes(b"cut")
@@ -86,6 +68,30 @@ def test_a_successor_that_fails_its_probe_is_left_where_it_is(start, bundle_fold
     assert "weights.safetensors does not have the digest" in said
     assert own.ask("/predict", bee).json()["provenance"]["model"] == "three"
     assert "lucida_refused_models_total 1.0" in own.get("/metrics").text
+
+
+def test_a_refused_successor_is_tried_again_when_its_turn_comes_again(
+    bundle_folder, second, turned, tmp_path
+):
+    """It was still being copied when the link was turned to it."""
+    link, half = tmp_path / "current", Path(shutil.copytree(second, tmp_path / "half"))
+    link.symlink_to(bundle_folder, target_is_directory=True)
+    (half / "weights.safetensors").unlink()
+    champion = Champion(lambda: link, Settings(), metrics())
+    try:
+        turned(link, half)
+        assert not champion.look()
+        assert "half was refused" in (champion.refused or "")
+        shutil.copy(second / "weights.safetensors", half)
+        assert not champion.look(), "one that was refused is not tried again and again"
+        turned(link, bundle_folder)
+        assert not champion.look()
+        assert champion.refused is None, "nothing is refused when what answers is what is asked for"
+        turned(link, half)
+        assert champion.look()
+        assert champion.folder == half
+    finally:
+        champion.close()
 
 
 def pickled(folder: Path) -> None:

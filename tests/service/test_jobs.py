@@ -138,6 +138,21 @@ def test_jobs_survive_kills_of_their_process_and_of_the_service(start, bundle_fo
     assert not list((tmp_path / "jobs" / job["id"]).glob(".*"))
 
 
+def test_a_picture_is_not_to_blame_for_the_end_of_the_service(start, bundle_folder, bee, tmp_path):
+    """The worker is killed in mid-picture; the job's process ends with it and takes its note back."""
+    own = start(bundle_folder, workers="1", jobs=tmp_path / "jobs")
+    job = submit(own, "explain", bee, method="occlusion").json()
+    note = tmp_path / "jobs" / job["id"] / "attempt.json"
+    until = time.monotonic() + 60
+    while not note.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    (process,) = own.job_processes()
+    (worker,) = own.workers()
+    worker.kill()
+    process.wait(10)
+    assert not note.exists()
+
+
 def test_jobs_are_bounded_in_number_and_belong_to_their_key(start, bundle_folder, bee):
     keys = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("ann", "bob")}
     own = start(bundle_folder, workers="1", max_jobs="2", api_keys=json.dumps(keys))

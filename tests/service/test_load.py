@@ -17,6 +17,7 @@ import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import httpx
 import numpy as np
@@ -24,7 +25,9 @@ import pytest
 from starlette.requests import Request
 
 from models.deadlines import Deadline
+from models.errors import DeadlineExceeded
 from service.desk import Desk
+from service.errors import Refusal
 from service.settings import Settings
 
 MB = 2**20
@@ -328,6 +331,46 @@ def test_who_comes_in_a_burst_is_counted_before_it_begins():
         return Counter(type(reply).__name__ for reply in replies)
 
     assert asyncio.run(burst()) == {"list": 2, "Refusal": 18}
+
+
+def test_pictures_that_came_too_late_have_their_own_answer():
+    """Eight for four threads, each as long as the deadline: four are answered, four are told so."""
+    settings = Settings(request_threads=4)
+
+    async def ask(seconds: float) -> list[str]:
+        desk, line = Desk(settings), Request({"type": "http"}, receive=asyncio.Event().wait)
+        desk._seconds = 0.01
+        work = [partial(_slept, seconds)] * 8
+        return await desk.serve(line, Deadline(0.3), work, late=lambda error: str(error))
+
+    late = "The work did not end within its 0.3 seconds."
+    assert asyncio.run(ask(0.35)) == ["done"] * 4 + [late] * 4
+    with pytest.raises(DeadlineExceeded):
+        asyncio.run(ask(1.5))
+
+
+def _slept(seconds: float) -> str:
+    time.sleep(seconds)
+    return "done"
+
+
+def test_work_beside_a_free_thread_is_not_in_the_way():
+    """However long such work has taken before."""
+
+    async def ask() -> list[str]:
+        desk, line = (
+            Desk(Settings(request_threads=2)),
+            Request({"type": "http"}, receive=asyncio.Event().wait),
+        )
+        desk._seconds = 60.0
+        long = asyncio.create_task(desk.serve(line, Deadline(5), [partial(_slept, 0.3)]))
+        await asyncio.sleep(0.05)
+        short = await desk.serve(line, Deadline(0.5), [partial(_slept, 0.01)])
+        with pytest.raises(Refusal, match="would wait longer"):
+            await asyncio.gather(*(desk.serve(line, Deadline(0.5), [partial(_slept, 0.1)]) for _ in range(2)))
+        return [*short, *await long]
+
+    assert asyncio.run(ask()) == ["done", "done"]
 
 
 def test_what_failed_lets_go_of_its_pixels():

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from service.keys import Allowance
-from service.settings import cores
+from service.settings import Settings, cores
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,10 @@ def test_an_allowance_is_one_for_all_processes_and_each_name_has_its_own(tmp_pat
     now -= 3600
     assert one.wait("ann") == 0.0, "a clock that was set back locks nobody out"
     assert Allowance(tmp_path, ["bob", "ann"], 60).wait("bob") == 0.0
+
+
+def test_limits_that_shut_each_other_out_are_told_or_fitted():
+    with pytest.raises(ValueError, match="LUCIDA_MAX_JOB_BYTES is 500,000,000, more than LUCIDA_MAX_UPLOADS"):
+        Settings(max_job_bytes=500_000_000)
+    assert Settings(max_job_bytes=500_000_000, max_uploads_bytes=600_000_000).most_pictures == 16
+    assert Settings(request_threads=2, max_queue=3).most_pictures == 5
