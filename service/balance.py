@@ -13,6 +13,7 @@ import fcntl
 import math
 import mmap
 import os
+import socket
 import struct
 import time
 from pathlib import Path
@@ -31,7 +32,8 @@ class Balance:
 
     def __init__(self, folder: Path, workers: int) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = os.open(folder / "balance", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Of this machine alone: containers that share the folder have processes of the same numbers.
+        file = os.open(folder / f"balance.{socket.gethostname()}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
             # One row more than workers: one that ends may still be there when its successor comes.
