@@ -111,7 +111,7 @@ async function take(blob, name) {
 /** Take away what was said about another picture. */
 function forget() {
   for (const id of ["scores", "warnings", "origin", "inside"]) $(id).replaceChildren();
-  for (const id of ["low", "high"]) $(id).textContent = "";
+  for (const id of ["low", "high", "by"]) $(id).textContent = "";
   for (const id of ["save-picture", "save-json", "copy", "cover"]) $(id).disabled = true;
   $("more").hidden = true;
   $("question").textContent = "Being asked …";
@@ -130,6 +130,16 @@ function doubtAnew(...ids) {
 function shownQuestion() {
   const { target, against, method, block, flip } = answered;
   return { target: answer.evidence[0]?.label ?? target, against, method, block, flip };
+}
+
+/** Have the controls say what is shown again: what was asked since is not wanted any more. */
+function settle() {
+  if (answer === null) return;
+  const { target, against, method, block, flip } = answered;
+  asked = { target, against, method, block, flip };
+  $("method").value = method || card.default_method; $("block").value = block || card.cam_block;
+  $("against").value = against; $("flip").checked = flip;
+  noteMethod();
 }
 
 // ------------------------------------------------------------------ the question and its answer
@@ -190,6 +200,8 @@ function tell() {
   if (evidence) {
     const top = fullScale(evidence), contrast = evidence.against !== null;
     legend($("legend"), colours, contrast);
+    const place = evidence.block === "input" ? "" : ` at ${evidence.block}`;
+    $("by").textContent = `${card.method_notes[evidence.method].title}${place}, ${evidence.grid.rows} × ${evidence.grid.cols}${answered.flip ? ", averaged with the mirror image" : ""}`;
     $("low").textContent = contrast ? evidence.against : "no evidence";
     $("high").textContent = contrast ? evidence.label : top > 0 ? `${top.toPrecision(2)} ${evidence.unit} a cell` : "";
     $("canvas").setAttribute("aria-label", `${picture.name}: evidence for ${evidence.label}${contrast ? ` rather than ${evidence.against}` : ""} by ${card.method_notes[evidence.method].title} at ${evidence.block}, ${strongest(evidence)}`);
@@ -464,8 +476,10 @@ $("copy").addEventListener("click", async () => {
 // ------------------------------------------------------------------ waiting, failures, tabs
 
 async function busy(what, work) {
-  underWay?.abort();
+  // A change of the question goes on from the one before it; anything else is about the map that is shown.
+  if (what === "Explaining") underWay?.abort(); else stop();
   const mine = underWay = new AbortController(), began = Date.now();
+  mine.what = what;
   $("alert").hidden = true;
   const clock = setInterval(() => { if (underWay === mine && Date.now() - began > 400) { $("waiting").hidden = false; waited.tail = ` … ${((Date.now() - began) / 1000).toFixed(0)} s`; waited(); } }, 200);
   waited(what);
@@ -478,7 +492,12 @@ async function busy(what, work) {
 
 function waited(what) { if (what) { waited.what = what; waited.tail = ""; } $("waited").textContent = `${waited.what}${waited.tail}`; }
 
-$("stop").addEventListener("click", () => { underWay?.abort(); $("say").textContent = "Stopped."; });
+function stop() {
+  if (underWay?.what === "Explaining") settle();
+  underWay?.abort();
+}
+
+$("stop").addEventListener("click", () => { stop(); $("say").textContent = "Stopped."; });
 
 function fail(error, again = null) {
   if (!(error instanceof Refused)) console.error(error);

@@ -146,7 +146,7 @@ def test_methods_blocks_and_the_sweep(page):
     expect(page.locator("#swept button")).to_have_count(5)
     page.locator("#method").select_option("occlusion")
     expect(page.locator("#block")).to_be_disabled()
-    page.locator("#canvas[aria-busy]").wait_for(state="detached", timeout=30_000)
+    expect(page.locator("#by")).to_have_text("Occlusion, 28 × 28", timeout=30_000)
     page.get_by_role("button", name="Sweep the blocks").click()
     expect(page.locator("#swept")).to_contain_text("its map is the same for all of them")
 
@@ -284,6 +284,21 @@ def test_another_model_is_noticed(browser, start, turned, bundle_folder, second,
     expect(page.locator("#served")).to_contain_text("second")
     expect(page.locator("#method")).to_have_value("layer_cam")
     page.close()
+
+
+def test_a_question_that_was_stopped_leaves_the_controls_as_the_map(page):
+    explained(page)
+    page.route("**/explain", lambda route: None)
+    page.locator("#method").select_option("rise")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#method")).to_have_value("grad_cam")
+    page.locator("#block").select_option("stage5.2")
+    page.locator("#tab-inside").click()
+    page.get_by_role("button", name="Look inside").click()
+    expect(page.locator("#inside img")).to_be_visible()
+    expect(page.locator("#block")).to_have_value("top")
+    expect(page.locator("#by")).to_have_text("Grad-CAM at top, 7 × 7")
+    page.complaints.clear()
 
 
 def test_what_was_said_about_one_picture_goes_with_it(page, samples):
