@@ -33,7 +33,8 @@ class Balance:
     def __init__(self, folder: Path, workers: int) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Of this machine alone: containers that share the folder have processes of the same numbers.
-        file = os.open(folder / f"balance.{socket.gethostname()}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = folder / f"balance.{socket.gethostname()}"
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
             # One row more than workers: one that ends may still be there when its successor comes.

@@ -23,10 +23,13 @@ from service.engine import Engine
 from service.request import Request
 from service.settings import Settings
 
+SWIFT = Settings(engine="openvino", torch_threads=2)
+"""Thousands of forwards are asked for here; the other engine answers in tests/test_whole_path.py."""
+
 
 @pytest.fixture(scope="module")
 def engine(bundle_folder) -> Iterator[Engine]:
-    with closing(Engine(bundle_folder, Settings())) as made:
+    with closing(Engine(bundle_folder, SWIFT)) as made:
         yield made
 
 
@@ -182,7 +185,7 @@ def checked_folder(bundle_folder, tmp_path_factory):
 
 
 def test_a_barred_method_is_refused_with_the_reason_and_the_others_are_noted(checked_folder, bee):
-    engine = Engine(checked_folder, Settings())
+    engine = Engine(checked_folder, SWIFT)
     with pytest.raises(
         ExplanationError, match=r"layer_cam is barred .* hardly change .* grad_cam, hires_cam"
     ):
@@ -204,7 +207,7 @@ def test_a_bundle_whose_grad_cam_is_barred_is_served_by_the_next_method(bundle_f
     bundle.save(
         bundle.load(bundle_folder).model, tmp_path / "b", name="b", sanity=Sanity({"grad_cam": bad}, 3, 0)
     )
-    engine = Engine(tmp_path / "b", Settings())
+    engine = Engine(tmp_path / "b", SWIFT)
     assert card(engine)["default_method"] == "hires_cam"
     assert engine.explain(bee).evidence[0].method == "hires_cam"
     doubts = Doubts(engine)
