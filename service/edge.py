@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -240,9 +239,10 @@ def _of_another_site(headers: Headers) -> bool:
     origin = headers.get("origin")
     if said is not None or origin is None:
         return said == "cross-site"
-    # A proxy may have put its own name for us in the place of the one that the browser knows.
+    # A proxy may have put its own name for us in the place of the one that the browser knows. What is no
+    # address at all, as "null", is nobody's.
     ours = {headers.get("host", "").lower(), headers.get("x-forwarded-host", "").lower()}
-    return urlsplit(origin).netloc.lower() not in ours
+    return origin.rpartition("://")[2].lower() not in ours - {""}
 
 
 def _in_shape(status: int, body: bytes) -> bytes:

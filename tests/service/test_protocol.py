@@ -307,6 +307,8 @@ def test_ids_and_lines_of_log(service, bee):
         # Over plain http to another machine browsers tell the origin only.
         ({"Origin": "http://elsewhere.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Origin": ""}, 403),
         ({"Origin": "http://ours.example:3000", "Host": "ours.example:3000"}, 200),
         ({"Origin": "http://ours.example", "X-Forwarded-Host": "ours.example"}, 200),
         ({"Sec-Fetch-Site": "same-origin", "Origin": "https://ours.example"}, 200),
