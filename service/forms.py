@@ -5,6 +5,7 @@ Ranges that the engine checks itself, with a sentence of its own, are only told 
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -57,11 +58,19 @@ class Form(BaseModel):
     )
 
 
+class Asking(Form):
+    """Fields that make a map; what a route has besides them is its own."""
+
+    def request(self) -> Request:
+        """As the engine takes it: those of the fields that a Request has."""
+        return Request(**self.model_dump(include={each.name for each in fields(Request)}))
+
+
 class PredictForm(Form):
     """Nothing else."""
 
 
-class HeatmapForm(Form):
+class HeatmapForm(Asking):
     """What the heatmap is of."""
 
     target: Target = None
@@ -72,14 +81,8 @@ class HeatmapForm(Form):
     noise: Noise = 0.0
     encoding: Literal["jpeg", "png"] = "jpeg"
 
-    def request(self) -> Request:
-        """As the engine takes it."""
-        return Request(
-            self.target, self.against, block=self.block, method=self.method, flip=self.flip, noise=self.noise
-        )
 
-
-class ExplainForm(Form):
+class ExplainForm(Asking):
     """What is explained, and how."""
 
     target: Target = None
@@ -110,12 +113,8 @@ class ExplainForm(Form):
     )
     overlay: Truth = Field(False, description="Send the picture with the map over it.")
 
-    def request(self) -> Request:
-        """As the engine takes it."""
-        return Request(**self.model_dump(exclude={"deadline_ms"}))
 
-
-class TrustForm(Form):
+class TrustForm(Asking):
     """What is doubted."""
 
     target: Target = None
@@ -127,19 +126,8 @@ class TrustForm(Form):
     overlay: Truth = False
     picture: AsPicture = False
 
-    def request(self) -> Request:
-        """As the engine takes it."""
-        return Request(
-            self.target,
-            self.against,
-            block=self.block,
-            method=self.method,
-            flip=self.flip,
-            overlay=self.overlay,
-        )
 
-
-class InsideForm(Form):
+class InsideForm(Asking):
     """What is followed through the network by Grad-CAM."""
 
     target: Target = None
@@ -147,12 +135,8 @@ class InsideForm(Form):
     block: Block = None
     picture: AsPicture = False
 
-    def request(self) -> Request:
-        """As the engine takes it."""
-        return Request(self.target, self.against, block=self.block)
 
-
-class WhatIfForm(Form):
+class WhatIfForm(Asking):
     """What is covered."""
 
     target: Target = None
@@ -173,17 +157,6 @@ class WhatIfForm(Form):
     )
     cover: Literal["blur", "mean"] = Field("blur", description="What it is covered by.")
     overlay: Truth = Field(False, description="Send the covered picture.")
-
-    def request(self) -> Request:
-        """As the engine takes it."""
-        return Request(
-            self.target,
-            self.against,
-            block=self.block,
-            method=self.method,
-            flip=self.flip,
-            overlay=self.overlay,
-        )
 
 
 class ActivationsForm(Form):

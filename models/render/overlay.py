@@ -34,16 +34,16 @@ def overlay(
     max_side: int = _MAX_SIDE,
     full_scale: float | None = None,
 ) -> PIL.Image.Image:
-    """The upright picture with the positive evidence over it, or for a contrast with both sides', as by
-    :func:`overlay_contrast`.
+    """The upright picture with the positive evidence over it; of a contrast with both sides', in the colours
+    of :func:`overlay_contrast`.
 
     Strong evidence is opaque and bright; without evidence the picture stays visible, slightly greyed, so that
     colour always means evidence. The unseen border is dimmed and hatched. A picture longer than ``max_side``
     pixels a side is shown smaller. Full colour is the map's own maximum, or ``full_scale`` (in the map's raw
-    units) so that several maps can be compared; of a contrast it is the strongest value of either side.
+    units) so that several maps can be compared. A contrast's own is the strongest value of either side.
     """
     if attribution.target.against is not None:
-        return _two_sided(image, frame, attribution.values, max_side)
+        return _two_sided(image, frame, attribution.values, max_side, full_scale)
     picture, frame = fit(image.pil, frame, max_side)
     laid = frame.unwarp(attribution.positive(full_scale))
     unseen = np.isnan(laid)
@@ -65,10 +65,12 @@ def overlay_contrast(
     return _two_sided(image, frame, one.values - other.values, max_side)
 
 
-def _two_sided(image: Image, frame: Frame, values: np.ndarray, max_side: int) -> PIL.Image.Image:
+def _two_sided(
+    image: Image, frame: Frame, values: np.ndarray, max_side: int, full_scale: float | None = None
+) -> PIL.Image.Image:
     picture, frame = fit(image.pil, frame, max_side)
-    top = float(np.abs(values).max())
-    laid = frame.unwarp(values / top if top > 0 else values)
+    top = full_scale or float(np.abs(values).max())
+    laid = frame.unwarp(np.clip(values / top, -1.0, 1.0) if top > 0 else values)
     signed = np.nan_to_num(laid, nan=0.0)
     strength = np.rint(np.clip(np.abs(signed), 0.0, 1.0) * 255.0).astype(np.uint8)
     return _blend(picture, strength, PIL.Image.fromarray(colourise_contrast(signed)), np.isnan(laid))

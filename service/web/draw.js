@@ -14,10 +14,10 @@ function valueAt(values, u, v) {
     values[below][left] * down * (1 - right) + values[below][beside] * down * right;
 }
 
-/** What full colour stands for: the answer's scale, or for a contrast the strongest value of either side. */
+/** What full colour stands for: the answer's scale, or of a contrast without one the strongest value of either side. */
 export function fullScale(evidence) {
-  if (evidence.against !== null) return Math.max(Math.abs(evidence.grid.min), Math.abs(evidence.grid.max));
-  return evidence.full_scale ?? 0;
+  const own = evidence.against !== null ? Math.max(Math.abs(evidence.grid.min), Math.abs(evidence.grid.max)) : 0;
+  return evidence.full_scale ?? own;
 }
 
 /** The map of the seen box as a canvas of its own, transparent where there is no evidence. */

@@ -91,7 +91,7 @@ def test_a_contrast_is_drawn_with_both_sides():
     values = np.zeros((7, 7), np.float32)
     values[3, 1], values[3, 5] = 2.0, -2.0
     contrast = Attribution(Target(0, "a", 1, "b"), "grad_cam", "b", "ok", values)
-    drawn = np.asarray(overlay(image, frame, contrast, full_scale=0.1), int)
+    drawn = np.asarray(overlay(image, frame, contrast), int)
     one, nothing, other = drawn[32, 16], drawn[32, 32], drawn[32, 48]
     assert one[0] - one[2] > 60, "orange for the one"
     assert other[2] - other[0] > 60, "blue for the other"
@@ -99,6 +99,9 @@ def test_a_contrast_is_drawn_with_both_sides():
     zero = Attribution(Target(0, "a"), "grad_cam", "b", "ok", np.zeros((7, 7), np.float32))
     both = overlay_contrast(image, frame, contrast, zero)
     assert (np.asarray(both) == drawn).all()
+    shared = np.asarray(overlay(image, frame, contrast, full_scale=20.0), int)
+    for column in (16, 48):
+        assert np.ptp(shared[32, column]) * 2 < np.ptp(drawn[32, column]), "faint beside a stronger one"
 
 
 def test_large_pictures_are_shown_smaller_in_proportion():

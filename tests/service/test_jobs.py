@@ -8,6 +8,7 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
+from service.jobs.keeper import Keeper
 from service.jobs.queue import JsonSerializer, make_queue
 from service.jobs.store import Status, Store
 from service.settings import Settings
@@ -151,6 +153,33 @@ def test_a_picture_is_not_to_blame_for_the_end_of_the_service(start, bundle_fold
     worker.kill()
     process.wait(10)
     assert not note.exists()
+
+
+def test_a_process_that_is_to_end_is_asked_once(tmp_path):
+    """Asked twice, it would end in the middle of a picture; the link is turned there and back meanwhile."""
+    served = [tmp_path / "one"]
+    keeper = Keeper(Settings(jobs=tmp_path), lambda: served[-1])
+    counting = (
+        "import signal, time\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('asked', flush=True))\n"
+        "print('ready', flush=True)\n"
+        "while True: time.sleep(0.1)"
+    )
+    with (tmp_path / "said").open("wb") as said:
+        keeper._child = subprocess.Popen([sys.executable, "-c", counting], stdout=said)
+    keeper._served = served[-1]
+    try:
+        until = time.monotonic() + 30
+        while not (tmp_path / "said").read_text() and time.monotonic() < until:
+            time.sleep(0.02)
+        for name in ("two", "one", "three", "three"):
+            served.append(tmp_path / name)
+            keeper._look()
+            time.sleep(0.3)
+        assert (tmp_path / "said").read_text() == "ready\nasked\n"
+    finally:
+        keeper._child.kill()
+        keeper._child.wait()
 
 
 def test_jobs_are_bounded_in_number_and_belong_to_their_key(start, bundle_folder, bee):

@@ -333,6 +333,23 @@ def test_who_comes_in_a_burst_is_counted_before_it_begins():
     assert asyncio.run(burst()) == {"list": 2, "Refusal": 18}
 
 
+def test_of_several_pictures_each_has_its_answer_or_its_own_504(service, bee):
+    files = [("image", ("p.jpg", bee, "image/jpeg"))] * 8
+    asked = {"method": "occlusion", "top_k": "3", "deadline_ms": "700"}
+    began = time.perf_counter()
+    reply = httpx.post(f"{service.url}/explain", files=files, data=asked, timeout=60, trust_env=False)
+    took = time.perf_counter() - began
+    assert reply.status_code == 200, reply.text
+    answers = reply.json()["answers"]
+    late = [answer for answer in answers if "error" in answer]
+    print(f"\n8 pictures, {len(late)} of them too late, after {took:.2f} s of 0.70")
+    assert len(answers) == 8
+    assert len(late) < 8
+    assert {answer["kind"] for answer in late} <= {"deadline_exceeded"}
+    assert took <= 0.7 + 0.5
+    idle(service)
+
+
 def test_pictures_that_came_too_late_have_their_own_answer():
     """Eight for four threads, each as long as the deadline: four are answered, four are told so."""
     settings = Settings(request_threads=4)
@@ -358,10 +375,8 @@ def test_work_beside_a_free_thread_is_not_in_the_way():
     """However long such work has taken before."""
 
     async def ask() -> list[str]:
-        desk, line = (
-            Desk(Settings(request_threads=2)),
-            Request({"type": "http"}, receive=asyncio.Event().wait),
-        )
+        desk = Desk(Settings(request_threads=2))
+        line = Request({"type": "http"}, receive=asyncio.Event().wait)
         desk._seconds = 60.0
         long = asyncio.create_task(desk.serve(line, Deadline(5), [partial(_slept, 0.3)]))
         await asyncio.sleep(0.05)

@@ -97,12 +97,17 @@ def test_a_sample_is_explained_and_the_map_lies_on_it(page, samples, tmp_path):
     assert answer["provenance"]["model"] == "three"
 
 
-def test_the_page_draws_what_the_service_draws(page, shown, samples, tmp_path):
+@pytest.mark.parametrize("against", ["", "ant"])
+def test_the_page_draws_what_the_service_draws(page, shown, samples, against):
     explained(page)
+    if against:
+        page.get_by_label("Why this, not").select_option(against)
+        expect(page.locator("#question")).to_have_text("Why bee, not ant?")
     with page.expect_download() as kept:
         page.get_by_role("button", name="Picture", exact=True).click()
     ours = PIL.Image.open(kept.value.path()).convert("RGB")
-    reply = shown.ask("/heatmap", (samples / "bees.jpg").read_bytes(), encoding="png")
+    asked = {"encoding": "png"} | ({"against": against} if against else {})
+    reply = shown.ask("/heatmap", (samples / "bees.jpg").read_bytes(), **asked)
     theirs = PIL.Image.open(io.BytesIO(reply.content)).convert("RGB")
     small = [picture.resize((24, 24), PIL.Image.Resampling.BOX) for picture in (ours, theirs)]
     differences = [
