@@ -335,7 +335,7 @@ def test_who_comes_in_a_burst_is_counted_before_it_begins():
 
 def test_of_several_pictures_each_has_its_answer_or_its_own_504(service, bee):
     files = [("image", ("p.jpg", bee, "image/jpeg"))] * 8
-    asked = {"method": "occlusion", "top_k": "3", "deadline_ms": "700"}
+    asked = {"faithfulness": "true", "steps": "80", "deadline_ms": "700"}
     began = time.perf_counter()
     reply = httpx.post(f"{service.url}/explain", files=files, data=asked, timeout=60, trust_env=False)
     took = time.perf_counter() - began
@@ -344,7 +344,7 @@ def test_of_several_pictures_each_has_its_answer_or_its_own_504(service, bee):
     late = [answer for answer in answers if "error" in answer]
     print(f"\n8 pictures, {len(late)} of them too late, after {took:.2f} s of 0.70")
     assert len(answers) == 8
-    assert len(late) < 8
+    assert 0 < len(late) < 8
     assert {answer["kind"] for answer in late} <= {"deadline_exceeded"}
     assert took <= 0.7 + 0.5
     idle(service)
