@@ -20,6 +20,7 @@ import torch
 from models import bundle
 from models.transfer import TransferModel
 from pipelines import specimens
+from tests.support.serving import BIN, Serve, Served, free_port
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -74,6 +75,48 @@ def bundle_folder(imagenet: TransferModel, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("bundles") / "three"
     bundle.save(model, folder, name="three", run_id="0" * 32, metrics={"val_accuracy": 0.9})
     return folder
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """Start a service with settings as LUCIDA_ variables; every one is stopped at the end."""
+    begun: list[Served] = []
+
+    def serve(bundle: Path, *, wait: bool = True, jobs: Path | None = None, **settings: str) -> Served:
+        folder = tmp_path_factory.mktemp("service")
+        own = {f"LUCIDA_{name.upper()}": value for name, value in settings.items() if name.islower()}
+        other = {name: value for name, value in settings.items() if not name.islower()}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("LUCIDA_")}
+        environment |= {
+            "BENTOML_HOME": str(folder / "bentoml"),
+            "BENTOML_DO_NOT_TRACK": "true",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "LUCIDA_BUNDLE": str(bundle),
+            "LUCIDA_JOBS": str(jobs or folder / "jobs"),
+            **own,
+            **other,
+        }
+        port, log = free_port(), folder / "log"
+        with log.open("wb") as sink:
+            process = subprocess.Popen(
+                [str(BIN / "bentoml"), "serve", ".", "--port", str(port)],
+                stdout=sink, stderr=subprocess.STDOUT, cwd=PROJECT, env=environment, start_new_session=True,
+            )  # fmt: skip
+        served = Served(f"http://127.0.0.1:{port}", process, log, jobs or folder / "jobs")
+        begun.append(served)
+        if wait:
+            served.wait_ready()
+        return served
+
+    yield serve
+    for served in begun:
+        served.stop()
+
+
+@pytest.fixture(scope="session")
+def service(start: Serve, bundle_folder: Path) -> Served:
+    """One for the tests that only ask."""
+    return start(bundle_folder)
 
 
 @pytest.fixture

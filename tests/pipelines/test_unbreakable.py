@@ -18,15 +18,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import httpx
 import mlflow
 import pytest
 from safetensors import safe_open
 
-if TYPE_CHECKING:
-    from forked import Command
+from tests.support.forked import Command
 
 CONFIG = """
 batch_size = 8
@@ -105,13 +103,13 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(butterflies, forked, empty_store, tmp_path_factory) -> Callable[..., Place]:
+def place(butterflies, empty_store, tmp_path_factory) -> Callable[..., Place]:
     def make(name: str, **environment: str) -> Place:
         folder = tmp_path_factory.mktemp(name)
         (folder / "c.toml").write_text(CONFIG)
         if name != "alone":
             shutil.copy(empty_store, folder / "mlflow.db")
-        return Place(forked.Command, folder, butterflies, environment)
+        return Place(Command, folder, butterflies, environment)
 
     return make
 
