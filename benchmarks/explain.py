@@ -16,12 +16,12 @@ import torch
 from captum.attr import LayerGradCam
 from pytorch_grad_cam import GradCAM
 
-from models import engines
-from models.backbones import backbone, imagenet_classes
-from models.engines import Engine
-from models.explain.look import look
-from models.explain.methods import explain, explain_each
-from models.transfer import TransferModel
+from models.attribution.forward import run_forward
+from models.attribution.registry import attribute, attribute_each
+from models.backends.base import Backend
+from models.backends.registry import create_backend
+from models.networks.registry import get_backbone, imagenet_classes
+from models.networks.transfer_model import TransferModel
 
 BARS = {
     ("resnet18", "eager"): 0.85,
@@ -38,21 +38,21 @@ Way = Callable[[], object]
 def models_of(name: str) -> tuple[torch.nn.Module, TransferModel]:
     """The uncut network as torch builds it, and the same weights as our model."""
     torch.manual_seed(0)
-    row = backbone(name)
+    row = get_backbone(name)
     network = row.network("imagenet" if name == "efficientnet_lite0" else "none")
     return network, TransferModel(
         row, row.network("none"), classes=imagenet_classes(), keep_classifier=True
     ).eval()
 
 
-def ours(engine: Engine, x: torch.Tensor, *, block: str | None = None, classes: int = 1) -> Way:
+def ours(engine: Backend, x: torch.Tensor, *, block: str | None = None, classes: int = 1) -> Way:
     """Prediction and the maps of the highest classes."""
 
     def run() -> object:
-        evidence = look(engine.model, x, engine=engine, block=block)
+        evidence = run_forward(engine.model, x, engine=engine, block=block)
         if classes == 1:
-            return explain_each(evidence, evidence.logits.argmax(1).tolist())
-        return explain(evidence, evidence.logits.topk(classes).indices.tolist())
+            return attribute_each(evidence, evidence.logits.argmax(1).tolist())
+        return attribute(evidence, evidence.logits.topk(classes).indices.tolist())
 
     return run
 
@@ -128,7 +128,7 @@ def whole(name: str, batch: int, options: argparse.Namespace) -> None:
     x = torch.randn(batch, 3, 224, 224)
     layer = layer_of(network, name)
     prepared = {
-        f"{engine} {precision}".replace("eager fp32", "eager"): engines.prepare(
+        f"{engine} {precision}".replace("eager fp32", "eager"): create_backend(
             engine, model, probe=x[:1], threads=options.threads, precision=precision
         )
         for engine, precision in (("eager", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
@@ -157,7 +157,7 @@ def deep_and_several(options: argparse.Namespace) -> None:
     network, model = models_of("resnet18")
     model.load_state_dict(same_weights(network, model))
     x = torch.randn(8, 3, 224, 224)
-    engine = engines.prepare("eager", model, probe=x[:1], threads=options.threads)
+    engine = create_backend("eager", model, probe=x[:1], threads=options.threads)
     timed = {"one class": ours(engine, x), "five classes": ours(engine, x, classes=5)}
     show("resnet18 b8: five classes : one (bar 1.10)", medians(timed, options.rounds, "one class"))
     timed = {

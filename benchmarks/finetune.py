@@ -26,16 +26,15 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from models.transfer import TransferModel
-from pipelines import data
-from pipelines.augment import Augmenter, batches
-from pipelines.config import TOP_BLOCKS, PhaseConfig, TrainConfig
-from pipelines.data import Dataset
-from pipelines.feature_store import FeatureStore
-from pipelines.features import Features, targets
-from pipelines.finetune import run_phase
-from pipelines.objective import Objective
-from pipelines.reporter import Epoch, Reporter
+from models.networks.transfer_model import TransferModel
+from pipelines.config.schema import TOP_BLOCKS, PhaseConfig, TrainConfig
+from pipelines.data.augmentation import Augmenter, read_batches
+from pipelines.data.dataset import Dataset, scan_folder
+from pipelines.progress import EpochResult, Reporter
+from pipelines.training.feature_cache import FeatureCache
+from pipelines.training.features import Features, encode_targets
+from pipelines.training.losses import Objective
+from pipelines.training.trainer import run_phase
 
 CONFIG = TrainConfig(
     phases=(PhaseConfig("head", "head", 10, 4e-3), PhaseConfig("top blocks", TOP_BLOCKS, 6, 4e-4)), views=4
@@ -72,11 +71,11 @@ def ours(found: Dataset, config: TrainConfig) -> Run:
     torch.manual_seed(config.seed)
     model = TransferModel.create(config.backbone, found.classes)
 
-    def epoch(news: Epoch) -> None:
+    def epoch(news: EpochResult) -> None:
         run.reached.append((time.perf_counter() - start, news.val_accuracy))
 
     with tempfile.TemporaryDirectory() as folder:
-        store = FeatureStore(Path(folder), memory_gb=2, disk_gb=20)
+        store = FeatureCache(Path(folder), memory_gb=2, disk_gb=20)
         features = Features(model, found, config, store, Reporter())
         run.phases["features"] = time.perf_counter() - start
         for number, phase in enumerate(config.phases, start=1):
@@ -103,14 +102,14 @@ def usual(
     steps = phase.epochs * -(-len(found.train) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, phase.rate, total_steps=steps)
     augmenter = Augmenter(model.geometry, TrainConfig().augmentation, seed=seed)
-    wanted, val_wanted = targets(found, found.train), targets(found, found.val)
+    wanted, val_wanted = encode_targets(found, found.train), encode_targets(found, found.val)
     for number in range(1, phase.epochs + 1):
         model.train()
         order = np.random.default_rng([seed, number]).permutation(len(found.train))
         samples = [found.train[place] for place in order]
         parts: Iterator[np.ndarray] = iter(np.split(order, range(batch_size, len(order), batch_size)))
         for x, part in zip(
-            batches(augmenter, samples, [number] * len(samples), batch_size), parts, strict=True
+            read_batches(augmenter, samples, [number] * len(samples), batch_size), parts, strict=True
         ):
             optimiser.zero_grad()
             F.cross_entropy(model(x.contiguous(memory_format=layout)), wanted[part]).backward()
@@ -118,7 +117,7 @@ def usual(
             schedule.step()
         model.eval()
         with torch.no_grad():
-            views = batches(augmenter, found.val, [0] * len(found.val), batch_size)
+            views = read_batches(augmenter, found.val, [0] * len(found.val), batch_size)
             logits = torch.cat([model(x.contiguous(memory_format=layout)) for x in views])
         accuracy = float((logits.argmax(1) == val_wanted.argmax(1)).float().mean())
         run.reached.append((time.perf_counter() - start, accuracy))
@@ -228,7 +227,7 @@ def main() -> None:
     asked = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(os.cpu_count() or 1)
-    sets = [data.scan(asked.data / name) for name in SETS]
+    sets = [scan_folder(asked.data / name) for name in SETS]
     if asked.only != "fastai":
         bench_phases(sets[1], asked.rounds)
     if asked.only != "phases":

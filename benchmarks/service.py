@@ -99,7 +99,7 @@ def drive(way: Way, picture: bytes, clients: int, seconds: float) -> tuple[float
 
 def in_process(folder: str, engine: str, precision: str, clients: int, seconds: float) -> None:
     """Print the rate of the engine alone, asked by threads of this process."""
-    from service.engine import Engine
+    from service.inference.predictor import Engine
     from service.settings import Settings
 
     own = Engine(Path(folder), Settings(engine=engine, precision=precision))  # type: ignore[arg-type]
@@ -161,10 +161,10 @@ def started(command: list[str], port: int, probe: str, **variables: str) -> subp
 
 def make_bundle(folder: Path, backbone: str) -> None:
     """A model with random weights: speed does not depend on what they say."""
-    from models import bundle
-    from models.transfer import TransferModel
+    from models.bundle import save_bundle
+    from models.networks.transfer_model import TransferModel
 
-    bundle.save(TransferModel.create(backbone, ["a", "b", "c"], pretraining="none"), folder, name="bench")
+    save_bundle(TransferModel.create(backbone, ["a", "b", "c"], pretraining="none"), folder, name="bench")
 
 
 def main() -> None:

@@ -11,21 +11,27 @@ from pathlib import Path
 import PIL.Image
 from jinja2 import Environment
 
-from models import engines, images
-from models.anatomy import anatomy
-from models.explain.attribution import attribution
-from models.explain.audit import audit
-from models.explain.evidence_split import split
-from models.explain.filters import templates
-from models.explain.look import look
-from models.explain.methods import METHODS, explain_each
-from models.explain.targets import target
-from models.explain.trace import trace
-from models.render.contact_sheet import Tile, contact_sheet
-from models.render.flow import flow
-from models.render.overlay import overlay
-from models.render.sheets import methods_sheet, split_sheet, sweep_sheet, trace_sheet
-from models.transfer import TransferModel
+from models.attribution.forward import run_forward
+from models.attribution.registry import METHODS, attribute_each
+from models.attribution.result import make_attribution
+from models.attribution.targets import make_target
+from models.backends.registry import create_backend
+from models.images.decode import read_image
+from models.introspection.decomposition import decompose
+from models.introspection.feature_visualization import synthesize_templates
+from models.introspection.gradcam_trace import trace_grad_cam
+from models.metrics.audit import run_audit
+from models.networks.summary import summarize_network
+from models.networks.transfer_model import TransferModel
+from models.visualization.architecture import draw_architecture
+from models.visualization.contact_sheet import Tile, draw_contact_sheet
+from models.visualization.figures import (
+    draw_decomposition_figure,
+    draw_methods_figure,
+    draw_sweep_figure,
+    draw_trace_figure,
+)
+from models.visualization.overlay import draw_overlay
 
 HERE = Path(__file__).parent
 PHOTOGRAPH = HERE / "pictures/photograph.jpg"
@@ -36,27 +42,27 @@ CHANNELS = (("stage3.1", (11, 20)), ("stage4.2", (3, 50)), ("stage5.2", (17, 40)
 def main() -> None:
     """Write the page and its pictures."""
     model = TransferModel.imagenet("efficientnet_lite0").requires_grad_(False)
-    image = images.read(PHOTOGRAPH)
+    image = read_image(PHOTOGRAPH)
     x, frame = model.geometry.prepare(image)
-    engine = engines.prepare("eager", model, probe=x[None])
-    evidence = look(engine.model, x[None], engine=engine)
-    goal = target(model.classes, model.classes.index(CLASS))
-    contrast = target(model.classes, goal.index, model.classes.index(OTHER))
-    maps = [explain_each(evidence, [goal], method=name)[0] for name in METHODS]
-    maps.append(explain_each(evidence, [contrast])[0])
+    engine = create_backend("eager", model, probe=x[None])
+    evidence = run_forward(engine.model, x[None], engine=engine)
+    goal = make_target(model.classes, model.classes.index(CLASS))
+    contrast = make_target(model.classes, goal.index, model.classes.index(OTHER))
+    maps = [attribute_each(evidence, [goal], method=name)[0] for name in METHODS]
+    maps.append(attribute_each(evidence, [contrast])[0])
     titles = [row.title for row in METHODS.values()] + [f"Grad-CAM, {contrast.name}"]
-    found = audit(image, evidence, maps[0], barred={})
-    parts = split(engine.model, x, goal, "stage6.3", engine=engine)
+    found = run_audit(image, evidence, maps[0], barred={})
+    parts = decompose(engine.model, x, goal, "stage6.3", engine=engine)
     split_maps = [
-        attribution(goal, part.values, method="grad_cam", block=parts.block) for part in parts.parts
+        make_attribution(goal, part.values, method="grad_cam", block=parts.block) for part in parts.parts
     ]
-    save(methods_sheet(image, frame, maps, titles=titles), "methods")
-    save(trace_sheet(image, frame, trace(evidence, 0, goal, channels=2)), "trace")
-    save(sweep_sheet(image, frame, found.sweep or ()), "sweep")
-    save(split_sheet(image, frame, parts, split_maps), "split")
-    save(flow(anatomy(model)), "flow")
+    save(draw_methods_figure(image, frame, maps, titles=titles), "methods")
+    save(draw_trace_figure(image, frame, trace_grad_cam(evidence, 0, goal, channels=2)), "trace")
+    save(draw_sweep_figure(image, frame, found.sweep or ()), "sweep")
+    save(draw_decomposition_figure(image, frame, parts, split_maps), "split")
+    save(draw_architecture(summarize_network(model)), "flow")
     save(filters(engine.model), "filters")
-    save(overlay(image, frame, maps[0]), "overlay")
+    save(draw_overlay(image, frame, maps[0]), "overlay")
     said = [
         found.faithfulness.verdict if found.faithfulness else "",
         found.agreement.verdict if found.agreement else "",
@@ -69,9 +75,9 @@ def filters(model: TransferModel) -> PIL.Image.Image:
     """What some channels of four blocks look for."""
     tiles = []
     for block, channels in CHANNELS:
-        for found in templates(model, block, channels):
+        for found in synthesize_templates(model, block, channels):
             tiles.append(Tile(PIL.Image.fromarray(found.picture), f"{block} #{found.channel}"))
-    return contact_sheet(tiles, columns=4, side=200)
+    return draw_contact_sheet(tiles, columns=4, side=200)
 
 
 def page(said: list[str]) -> str:

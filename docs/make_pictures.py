@@ -12,18 +12,23 @@ from pathlib import Path
 import PIL.Image
 import torch
 
-from models import images
-from models.explain.look import look
-from models.explain.methods import explain_each
-from models.render.contact_sheet import Tile, contact_sheet
-from models.render.overlay import overlay
-from models.transfer import TransferModel
-from pipelines import data, forensics
-from pipelines.config import TrainConfig
-from pipelines.data import Sample
-from pipelines.evaluate import evaluate
-from pipelines.finetune import fine_tune
-from pipelines.specimens import SPECIES, SpecimenPlan, write
+from models.attribution.forward import run_forward
+from models.attribution.registry import attribute_each
+from models.images.decode import read_image
+from models.networks.transfer_model import TransferModel
+from models.visualization.contact_sheet import Tile, draw_contact_sheet
+from models.visualization.overlay import draw_overlay
+from pipelines.config.schema import TrainConfig
+from pipelines.data.dataset import Dataset, Sample, scan_folder
+from pipelines.data.synthetic import SPECIES, SpecimenPlan, write_specimens
+from pipelines.evaluation.classification import evaluate
+from pipelines.evaluation.phase_snapshots import (
+    choose_probes,
+    draw_snapshots_figure,
+    flatten_weights,
+    take_snapshot,
+)
+from pipelines.training.trainer import fine_tune
 
 OUT = Path(__file__).parent / "pictures"
 
@@ -32,14 +37,14 @@ def main() -> None:
     """Write docs/pictures/*.jpg."""
     OUT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as aside:
-        clean = data.scan(write(SpecimenPlan(), Path(aside) / "clean"))
-        biased = data.scan(write(SpecimenPlan(shortcut_species="cincta"), Path(aside) / "biased"))
+        clean = scan_folder(write_specimens(SpecimenPlan(), Path(aside) / "clean"))
+        biased = scan_folder(write_specimens(SpecimenPlan(shortcut_species="cincta"), Path(aside) / "biased"))
         save(explained(trained(clean), clean), "explained.jpg")
         save(phases(clean), "phases.jpg")
         save(shortcut(trained(biased), biased), "shortcut.jpg")
 
 
-def trained(found: data.Dataset) -> TransferModel:
+def trained(found: Dataset) -> TransferModel:
     """A model fine-tuned with the default settings."""
     config = TrainConfig()
     torch.manual_seed(config.seed)
@@ -48,37 +53,37 @@ def trained(found: data.Dataset) -> TransferModel:
     return model
 
 
-def phases(found: data.Dataset) -> PIL.Image.Image:
+def phases(found: Dataset) -> PIL.Image.Image:
     """Probe pictures explained after each phase of the default run."""
     config = TrainConfig()
     torch.manual_seed(config.seed)
     model = TransferModel.create(config.backbone, found.classes)
-    before = forensics.weights_of(model)
-    probes = forensics.choose_probes(found, 4)
+    before = flatten_weights(model)
+    probes = choose_probes(found, 4)
     after = []
     for stop in range(1, len(config.phases) + 1):
         torch.manual_seed(config.seed)
         model = TransferModel.create(config.backbone, found.classes)
         fine_tune(model, found, replace(config, phases=config.phases[:stop]))
-        after.append(forensics.snapshot(model, probes, config.phases[stop - 1].name, before))
-    return forensics.sheet(model, probes, after)
+        after.append(take_snapshot(model, probes, config.phases[stop - 1].name, before))
+    return draw_snapshots_figure(model, probes, after)
 
 
-def explained(model: TransferModel, found: data.Dataset) -> PIL.Image.Image:
+def explained(model: TransferModel, found: Dataset) -> PIL.Image.Image:
     """One sure and right test picture of each species, above its evidence."""
     judged = sorted(evaluate(model, found.test, "test").judged, key=lambda item: -item.top.score)
     chosen = [next(item for item in judged if item.right and item.truth == name) for name in SPECIES]
-    tiles = [Tile(images.read(item.sample.path).pil, item.truth, SPECIES[item.truth]) for item in chosen]
+    tiles = [Tile(read_image(item.sample.path).pil, item.truth, SPECIES[item.truth]) for item in chosen]
     tiles += [
         Tile(
             evidence(model, item.sample, item.top.index), f"{item.top.label} {item.top.score:.0%}", "evidence"
         )
         for item in chosen
     ]
-    return contact_sheet(tiles, columns=len(SPECIES), side=230)
+    return draw_contact_sheet(tiles, columns=len(SPECIES), side=230)
 
 
-def shortcut(model: TransferModel, found: data.Dataset) -> PIL.Image.Image:
+def shortcut(model: TransferModel, found: Dataset) -> PIL.Image.Image:
     """Validation pictures with the planted label, and where a model that learnt it looks."""
     target = found.classes.index("cincta")
     planted = [
@@ -90,17 +95,17 @@ def shortcut(model: TransferModel, found: data.Dataset) -> PIL.Image.Image:
     tiles = []
     for sample in planted:
         tiles += [
-            Tile(images.read(sample.path).pil, "cincta, with a label"),
+            Tile(read_image(sample.path).pil, "cincta, with a label"),
             Tile(evidence(model, sample, target), "evidence for cincta"),
         ]
-    return contact_sheet(tiles, columns=6, side=190)
+    return draw_contact_sheet(tiles, columns=6, side=190)
 
 
 def evidence(model: TransferModel, sample: Sample, target: int) -> PIL.Image.Image:
     """The overlay of one class."""
-    image = images.read(sample.path)
+    image = read_image(sample.path)
     x, frame = model.geometry.prepare(image)
-    return overlay(image, frame, explain_each(look(model, x.unsqueeze(0)), [target])[0])
+    return draw_overlay(image, frame, attribute_each(run_forward(model, x.unsqueeze(0)), [target])[0])
 
 
 def save(picture: PIL.Image.Image, name: str) -> None:

@@ -28,21 +28,20 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from models import images
-from models.backbones import BACKBONES, backbone
 from models.errors import BundleError, ConfigError, UnknownChoice
-from models.explain.sanity import Sanity
-from models.geometry import Geometry
-from models.probe import probe_pixels
-from models.render.overlay import encode
-from models.scoring import Scoring
-from models.transfer import TransferModel
+from models.images.decode import decode_image
+from models.images.encode import encode_image
+from models.images.geometry import Geometry
+from models.networks.probe import probe_pixels
+from models.networks.registry import BACKBONES, get_backbone
+from models.networks.scoring import Scoring
+from models.networks.transfer_model import TransferModel
 
-FORMAT = 1
-MANIFEST, WEIGHTS, PROBE = "bundle.json", "weights.safetensors", "probe.png"
-ATLAS = "atlas.json"
+BUNDLE_FORMAT = 1
+MANIFEST_FILE, WEIGHTS_FILE, PROBE_FILE = "bundle.json", "weights.safetensors", "probe.png"
+ATLAS_FILE = "atlas.json"
 """Written beside a bundle that has one: what its channels look for, as `lucida atlas` found it."""
-REGISTRATION = "registration.json"
+REGISTRATION_FILE = "registration.json"
 """Written beside a bundle that was taken from a registry: under which name and version it is known there."""
 
 _TOLERANCE = 1e-3
@@ -51,7 +50,7 @@ bit of any consequence or another preprocessing does."""
 
 
 @dataclass(frozen=True, slots=True)
-class Provenance:
+class BundleProvenance:
     """Where a model came from, as far as is known; every answer carries it."""
 
     model: str
@@ -69,17 +68,17 @@ class Bundle:
     folder: Path
     manifest: Mapping[str, Any]
     model: TransferModel = field(repr=False)
-    provenance: Provenance
-    sanity: Sanity | None
+    provenance: BundleProvenance
+    sanity: RandomizationCheck | None
     """Which methods depend on what this model has learnt; None for a bundle that was saved without."""
 
     @property
     def probe(self) -> tuple[Tensor, Tensor]:
         """The probe as a batch (1, 3, H, W) and the logits (1, classes) that belong to it."""
-        return _probe(self.folder, self.manifest, self.model.geometry)
+        return _read_probe(self.folder, self.manifest, self.model.geometry)
 
 
-def save(
+def save_bundle(
     model: TransferModel,
     folder: Path,
     *,
@@ -88,7 +87,7 @@ def save(
     metrics: Mapping[str, float] | None = None,
     dataset: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
-    sanity: Sanity | None = None,
+    sanity: RandomizationCheck | None = None,
 ) -> str:
     """Write a model as a new bundle folder and return its digest; the model is left in eval mode.
 
@@ -102,12 +101,12 @@ def save(
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise BundleError(f"The weights {key!r} are not finite; this model must not be saved.")
     weights = save_tensors(state)
-    probe = encode(PIL.Image.fromarray(probe_pixels(model.geometry)), "png")
+    probe = encode_image(PIL.Image.fromarray(probe_pixels(model.geometry)), "png")
     with torch.no_grad():
-        x, _ = model.geometry.prepare(images.decode(probe))
+        x, _ = model.geometry.prepare(decode_image(probe))
         logits = model(x.unsqueeze(0))[0].double().tolist()
     manifest: dict[str, Any] = {
-        "format": FORMAT,
+        "format": BUNDLE_FORMAT,
         "name": name,
         "classes": model.classes,
         "backbone": model.row.name,
@@ -121,39 +120,39 @@ def save(
         "training": dict(training or {}),
         "sanity": sanity.to_dict() if sanity is not None else None,
         "versions": {package: version(package) for package in ("torch", "torchvision", "captum", "pillow")},
-        "files": {WEIGHTS: _sha256(weights), PROBE: _sha256(probe)},
-        "probe": {"file": PROBE, "logits": logits},
+        "files": {WEIGHTS_FILE: _sha256(weights), PROBE_FILE: _sha256(probe)},
+        "probe": {"file": PROBE_FILE, "logits": logits},
     }
     manifest["digest"] = _manifest_digest(manifest)
     text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
-    _write_folder(folder, {WEIGHTS: weights, PROBE: probe, MANIFEST: text.encode()})
+    _write_folder(folder, {WEIGHTS_FILE: weights, PROBE_FILE: probe, MANIFEST_FILE: text.encode()})
     return str(manifest["digest"])
 
 
-def load(folder: Path) -> Bundle:
+def load_bundle(folder: Path) -> Bundle:
     """Load a bundle with every check: digests, names, shapes, finite values, and the probe's logits.
 
     Raises BundleError naming the file and the reason; no code of the bundle's is ever run.
     """
     manifest = _read_manifest(folder)
     for name, digest in manifest["files"].items():
-        if _sha256(_read(folder, name)) != digest:
+        if _sha256(_read_file(folder, name)) != digest:
             raise BundleError(
-                f"The file {name} does not have the digest in {MANIFEST}; it was altered or cut off."
+                f"The file {name} does not have the digest in {MANIFEST_FILE}; it was altered or cut off."
             )
     model = _empty_model(manifest)
-    model.load_state_dict(_checked_state(folder, model), strict=True)
+    model.load_state_dict(_read_state(folder, model), strict=True)
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    check_probe(model, *_probe(folder, manifest, model.geometry))
+    check_probe(model, *_read_probe(folder, manifest, model.geometry))
     checked = manifest.get("sanity")
     return Bundle(
         folder=folder,
         manifest=manifest,
         model=model,
-        provenance=_provenance(folder, manifest),
-        sanity=Sanity.from_dict(checked) if checked is not None else None,
+        provenance=_read_provenance(folder, manifest),
+        sanity=RandomizationCheck.from_dict(checked) if checked is not None else None,
     )
 
 
@@ -168,18 +167,20 @@ def check_probe(model: TransferModel, x: Tensor, expected: Tensor) -> None:
         )
 
 
-def copy(source: Path, folder: Path) -> None:
+def copy_bundle(source: Path, folder: Path) -> None:
     """Copy the files of a bundle, and nothing else that lies beside them, to a new folder; all of them or
     none.
     """
     if folder.exists():
         raise BundleError(f"The folder {folder.name!r} exists already; a bundle is never overwritten.")
-    _write_folder(folder, {name: _read(source, name) for name in (WEIGHTS, PROBE, MANIFEST)})
+    _write_folder(
+        folder, {name: _read_file(source, name) for name in (WEIGHTS_FILE, PROBE_FILE, MANIFEST_FILE)}
+    )
 
 
-def register(folder: Path, *, name: str, version: str, source: str) -> None:
+def write_registration(folder: Path, *, name: str, version: str, source: str) -> None:
     """Note beside a bundle under which registered name and version it is known, and in which registry."""
-    (folder / REGISTRATION).write_text(
+    (folder / REGISTRATION_FILE).write_text(
         json.dumps({"name": name, "version": version, "source": source}, indent=2)
     )
 
@@ -201,7 +202,7 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         raise
 
 
-def _read(folder: Path, name: str) -> bytes:
+def _read_file(folder: Path, name: str) -> bytes:
     try:
         return (folder / name).read_bytes()
     except OSError as error:
@@ -210,14 +211,14 @@ def _read(folder: Path, name: str) -> bytes:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(_read(folder, MANIFEST))
+        manifest = json.loads(_read_file(folder, MANIFEST_FILE))
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{MANIFEST} is not JSON; it was altered or cut off.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise BundleError(f"{MANIFEST_FILE} is not JSON; it was altered or cut off.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != BUNDLE_FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise BundleError(f"{MANIFEST} has format {found!r}; this version reads format {FORMAT}.")
+        raise BundleError(f"{MANIFEST_FILE} has format {found!r}; this version reads format {BUNDLE_FORMAT}.")
     if manifest.get("digest") != _manifest_digest(manifest):
-        raise BundleError(f"{MANIFEST} does not have its own digest; it was altered.")
+        raise BundleError(f"{MANIFEST_FILE} does not have its own digest; it was altered.")
     kinds = {
         "classes": list,
         "backbone": str,
@@ -231,10 +232,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     }
     for key, kind in kinds.items():
         if not isinstance(manifest.get(key), kind):
-            raise BundleError(f"{MANIFEST} lacks a proper {key!r}.")
-    if set(manifest["files"]) != {WEIGHTS, PROBE}:
+            raise BundleError(f"{MANIFEST_FILE} lacks a proper {key!r}.")
+    if set(manifest["files"]) != {WEIGHTS_FILE, PROBE_FILE}:
         raise BundleError(
-            f"{MANIFEST} must list exactly {WEIGHTS} and {PROBE}, not {sorted(manifest['files'])}."
+            f"{MANIFEST_FILE} must list exactly {WEIGHTS_FILE} and {PROBE_FILE}, "
+            f"not {sorted(manifest['files'])}."
         )
     return manifest
 
@@ -244,17 +246,17 @@ def _empty_model(manifest: Mapping[str, Any]) -> TransferModel:
     classes = manifest["classes"]
     named = all(isinstance(name, str) and name.isprintable() for name in classes)
     if not named or len(classes) < 2 or len(set(classes)) != len(classes):
-        raise BundleError(f"{MANIFEST} must name at least two different classes in plain text.")
+        raise BundleError(f"{MANIFEST_FILE} must name at least two different classes in plain text.")
     if manifest["backbone"] not in BACKBONES:
         raise BundleError(
             f"Unknown backbone {manifest['backbone']!r}; this version has {', '.join(BACKBONES)}."
         )
-    row = backbone(manifest["backbone"])
-    scoring = _scoring(manifest)
+    row = get_backbone(manifest["backbone"])
+    scoring = _read_scoring(manifest)
     try:
         model = TransferModel(row, row.network("none"), classes=classes, task=scoring.task)
     except ConfigError as error:
-        raise BundleError(f"{MANIFEST} contradicts itself: {error}") from error
+        raise BundleError(f"{MANIFEST_FILE} contradicts itself: {error}") from error
     model.scoring = scoring
     model.geometry = Geometry.from_dict(manifest["geometry"])
     if manifest["cam_block"] not in model.block_names:
@@ -263,56 +265,56 @@ def _empty_model(manifest: Mapping[str, Any]) -> TransferModel:
     return model
 
 
-def _scoring(manifest: Mapping[str, Any]) -> Scoring:
+def _read_scoring(manifest: Mapping[str, Any]) -> Scoring:
     """Bundles from before there were tasks and temperatures are multiclass and uncalibrated."""
     try:
         return Scoring(**manifest.get("scoring", {}))
     except (TypeError, ConfigError, UnknownChoice) as error:
-        raise BundleError(f"{MANIFEST} has no proper 'scoring': {error}") from error
+        raise BundleError(f"{MANIFEST_FILE} has no proper 'scoring': {error}") from error
 
 
-def _checked_state(folder: Path, model: TransferModel) -> dict[str, Tensor]:
+def _read_state(folder: Path, model: TransferModel) -> dict[str, Tensor]:
     try:
-        state: dict[str, Tensor] = load_tensors(_read(folder, WEIGHTS))
+        state: dict[str, Tensor] = load_tensors(_read_file(folder, WEIGHTS_FILE))
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise BundleError(f"{WEIGHTS} is not a readable safetensors file: {error}.") from error
+        raise BundleError(f"{WEIGHTS_FILE} is not a readable safetensors file: {error}.") from error
     wanted = model.state_dict()
     if missing := sorted(set(wanted) ^ set(state)):
         raise BundleError(
-            f"{WEIGHTS} and the backbone {model.row.name} differ in {len(missing)} names: {missing[:3]}."
+            f"{WEIGHTS_FILE} and the backbone {model.row.name} differ in {len(missing)} names: {missing[:3]}."
         )
     for key, value in state.items():
         if value.shape != wanted[key].shape or value.dtype != wanted[key].dtype:
             raise BundleError(
-                f"{WEIGHTS} has {key!r} as {value.dtype} {tuple(value.shape)}; "
+                f"{WEIGHTS_FILE} has {key!r} as {value.dtype} {tuple(value.shape)}; "
                 f"the backbone needs {wanted[key].dtype} {tuple(wanted[key].shape)}."
             )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise BundleError(f"{WEIGHTS} has values in {key!r} that are not finite.")
+            raise BundleError(f"{WEIGHTS_FILE} has values in {key!r} that are not finite.")
     return state
 
 
-def _probe(folder: Path, manifest: Mapping[str, Any], geometry: Geometry) -> tuple[Tensor, Tensor]:
+def _read_probe(folder: Path, manifest: Mapping[str, Any], geometry: Geometry) -> tuple[Tensor, Tensor]:
     logits = manifest["probe"].get("logits")
     numbers = isinstance(logits, list) and all(isinstance(value, float | int) for value in logits)
     if not isinstance(logits, list) or not numbers or len(logits) != len(manifest["classes"]):
         raise BundleError(
-            f"{MANIFEST} must hold one probe logit for each of the {len(manifest['classes'])} classes."
+            f"{MANIFEST_FILE} must hold one probe logit for each of the {len(manifest['classes'])} classes."
         )
-    x, _ = geometry.prepare(images.decode(_read(folder, PROBE)))
+    x, _ = geometry.prepare(decode_image(_read_file(folder, PROBE_FILE)))
     return x.unsqueeze(0), torch.tensor([logits], dtype=torch.float64)
 
 
-def _provenance(folder: Path, manifest: Mapping[str, Any]) -> Provenance:
+def _read_provenance(folder: Path, manifest: Mapping[str, Any]) -> BundleProvenance:
     name, registered = str(manifest.get("name", "")), None
-    if (folder / REGISTRATION).is_file():
+    if (folder / REGISTRATION_FILE).is_file():
         try:
-            note = json.loads(_read(folder, REGISTRATION))
+            note = json.loads(_read_file(folder, REGISTRATION_FILE))
             name, registered = str(note["name"]), str(note["version"])
         except (ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"{REGISTRATION} is damaged: {error}.") from error
+            raise BundleError(f"{REGISTRATION_FILE} is damaged: {error}.") from error
     run_id = manifest.get("run_id")
-    return Provenance(
+    return BundleProvenance(
         model=name,
         version=registered,
         run_id=None if run_id is None else str(run_id),
@@ -329,3 +331,50 @@ def _manifest_digest(manifest: Mapping[str, Any]) -> str:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class MethodCheck:
+    """Of one method."""
+
+    similarity: Mapping[str, float]
+    """Mean rank correlation of its maps with those of the trained model, when everything from the named block
+    (or the head) upwards is shuffled; from the head down to all."""
+    barred: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RandomizationCheck:
+    """Of a model's methods; kept in its bundle."""
+
+    methods: Mapping[str, MethodCheck]
+    pictures: int
+    seed: int
+
+    def barred(self) -> dict[str, str]:
+        """Methods that may not be used with this model, with the reason."""
+        return {name: each.reason for name, each in self.methods.items() if each.barred}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        methods = {
+            name: {**asdict(each), "similarity": dict(each.similarity)} for name, each in self.methods.items()
+        }
+        return {"methods": methods, "pictures": self.pictures, "seed": self.seed}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> RandomizationCheck:
+        """Rebuild from :meth:`to_dict`; raises BundleError for anything else."""
+        try:
+            methods = {
+                str(name): MethodCheck(
+                    similarity={str(stop): float(value) for stop, value in each["similarity"].items()},
+                    barred=bool(each["barred"]),
+                    reason=str(each["reason"]),
+                )
+                for name, each in data["methods"].items()
+            }
+            return cls(methods, int(data["pictures"]), int(data["seed"]))
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise BundleError(f"The sanity check {str(data)[:80]!r} is not complete: {error!r}.") from error

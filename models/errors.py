@@ -1,25 +1,21 @@
 """Every exception that the project raises on purpose, in one tree.
 
     LucidaError
-    ├── ImageError              the picture cannot be used
-    │   ├── UnsupportedFormat   not one of the formats that we decode
+    ├── ImageError              the image cannot be used
+    │   ├── UnsupportedFormat   not one of the formats that are decoded
     │   ├── ImageTooLarge       more bytes, pixels or scans than the limits allow
     │   └── UnreadableImage     empty, cut off or damaged
     ├── UnknownChoice           a class, block, backbone or setting that does not exist; names the choices
+    ├── ConfigError             a setting that breaks a rule
     ├── ExplanationError        this block or target cannot be explained
-    ├── Stopped                 work that was ended before it was done
-    │   ├── DeadlineExceeded    it took longer than it was given
+    ├── WorkStopped             work that was ended before it was done
+    │   ├── DeadlineExceeded    it took longer than it was allowed
     │   └── Cancelled           nobody waits for it any more
     ├── BundleError             a bundle that is incomplete, altered or not ours
-    ├── WeightsUnavailable      pretrained weights that can be had neither from disk nor from the network
-    ├── DataError               a data set that cannot be trained or explained
-    ├── ConfigError             a training configuration that breaks a rule
-    ├── TrainingError           training had to stop
-    │   └── LossNotFinite       the loss became infinite or no number
-    ├── TrackerUnavailable      the experiment tracker is away, locked or full
-    └── RegistryError           a run, model version or alias that is not there or may not be changed
+    └── WeightsUnavailable      pretrained weights that are neither on disk nor can be downloaded
 
-Each message is one sentence for a person: it names the value, the rule and, where there are any, the choices.
+:mod:`pipelines.errors` adds what only pipelines raise. Each message is one sentence for a person: it
+names the value, the rule and, where there are any, the choices.
 """
 
 from __future__ import annotations
@@ -60,15 +56,15 @@ class ExplanationError(LucidaError):
     """This block or target cannot be explained."""
 
 
-class Stopped(LucidaError):
+class WorkStopped(LucidaError):
     """Work that was ended before it was done."""
 
 
-class DeadlineExceeded(Stopped):
+class DeadlineExceeded(WorkStopped):
     """It took longer than it was given."""
 
 
-class Cancelled(Stopped):
+class Cancelled(WorkStopped):
     """Nobody waits for it any more."""
 
 
@@ -80,25 +76,5 @@ class WeightsUnavailable(LucidaError):
     """Pretrained weights that can be had neither from disk nor from the network."""
 
 
-class DataError(LucidaError):
-    """A data set that cannot be trained or explained."""
-
-
 class ConfigError(LucidaError):
     """A training configuration that breaks a rule."""
-
-
-class TrainingError(LucidaError):
-    """Training had to stop."""
-
-
-class LossNotFinite(TrainingError):
-    """The loss became infinite or no number; the best state before is kept."""
-
-
-class TrackerUnavailable(LucidaError):
-    """The experiment tracker is away, locked or full; nothing that was meant for it is lost."""
-
-
-class RegistryError(LucidaError):
-    """A run, model version or alias that is not there or may not be changed."""

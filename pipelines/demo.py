@@ -20,21 +20,23 @@ from pathlib import Path
 
 import httpx
 
-from models import bundle, images
-from models.bundle import Bundle
+from models.bundle import Bundle, load_bundle
 from models.errors import LucidaError
-from pipelines import data, inspection
-from pipelines.config import TrainConfig
-from pipelines.evaluate import Judged
-from pipelines.explain_job import job, local
-from pipelines.package import package
-from pipelines.promote import promote
-from pipelines.reporter import Reporter
-from pipelines.review import runs
-from pipelines.specimens import SPECIES, SpecimenPlan, write
-from pipelines.tracking import registry
-from pipelines.train import train
-from pipelines.training_run import Trained
+from models.images.decode import IMAGE_SUFFIXES, read_image
+from pipelines.batch.job import plan_job
+from pipelines.batch.local import run_local
+from pipelines.config.schema import TrainConfig
+from pipelines.data.dataset import scan_folder
+from pipelines.data.synthetic import SPECIES, SpecimenPlan, write_specimens
+from pipelines.evaluation.classification import EvaluatedSample
+from pipelines.progress import Reporter
+from pipelines.release.package import package
+from pipelines.release.promote import promote
+from pipelines.reports.inspect import inspect_image, render_inspection
+from pipelines.reports.review import review_run
+from pipelines.tracking.registry import CHAMPION_ALIAS, fetch_bundle, find_champion
+from pipelines.training.run import TrainedModel
+from pipelines.training.train import train_model
 
 NAME = "specimens"
 _START_S = 120
@@ -55,24 +57,24 @@ class Demo:
     review: Path
 
 
-def run(out: Path, say: Callable[[str], None], reporter: Reporter) -> Demo:
+def run_demo(out: Path, say: Callable[[str], None], reporter: Reporter) -> Demo:
     """Do everything once under ``out`` and leave nothing running; a second run trains another version."""
     say("1/6  Drawing butterflies whose diagnostic mark is known to the pixel")
-    root = write(
+    root = write_specimens(
         SpecimenPlan(), out / "specimens", progress=lambda d, t: reporter.step("drawing specimens", d, t)
     )
-    found = data.scan(root)
+    found = scan_folder(root)
     _samples(root / "test", out / "samples")
     say("2/6  Fine-tuning: first the head on a frozen backbone, then the top blocks")
-    trained = train(found, TrainConfig(), name=NAME, reporter=reporter)
+    trained = train_model(found, TrainConfig(), name=NAME, reporter=reporter)
     say("3/6  Promoting the new version, unless the present champion is better")
     decision = promote(f"{NAME}/{trained.version}")
     say(f"     version {trained.version}: {decision.reason}")
     say("4/6  Packaging the champion as a Bento")
-    packaged = package(f"{NAME}@{registry.CHAMPION}")
+    packaged = package(f"{NAME}@{CHAMPION_ALIAS}")
     say("5/6  Serving it, and asking it to explain one picture")
     picture = _one_picture(trained)
-    with served(packaged.bento_tag, log=out / "service.log") as url:
+    with serve_bento(packaged.bento_tag, log=out / "service.log") as url:
         answer = _ask(url, picture)
     explained, answer_file = _save(out, answer)
     top = answer["predictions"][0]
@@ -82,7 +84,7 @@ def run(out: Path, say: Callable[[str], None], reporter: Reporter) -> Demo:
     say("     and putting that one picture to all the questions")
     inspected = _inspect(picture, out, packaged.name, reporter)
     review = out / "review.html"
-    review.write_text(runs.review(trained.run_id, found, reporter=reporter))
+    review.write_text(review_run(trained.run_id, found, reporter=reporter))
     shown = Path(os.path.relpath(picture))
     return Demo(
         out, trained.run_id, packaged.bento_tag, shown, explained, answer_file, batch, inspected, review
@@ -93,12 +95,12 @@ def _samples(test: Path, folder: Path) -> None:
     """One unseen picture of each class, for the page to offer (LUCIDA_SAMPLES)."""
     folder.mkdir(parents=True, exist_ok=True)
     for each in sorted(path for path in test.iterdir() if path.is_dir()):
-        first = sorted(path for path in each.iterdir() if path.suffix.lower() in images.SUFFIXES)[0]
+        first = sorted(path for path in each.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)[0]
         shutil.copyfile(first, folder / first.name)
 
 
 @contextmanager
-def served(bento_tag: str, *, log: Path) -> Iterator[str]:
+def serve_bento(bento_tag: str, *, log: Path) -> Iterator[str]:
     """``bentoml serve`` of a Bento as a process of its own on a free port of this machine, ended on the way
     out.
     """
@@ -156,12 +158,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             return
 
 
-def _one_picture(trained: Trained) -> Path:
+def _one_picture(trained: TrainedModel) -> Path:
     """A test picture that the model is right and sure about."""
     judged = trained.evaluations["test"].judged
     right = [item for item in judged if item.right] or judged
 
-    def order(item: Judged) -> tuple[bool, float]:
+    def order(item: EvaluatedSample) -> tuple[bool, float]:
         return item.truth != "argus", -item.top.score
 
     return min(right, key=order).sample.path
@@ -187,19 +189,19 @@ def _save(out: Path, answer: dict) -> tuple[Path, Path]:  # type: ignore[type-ar
 
 def _champion(out: Path, name: str) -> tuple[Bundle, str]:
     """The champion's bundle, in a folder of its own, and its version."""
-    champion = registry.champion(name)
+    champion = find_champion(name)
     number = str(champion.version) if champion is not None else "0"
     folder = out / f"champion-v{number}"
     if not folder.exists():
-        registry.fetch_bundle(f"{name}/{number}", folder)
-    return bundle.load(folder), number
+        fetch_bundle(f"{name}/{number}", folder)
+    return load_bundle(folder), number
 
 
 def _inspect(picture: Path, out: Path, name: str, reporter: Reporter) -> Path:
     loaded, _ = _champion(out, name)
-    found = inspection.inspect(images.read(picture), picture.name, loaded, report=reporter.step)
+    found = inspect_image(read_image(picture), picture.name, loaded, report=reporter.step)
     page = out / "inspection.html"
-    page.write_text(inspection.page(found, loaded))
+    page.write_text(render_inspection(found, loaded))
     return page
 
 
@@ -207,5 +209,5 @@ def _batch(source: Path, out: Path, name: str, reporter: Reporter) -> Path:
     """Explain a folder with the champion; each champion's rows go to a folder of its own."""
     loaded, number = _champion(out, name)
     target = out / f"batch-v{number}"
-    planned = job.plan(source, loaded)
-    return local.run(planned, loaded, target, progress=lambda d, t: reporter.step("explaining", d, t)).out
+    planned = plan_job(source, loaded)
+    return run_local(planned, loaded, target, progress=lambda d, t: reporter.step("explaining", d, t)).out

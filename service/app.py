@@ -19,15 +19,16 @@ import bentoml
 from bentoml.models import BentoModel
 from starlette.applications import Starlette
 
-from service.balance import Balance
-from service.edge import BENTOML, Edge
-from service.keys import Allowance, Keys
+from service.middleware.auth import ApiKeys
+from service.middleware.connection_balance import ConnectionBalance
+from service.middleware.gateway import BENTOML_ROUTES, Gateway
+from service.middleware.rate_limit import RateLimit
 from service.settings import Settings
 
 if TYPE_CHECKING:
     from bentoml import Service
 
-    from service.champion import Champion
+    from service.inference.model_manager import ModelManager
 
 log = logging.getLogger("lucida.service")
 
@@ -36,7 +37,7 @@ _MODEL = "camera-lucida"
 
 settings = Settings()
 routes = Starlette()
-keys = Keys(settings.api_keys)
+keys = ApiKeys(settings.api_keys)
 
 
 @bentoml.service(
@@ -79,15 +80,15 @@ class CameraLucida:
             raise SystemExit(1) from error
 
     def _start(self) -> None:
-        from service.champion import Champion
-        from service.desk import Desk, give_back_memory
-        from service.jobs.keeper import Keeper
-        from service.jobs.routes import Jobs, job_routes
-        from service.metrics import metrics
-        from service.pages import page_routes
-        from service.routes import State, verb_routes
+        from service.api.jobs import JobApi, job_routes
+        from service.api.reads import read_routes
+        from service.api.routes import AppState, operation_routes
+        from service.inference.admission import AdmissionControl, give_back_memory
+        from service.inference.model_manager import ModelManager
+        from service.jobs.supervisor import JobSupervisor
+        from service.metrics import get_metrics
 
-        counts = metrics()
+        counts = get_metrics()
         balance = _balance()
 
         def observe(pictures: int) -> None:
@@ -95,17 +96,17 @@ class CameraLucida:
             if balance is not None:
                 balance.tell(pictures)
 
-        self.champion: Champion = Champion(self._source, settings, counts)
-        state = State(settings, self.champion, Desk(settings, observe), counts)
+        self.champion: ModelManager = ModelManager(self._source, settings, counts)
+        state = AppState(settings, self.champion, AdmissionControl(settings, observe), counts)
         routes.state.shared = state
-        routes.router.routes.extend([*verb_routes(), *page_routes()])
-        self.keeper = Keeper(settings, lambda: self.champion.folder)
+        routes.router.routes.extend([*operation_routes(), *read_routes()])
+        self.keeper = JobSupervisor(settings, lambda: self.champion.folder)
         if settings.max_jobs:
-            routes.state.jobs = Jobs(state)
+            routes.state.jobs = JobApi(state)
             routes.router.routes.extend(job_routes())
             self.keeper.start()
         if settings.api_keys:
-            routes.state.allowance = Allowance(settings.jobs, keys.names, settings.key_per_minute)
+            routes.state.allowance = RateLimit(settings.jobs, keys.names, settings.key_per_minute)
         self.champion.watch()
         give_back_memory()
 
@@ -129,12 +130,12 @@ class CameraLucida:
         return Path(BentoModel(pinned.get(_MODEL, f"{_MODEL}:latest")).resolve().path)
 
 
-def _balance() -> Balance | None:
+def _balance() -> ConnectionBalance | None:
     """Among the workers; none for one alone, and none where there is no place for what they share."""
     if settings.workers == 1:
         return None
     try:
-        balance = routes.state.balance = Balance(settings.jobs, settings.workers)
+        balance = routes.state.balance = ConnectionBalance(settings.jobs, settings.workers)
     except OSError as error:
         log.warning("Clients are not spread over the workers: %s", error)
         return None
@@ -143,7 +144,7 @@ def _balance() -> Balance | None:
 
 def _known(path: str) -> str | None:
     """The name under which a path is counted and logged; None for one that is not ours."""
-    if path in BENTOML:
+    if path in BENTOML_ROUTES:
         return path
     for route in routes.router.routes:
         pattern = getattr(route, "path_regex", None)
@@ -153,7 +154,7 @@ def _known(path: str) -> str | None:
 
 
 cast("Service[CameraLucida]", CameraLucida).add_asgi_middleware(
-    Edge,
+    Gateway,
     known=_known,
     keys=keys,
     allowance=lambda: getattr(routes.state, "allowance", None),

@@ -22,7 +22,7 @@ import httpx
 
 from service import schemas
 
-Picture = str | Path | bytes
+ImageSource = str | Path | bytes
 """A path, or the encoded bytes."""
 A = TypeVar("A", bound=schemas.Answer)
 
@@ -72,49 +72,49 @@ class Client:
         """Close its connections."""
         self._http.close()
 
-    def predict(self, picture: Picture, **options: Any) -> schemas.PredictAnswer:
+    def predict(self, picture: ImageSource, **options: Any) -> schemas.PredictAnswer:
         """Scores of all classes."""
         return self._ask("/predict", [picture], options, schemas.PredictAnswer)
 
     def predict_many(
-        self, pictures: Sequence[Picture], **options: Any
+        self, pictures: Sequence[ImageSource], **options: Any
     ) -> list[schemas.PredictAnswer | schemas.ErrorAnswer]:
         """Scores for several pictures in one request; one that cannot be used has its error in its place."""
         return self._several("/predict", pictures, options, schemas.PredictAnswer)
 
-    def explain(self, picture: Picture, **options: Any) -> schemas.ExplainAnswer:
+    def explain(self, picture: ImageSource, **options: Any) -> schemas.ExplainAnswer:
         """The prediction with its evidence; options as in docs/reference/answers.md."""
         return self._ask("/explain", [picture], options, schemas.ExplainAnswer)
 
     def explain_many(
-        self, pictures: Sequence[Picture], **options: Any
+        self, pictures: Sequence[ImageSource], **options: Any
     ) -> list[schemas.ExplainAnswer | schemas.ErrorAnswer]:
         """Evidence for several pictures in one request."""
         return self._several("/explain", pictures, options, schemas.ExplainAnswer)
 
     def heatmap(
-        self, picture: Picture, *, encoding: Literal["jpeg", "png"] = "jpeg", **options: Any
+        self, picture: ImageSource, *, encoding: Literal["jpeg", "png"] = "jpeg", **options: Any
     ) -> bytes:
         """The picture with the map over it, encoded."""
         return self._post("/heatmap", [picture], {"encoding": encoding, **options}).content
 
-    def trust(self, picture: Picture, **options: Any) -> schemas.TrustAnswer:
+    def trust(self, picture: ImageSource, **options: Any) -> schemas.TrustAnswer:
         """How far the evidence can be trusted."""
         return self._ask("/trust", [picture], options, schemas.TrustAnswer)
 
-    def trace(self, picture: Picture, **options: Any) -> schemas.TraceAnswer:
+    def trace(self, picture: ImageSource, **options: Any) -> schemas.TraceAnswer:
         """Grad-CAM's five steps."""
         return self._ask("/trace", [picture], options, schemas.TraceAnswer)
 
-    def what_if(self, picture: Picture, **options: Any) -> schemas.WhatIfAnswer:
+    def what_if(self, picture: ImageSource, **options: Any) -> schemas.WhatIfAnswer:
         """The scores with a part covered."""
         return self._ask("/whatif", [picture], options, schemas.WhatIfAnswer)
 
-    def split(self, picture: Picture, **options: Any) -> schemas.SplitAnswer:
+    def split(self, picture: ImageSource, **options: Any) -> schemas.SplitAnswer:
         """The evidence by the parts of a block."""
         return self._ask("/split", [picture], options, schemas.SplitAnswer)
 
-    def activations(self, picture: Picture, **options: Any) -> schemas.ActivationsAnswer:
+    def activations(self, picture: ImageSource, **options: Any) -> schemas.ActivationsAnswer:
         """Statistics and strongest channels of blocks."""
         return self._ask("/activations", [picture], options, schemas.ActivationsAnswer)
 
@@ -129,7 +129,7 @@ class Client:
 
     # ------------------------------------------------------------ jobs
 
-    def submit(self, verb: str, pictures: Sequence[Picture], **options: Any) -> schemas.JobAnswer:
+    def submit(self, verb: str, pictures: Sequence[ImageSource], **options: Any) -> schemas.JobAnswer:
         """Have pictures worked on in the background."""
         reply = self._post(f"/jobs/{verb}", pictures, options)
         return schemas.JobAnswer.model_validate_json(reply.content)
@@ -157,11 +157,11 @@ class Client:
 
     # ------------------------------------------------------------ parts
 
-    def _ask(self, route: str, pictures: Sequence[Picture], options: dict[str, Any], shape: type[A]) -> A:
+    def _ask(self, route: str, pictures: Sequence[ImageSource], options: dict[str, Any], shape: type[A]) -> A:
         return shape.model_validate_json(self._post(route, pictures, options).content)
 
     def _several(
-        self, route: str, pictures: Sequence[Picture], options: dict[str, Any], shape: type[A]
+        self, route: str, pictures: Sequence[ImageSource], options: dict[str, Any], shape: type[A]
     ) -> list[A | schemas.ErrorAnswer]:
         if len(pictures) == 1:
             # One picture's failure is the whole answer's; among several it is that picture's own.
@@ -180,7 +180,7 @@ class Client:
     def _get(self, route: str, query: dict[str, str] | None = None) -> httpx.Response:
         return self._patiently(lambda: self._http.get(route, params=query))
 
-    def _post(self, route: str, pictures: Sequence[Picture], options: dict[str, Any]) -> httpx.Response:
+    def _post(self, route: str, pictures: Sequence[ImageSource], options: dict[str, Any]) -> httpx.Response:
         files = [("image", ("picture", _bytes(each))) for each in pictures]
         # A form needs a field to be one.
         given = _texts(options) or ({} if files else {"deadline_ms": ""})
@@ -210,7 +210,7 @@ def _checked(reply: httpx.Response) -> httpx.Response:
     raise ServiceError(reply.status_code, kind, message, float(after) if after.isdigit() else None)
 
 
-def _bytes(picture: Picture) -> bytes:
+def _bytes(picture: ImageSource) -> bytes:
     return picture if isinstance(picture, bytes) else Path(picture).read_bytes()
 
 

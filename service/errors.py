@@ -8,26 +8,37 @@ from http import HTTPStatus
 
 from starlette.responses import JSONResponse
 
-from models import errors
+from models.errors import (
+    Cancelled,
+    ConfigError,
+    DeadlineExceeded,
+    ExplanationError,
+    ImageError,
+    ImageTooLarge,
+    LucidaError,
+    UnknownChoice,
+    UnreadableImage,
+    UnsupportedFormat,
+)
 from service.schemas import ErrorAnswer
 
-STATUS: dict[type[errors.LucidaError], HTTPStatus] = {
-    errors.UnsupportedFormat: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-    errors.ImageTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    errors.UnreadableImage: HTTPStatus.BAD_REQUEST,
-    errors.ImageError: HTTPStatus.BAD_REQUEST,
-    errors.UnknownChoice: HTTPStatus.UNPROCESSABLE_ENTITY,
-    errors.ExplanationError: HTTPStatus.UNPROCESSABLE_ENTITY,
-    errors.ConfigError: HTTPStatus.UNPROCESSABLE_ENTITY,
-    errors.DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
-    errors.Cancelled: HTTPStatus.SERVICE_UNAVAILABLE,
+STATUS: dict[type[LucidaError], HTTPStatus] = {
+    UnsupportedFormat: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    ImageTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    UnreadableImage: HTTPStatus.BAD_REQUEST,
+    ImageError: HTTPStatus.BAD_REQUEST,
+    UnknownChoice: HTTPStatus.UNPROCESSABLE_ENTITY,
+    ExplanationError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    ConfigError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
+    Cancelled: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """What a client can cause. Anything else is the service's own fault: 500."""
 
-INTERNAL = "The service failed; the fault is not in the request."
+INTERNAL_MESSAGE = "The service failed; the fault is not in the request."
 
 
-class Refusal(Exception):
+class HTTPError(Exception):
     """A request that goes no further."""
 
     def __init__(
@@ -46,7 +57,7 @@ class Refusal(Exception):
         return JSONResponse(self.body.model_dump(), status_code=self.status, headers=self.headers)
 
 
-NO_MEMORY = Refusal(
+OUT_OF_MEMORY = HTTPError(
     HTTPStatus.SERVICE_UNAVAILABLE,
     "no_memory",
     "There is not enough memory for this at the moment.",
@@ -54,12 +65,12 @@ NO_MEMORY = Refusal(
 )
 
 
-def refusal_of(error: errors.LucidaError) -> Refusal:
+def to_http_error(error: LucidaError) -> HTTPError:
     """One of our errors as a refusal, by its nearest ancestor in the table."""
     for kind in type(error).__mro__:
         if kind in STATUS:
-            return Refusal(STATUS[kind], _snake(type(error).__name__), str(error))
-    return Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", INTERNAL)
+            return HTTPError(STATUS[kind], _snake(type(error).__name__), str(error))
+    return HTTPError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", INTERNAL_MESSAGE)
 
 
 def _snake(name: str) -> str:

@@ -99,7 +99,7 @@ def concentration(values: list[list[float]]) -> float:
     return 1.0 - entropy / math.log(cells)
 
 
-def told() -> tuple[bytes, str]:
+def render_metrics() -> tuple[bytes, str]:
     """The figures of all workers in Prometheus' format, and the media type of that."""
     from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
@@ -131,6 +131,6 @@ def _forget_the_dead(folder: Path) -> None:
 
 
 @functools.cache
-def metrics() -> Metrics:
+def get_metrics() -> Metrics:
     """The one set of this process: a name can be registered once only."""
     return Metrics()

@@ -302,7 +302,7 @@ class TemplateAnswer(Answer):
 
 
 CHECKS = ("faithfulness", "agreement", "shifts", "sweep")
-"""Of /trust, as in models.explain.audit, whose import would bring torch to whoever only reads answers."""
+"""Of /trust, as in models.metrics.audit, whose import would bring torch to whoever only reads answers."""
 
 
 class FiltersAnswer(Answer):

@@ -10,11 +10,11 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-EngineName = Literal["eager", "openvino"]
-"""As in models.engines, whose import would bring torch into the server's supervisor."""
+BackendName = Literal["eager", "openvino"]
+"""As in models.backends.base, whose import would bring torch into the server's supervisor."""
 
 
-def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Cores that this process may use: fewer than the machine has where it, or its container, was given
     fewer.
     """
@@ -42,11 +42,13 @@ class Settings(BaseSettings):
     watch_seconds: float = Field(
         5.0, ge=0, description="How often to look for another bundle to change over to; 0 for never."
     )
-    engine: EngineName = Field("eager", description="What runs the blocks: eager, or openvino (extra fast).")
+    engine: BackendName = Field("eager", description="What runs the blocks: eager, or openvino (extra fast).")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Of the engine: fp32, or bf16 (openvino, where the processor has it)."
     )
-    workers: int = Field(default_factory=cores, ge=1, description="Worker processes, each with the model.")
+    workers: int = Field(
+        default_factory=count_cores, ge=1, description="Worker processes, each with the model."
+    )
     torch_threads: int = Field(1, ge=1, description="Threads that torch takes in a worker.")
     request_threads: int = Field(
         4, ge=1, description="Pictures decoded, explained or drawn at once in a worker, beside the model."

@@ -17,9 +17,9 @@ import PIL.Image
 import pytest
 import torch
 
-from models import bundle
-from models.transfer import TransferModel
-from pipelines import specimens
+from models.bundle import save_bundle
+from models.networks.transfer_model import TransferModel
+from pipelines.data.synthetic import SpecimenPlan, write_specimens
 from tests.support.serving import BIN, Serve, Served, free_port
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -53,8 +53,8 @@ def photos() -> Path:
 @pytest.fixture(scope="session")
 def butterflies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small set of specimens with train, val and test."""
-    plan = specimens.SpecimenPlan(train=6, val=4, test=2, side=240)
-    return specimens.write(plan, tmp_path_factory.mktemp("drawn") / "butterflies")
+    plan = SpecimenPlan(train=6, val=4, test=2, side=240)
+    return write_specimens(plan, tmp_path_factory.mktemp("drawn") / "butterflies")
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +73,7 @@ def bundle_folder(imagenet: TransferModel, tmp_path_factory: pytest.TempPathFact
         model.classifier[1].weight.copy_(imagenet.classifier[1].weight[rows])
         model.classifier[1].bias.copy_(imagenet.classifier[1].bias[rows])
     folder = tmp_path_factory.mktemp("bundles") / "three"
-    bundle.save(model, folder, name="three", run_id="0" * 32, metrics={"val_accuracy": 0.9})
+    save_bundle(model, folder, name="three", run_id="0" * 32, metrics={"val_accuracy": 0.9})
     return folder
 
 
@@ -164,7 +164,7 @@ def in_tmp(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def at_once(in_tmp, monkeypatch, capsys) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
     """The same command in this process, which has imported torch and MLflow already: ten seconds less."""
-    from pipelines import cli
+    from pipelines.cli.app import main
 
     # As the command has it, which says so before MLflow is imported.
     level = logging.getLogger("mlflow").level
@@ -176,7 +176,7 @@ def at_once(in_tmp, monkeypatch, capsys) -> Iterator[Callable[..., subprocess.Co
         monkeypatch.setattr(sys, "argv", ["lucida", *words])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
         code = ended.value.code
         return subprocess.CompletedProcess(words, code if isinstance(code, int) else 1, *capsys.readouterr())
 

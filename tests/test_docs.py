@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from models.explain.methods import METHODS
-from pipelines.config import Augmentation, PhaseConfig, TrainConfig
+from models.attribution.registry import METHODS
+from pipelines.config.schema import Augmentation, PhaseConfig, TrainConfig
 from service import schemas
+from service.operations.registry import OPERATIONS
 from service.settings import Settings
-from service.verbs import VERBS
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").rglob("*.md"))]
@@ -29,7 +29,7 @@ def test_every_setting_route_and_field_is_described():
     readme = (PROJECT / "README.md").read_text()
     for name in Settings.model_fields:
         assert f"`LUCIDA_{name.upper()}`" in answers
-    for verb in VERBS.values():
+    for verb in OPERATIONS.values():
         assert f"POST {verb.path}" in answers
         assert f"POST {verb.path}" in readme
     for shape in (schemas.ExplainAnswer, schemas.Evidence):

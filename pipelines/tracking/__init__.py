@@ -1,1 +1,1 @@
-"""Everything that is said to MLflow: runs by way of an outbox, and the registry of model versions."""
+"""Everything that is sent to MLflow: runs through an outbox, and the model registry."""

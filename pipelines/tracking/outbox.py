@@ -22,21 +22,21 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from models.errors import TrackerUnavailable, TrainingError
+from pipelines.errors import TrackerUnavailable, TrainingError
 
-AWAY = (MlflowException, SQLAlchemyError, OSError)
+TRACKER_ERRORS = (MlflowException, SQLAlchemyError, OSError)
 """What a tracker that is away, locked or full raises."""
 
 _PAUSES_S = (0.2, 1.0, 3.0, 10.0, 30.0)
 """Between attempts after the first, second, … failure in a row."""
 
-News = dict[str, Any]
+Message = dict[str, Any]
 
 
 class Outbox:
     """An ordered file of news and the thread that delivers it."""
 
-    def __init__(self, path: Path, deliver: Callable[[News], None]) -> None:
+    def __init__(self, path: Path, deliver: Callable[[Message], None]) -> None:
         """Take up what an earlier process left undelivered."""
         self._path, self._mark = path, path.with_suffix(".delivered")
         self._deliver = deliver
@@ -49,7 +49,7 @@ class Outbox:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._delivered = self._read_mark()
-            self._waiting: list[News] = self._left_over()
+            self._waiting: list[Message] = self._left_over()
             # Not buffered: what a full disk did not take must not reach the file later by itself.
             self._file = path.open("ab", buffering=0)
         except OSError as error:
@@ -160,7 +160,7 @@ class Outbox:
         except (OSError, ValueError):
             return 0
 
-    def _left_over(self) -> list[News]:
+    def _left_over(self) -> list[Message]:
         """What the file holds beyond what was delivered; a line that a crash cut off is dropped."""
         if not self._path.is_file():
             return []
@@ -178,11 +178,11 @@ def _is_refused(error: Exception) -> bool:
     return understood and not isinstance(error.__cause__, SQLAlchemyError)
 
 
-def packed(data: bytes) -> str:
+def pack_bytes(data: bytes) -> str:
     """Bytes as text for a piece of news."""
     return base64.b64encode(data).decode()
 
 
-def unpacked(text: str) -> bytes:
+def unpack_bytes(text: str) -> bytes:
     """The bytes of :func:`packed`."""
     return base64.b64decode(text)

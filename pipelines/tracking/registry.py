@@ -23,17 +23,21 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
 import models
-from models import bundle
-from models.errors import LucidaError, RegistryError, TrackerUnavailable
+from models.bundle import copy_bundle, write_registration
+from models.errors import LucidaError
+from pipelines.config.schema import TrainConfig
+from pipelines.errors import RegistryError, TrackerUnavailable
+from pipelines.tracking.outbox import TRACKER_ERRORS
+from pipelines.tracking.runs import tracking_uri_without_password
 
-CHAMPION = "champion"
-BUNDLE = "bundle"
+CHAMPION_ALIAS = "champion"
+BUNDLE_ARTIFACT = "bundle"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_PYFUNC = Path(__file__).parents[1] / "pyfunc.py"
+_PYFUNC = Path(__file__).with_name("pyfunc.py")
 
 
 @dataclass(frozen=True, slots=True)
-class ModelRef:
+class FetchedBundle:
     """A registered version and the folder that its bundle was copied to, not yet checked."""
 
     name: str
@@ -49,7 +53,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def register(
+def register_version(
     folder: Path, *, name: str, run_id: str, metrics: Mapping[str, float], timestamp_ms: int
 ) -> ModelVersion:
     """Log a bundle as a models-from-code pyfunc of a run and register it as a new version of ``name``.
@@ -105,12 +109,12 @@ def _log_pyfunc(folder: Path) -> Any:
     with tempfile.TemporaryDirectory() as aside, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example.*")
         # MLflow files an artefact under its folder's own name; fetch_bundle looks for this one.
-        named = Path(aside) / BUNDLE
-        bundle.copy(folder, named)
+        named = Path(aside) / BUNDLE_ARTIFACT
+        copy_bundle(folder, named)
         return mlflow.pyfunc.log_model(
             name="model",
             python_model=str(_PYFUNC),
-            artifacts={BUNDLE: str(named)},
+            artifacts={BUNDLE_ARTIFACT: str(named)},
             code_paths=[str(Path(models.__file__).parent)],
             signature=ModelSignature(inputs=Schema([ColSpec(DataType.binary, "image")])),
             pip_requirements=requirements,
@@ -141,10 +145,10 @@ def find_version(reference: str) -> ModelVersion:
     return max(versions, key=lambda item: int(item.version))
 
 
-def champion(name: str) -> ModelVersion | None:
+def find_champion(name: str) -> ModelVersion | None:
     """The version that the alias champion names, if any."""
     try:
-        return mlflow.MlflowClient().get_model_version_by_alias(check_name(name), CHAMPION)
+        return mlflow.MlflowClient().get_model_version_by_alias(check_name(name), CHAMPION_ALIAS)
     except MlflowException as error:
         # Only "there is none" is an answer: a store that is away must not make a first champion of anybody.
         if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
@@ -154,7 +158,7 @@ def champion(name: str) -> ModelVersion | None:
         ) from error
 
 
-def fetch_bundle(reference: str, folder: Path) -> ModelRef:
+def fetch_bundle(reference: str, folder: Path) -> FetchedBundle:
     """Copy a registered version's bundle to a new ``folder``, noting name and version; its files are not
     yet trusted.
     """
@@ -163,15 +167,17 @@ def fetch_bundle(reference: str, folder: Path) -> ModelRef:
         try:
             # Only the bundle: what code was logged beside it is none of our business.
             files = mlflow.artifacts.download_artifacts(
-                f"models:/{found.name}/{found.version}/artifacts/{BUNDLE}", dst_path=aside
+                f"models:/{found.name}/{found.version}/artifacts/{BUNDLE_ARTIFACT}", dst_path=aside
             )
         except MlflowException as error:
             raise RegistryError(
                 f"{found.name} version {found.version} has no model files: {error.message}"
             ) from error
-        bundle.copy(Path(files), folder)
-    bundle.register(folder, name=found.name, version=str(found.version), source="mlflow")
-    return ModelRef(name=found.name, version=str(found.version), run_id=found.run_id or "", folder=folder)
+        copy_bundle(Path(files), folder)
+    write_registration(folder, name=found.name, version=str(found.version), source="mlflow")
+    return FetchedBundle(
+        name=found.name, version=str(found.version), run_id=found.run_id or "", folder=folder
+    )
 
 
 def run_metrics(run_id: str) -> dict[str, float]:
@@ -191,7 +197,7 @@ def run_tags(run_id: str) -> dict[str, str]:
 
 def set_champion(name: str, number: str) -> None:
     """Move the alias champion to a version."""
-    mlflow.MlflowClient().set_registered_model_alias(name, CHAMPION, number)
+    mlflow.MlflowClient().set_registered_model_alias(name, CHAMPION_ALIAS, number)
 
 
 def _get_run(run_id: str) -> Any:
@@ -199,3 +205,36 @@ def _get_run(run_id: str) -> Any:
         return mlflow.MlflowClient().get_run(run_id)
     except MlflowException as error:
         raise RegistryError(f"The store at {mlflow.get_tracking_uri()} has no run {run_id!r}.") from error
+
+
+def find_run(reference: str) -> str:
+    """A run id from a run id or from a registered model (NAME, NAME@alias, NAME/number)."""
+    if len(reference) == 32 and all(c in "0123456789abcdef" for c in reference):
+        run_tags(reference)
+        return reference
+    found = find_version(reference)
+    if not found.run_id:
+        raise RegistryError(f"{found.name} version {found.version} does not say which run it came from.")
+    return str(found.run_id)
+
+
+def find_run_version(run_id: str) -> str:
+    """The registered version, as "NAME/number", that a run produced; raises RegistryError when there is
+    none.
+    """
+    try:
+        versions = mlflow.MlflowClient().search_model_versions(f"run_id = '{run_id}'")
+    except TRACKER_ERRORS as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RegistryError(
+            f"The registry at {tracking_uri_without_password()} cannot be asked: {reason}"
+        ) from error
+    if not versions:
+        raise RegistryError(f"The run {run_id} registered no model version, so there is nothing to review.")
+    newest = max(versions, key=lambda item: int(item.version))
+    return f"{newest.name}/{newest.version}"
+
+
+def run_val_share(run_id: str) -> float:
+    """The share of an undivided folder that the run held out, so that a review divides it the same way."""
+    return float(run_params(run_id).get("val_share", TrainConfig().val_share))

@@ -23,11 +23,11 @@ from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 
-from models import images
-from models.errors import RegistryError, TrackerUnavailable
-from models.render.overlay import encode
-from pipelines.data import Dataset
-from pipelines.tracking.outbox import AWAY, News, Outbox, packed, unpacked
+from models.images.decode import decode_image
+from models.images.encode import encode_image
+from pipelines.data.dataset import Dataset
+from pipelines.errors import RegistryError, TrackerUnavailable
+from pipelines.tracking.outbox import TRACKER_ERRORS, Message, Outbox, pack_bytes, unpack_bytes
 
 EXPERIMENT = "camera-lucida"
 _FOLDER_TAG = "lucida.folder"
@@ -44,7 +44,7 @@ def open_runs(name: str, phases: Iterable[str], *, folder: str) -> tuple[str, li
     Raises TrackerUnavailable: training does not begin without a run.
     """
     client = mlflow.MlflowClient()
-    with _answering("No run can be opened"):
+    with _tracker_call("No run can be opened"):
         experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
         tags = {_FOLDER_TAG: folder, "mlflow.source.name": "lucida train", "mlflow.source.type": "LOCAL"}
         parent = client.create_run(experiment, tags=tags, run_name=name).info.run_id
@@ -57,7 +57,7 @@ def open_runs(name: str, phases: Iterable[str], *, folder: str) -> tuple[str, li
     return parent, children
 
 
-def end_abandoned(folder: str) -> bool:
+def terminate_abandoned(folder: str) -> bool:
     """Mark the unended runs of a process that died as KILLED; false when the tracker is away, for the
     next time.
     """
@@ -70,39 +70,39 @@ def end_abandoned(folder: str) -> bool:
         for run in found:
             if run.info.status in ("RUNNING", "SCHEDULED"):
                 client.set_terminated(run.info.run_id, status="KILLED")
-    except AWAY:
+    except TRACKER_ERRORS:
         return False
     return True
 
 
-def check_known(run_id: str) -> None:
+def check_run_exists(run_id: str) -> None:
     """Raise RegistryError where the store answers that it has no such run; one that is away may have it."""
     try:
         mlflow.MlflowClient().get_run(run_id)
-    except AWAY as error:
+    except TRACKER_ERRORS as error:
         if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
             raise RegistryError(
-                f"The store at {shown_uri()} has no run {run_id}; go to the folder, or set the "
-                "MLFLOW_TRACKING_URI, where it was begun."
+                f"The store at {tracking_uri_without_password()} has no run {run_id}; go to the folder, "
+                "or set the MLFLOW_TRACKING_URI, where it was begun."
             ) from error
 
 
-def shown_uri() -> str:
+def tracking_uri_without_password() -> str:
     """The tracking URI without a password."""
     return re.sub(r"://([^:/@]+):[^@/]+@", r"://\1:***@", str(mlflow.get_tracking_uri()))
 
 
 @contextmanager
-def _answering(what: str) -> Iterator[None]:
+def _tracker_call(what: str) -> Iterator[None]:
     """Turn what an absent tracker raises into TrackerUnavailable."""
     try:
         yield
-    except AWAY as error:
+    except TRACKER_ERRORS as error:
         reason = " ".join(str(error).split())[:300]
-        raise TrackerUnavailable(f"{what} in {shown_uri()}: {reason}") from error
+        raise TrackerUnavailable(f"{what} in {tracking_uri_without_password()}: {reason}") from error
 
 
-class RunLog:
+class RunLogger:
     """What is said about one run; nothing here waits for MLflow but :meth:`flush`."""
 
     def __init__(self, run_id: str, outbox: Path) -> None:
@@ -135,12 +135,12 @@ class RunLog:
 
     def picture(self, picture: PIL.Image.Image, path: str) -> None:
         """A PNG artefact."""
-        self.file(encode(picture, "png"), path)
+        self.file(encode_image(picture, "png"), path)
 
     def file(self, data: bytes | str, path: str) -> None:
         """An artefact."""
         raw = data.encode() if isinstance(data, str) else data
-        self._add("file", None, path=path, data=packed(raw))
+        self._add("file", None, path=path, data=pack_bytes(raw))
 
     def table(self, columns: dict[str, list[Any]], path: str) -> None:
         """A table that MLflow's page can show; uint8 arrays (height, width, 3) become pictures in it."""
@@ -168,21 +168,21 @@ class RunLog:
         self._outbox.add(kind=kind, run=run_id or self.run_id, **news)
 
 
-def _deliver(news: News) -> None:
+def _deliver(news: Message) -> None:
     """Say one piece of news to MLflow; saying it twice leaves the same."""
     client, run_id, kind = mlflow.MlflowClient(), news["run"], news["kind"]
     if kind == "metrics":
         metrics = [Metric(k, v, news["timestamp"], news["step"]) for k, v in news["values"].items()]
-        for part in _parts(metrics, _MOST_METRICS):
+        for part in _chunks(metrics, _MOST_METRICS):
             client.log_batch(run_id, metrics=part)
     elif kind == "params":
-        for part in _parts([Param(k, v) for k, v in news["values"].items()], _MOST_PARAMS):
+        for part in _chunks([Param(k, v) for k, v in news["values"].items()], _MOST_PARAMS):
             client.log_batch(run_id, params=part)
     elif kind == "tags":
-        for part in _parts([RunTag(k, v) for k, v in news["values"].items()], _MOST_TAGS):
+        for part in _chunks([RunTag(k, v) for k, v in news["values"].items()], _MOST_TAGS):
             client.log_batch(run_id, tags=part)
     elif kind == "file":
-        _log_file(run_id, unpacked(news["data"]), news["path"])
+        _log_file(run_id, unpack_bytes(news["data"]), news["path"])
     elif kind == "table":
         _log_table(run_id, news["columns"], news["pictures"], news["path"])
     elif kind == "dataset":
@@ -195,7 +195,7 @@ def _deliver(news: News) -> None:
 
 def log_file(run_id: str, data: bytes | str, path: str) -> None:
     """An artefact of a run, at once; raises TrackerUnavailable."""
-    with _answering(f"{path} cannot be logged"):
+    with _tracker_call(f"{path} cannot be logged"):
         _log_file(run_id, data, path)
 
 
@@ -212,7 +212,7 @@ def log_comparison(
     compared: tuple[str, str], metrics: Mapping[str, float], files: Mapping[str, str], digest: str
 ) -> str:
     """A finished run of its own that compares two others; returns its id."""
-    with _answering("The comparison cannot be logged"):
+    with _tracker_call("The comparison cannot be logged"):
         return _log_comparison(compared, metrics, files, digest)
 
 
@@ -241,9 +241,9 @@ def _log_comparison(
     return run_id
 
 
-def log_columns(run_id: str, columns: dict[str, list[Any]], path: str) -> None:
+def log_table(run_id: str, columns: dict[str, list[Any]], path: str) -> None:
     """A table of a run, at once; see :meth:`RunLog.table`. Raises TrackerUnavailable."""
-    with _answering(f"{path} cannot be logged"):
+    with _tracker_call(f"{path} cannot be logged"):
         _log_table(run_id, *_packed_columns(columns), path)
 
 
@@ -251,7 +251,7 @@ def _packed_columns(columns: dict[str, list[Any]]) -> tuple[dict[str, list[Any]]
     """The columns with arrays as PNG files in text, and the names of those columns."""
     pictures = [name for name, values in columns.items() if values and isinstance(values[0], np.ndarray)]
     packed_columns = {
-        name: [packed(encode(PIL.Image.fromarray(value), "png")) for value in values]
+        name: [pack_bytes(encode_image(PIL.Image.fromarray(value), "png")) for value in values]
         if name in pictures
         else list(values)
         for name, values in columns.items()
@@ -267,11 +267,11 @@ def _log_table(run_id: str, columns: dict[str, list[Any]], pictures: list[str], 
         return
     shown = dict(columns)
     for name in pictures:
-        shown[name] = [mlflow.Image(images.decode(unpacked(each)).pil) for each in columns[name]]
+        shown[name] = [mlflow.Image(decode_image(unpack_bytes(each)).pil) for each in columns[name]]
     client.log_table(run_id, pd.DataFrame(shown), path)
 
 
-def _deliver_dataset(client: mlflow.MlflowClient, run_id: str, news: News) -> None:
+def _deliver_dataset(client: mlflow.MlflowClient, run_id: str, news: Message) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         source = resolve_dataset_source(news["root"])
@@ -281,5 +281,5 @@ def _deliver_dataset(client: mlflow.MlflowClient, run_id: str, news: News) -> No
     client.log_inputs(run_id, datasets=[entity])
 
 
-def _parts(items: list[Any], size: int) -> Iterable[list[Any]]:
+def _chunks(items: list[Any], size: int) -> Iterable[list[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,1 +1,1 @@
-"""Work that takes longer than a request may: kept in a folder, handed out by huey, done aside."""
+"""Background jobs: a folder for each job, a worker process, and its supervisor."""

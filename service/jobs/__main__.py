@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable
 
 from models.errors import LucidaError
-from service.champion import Champion
+from service.inference.model_manager import ModelManager
 from service.jobs.queue import make_queue
-from service.jobs.runner import Runner
-from service.jobs.store import Store
-from service.metrics import metrics
+from service.jobs.store import JobStore
+from service.jobs.worker import JobWorker
+from service.metrics import get_metrics
 from service.settings import Settings
 
 _IDLE_SECONDS = 60.0
@@ -41,9 +41,9 @@ def main() -> None:
     # A job has hours where a request has seconds, and the machine to itself for none of them.
     settings = settings.model_copy(update={"max_forwards": _FORWARDS, "max_batch": 1})
     os.nice(5)
-    store = Store(settings.jobs)
+    store = JobStore(settings.jobs)
     try:
-        runner = Runner(store, Champion(lambda: bundle, settings, metrics()), settings)
+        runner = JobWorker(store, ModelManager(lambda: bundle, settings, get_metrics()), settings)
     except LucidaError as error:
         sys.exit(f"The jobs cannot be worked on: {error}")
     queue, hand_out = make_queue(settings, runner.run)
@@ -55,7 +55,7 @@ def main() -> None:
     consumer.run()
 
 
-def _watch(store: Store, runner: Runner, hand_out: Callable[[str], None], parent: int) -> None:
+def _watch(store: JobStore, runner: JobWorker, hand_out: Callable[[str], None], parent: int) -> None:
     """End this process in good order when nobody needs it; hand out again what the queue has lost."""
     idle_since = time.monotonic()
     while True:

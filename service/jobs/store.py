@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
-UNFINISHED: tuple[JobState, ...] = ("queued", "running")
+UNFINISHED_STATES: tuple[JobState, ...] = ("queued", "running")
 
 log = logging.getLogger("lucida.jobs")
 
@@ -45,7 +45,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class JobStatus:
     """How far it is."""
 
     state: JobState = "queued"
@@ -59,7 +59,7 @@ class Status:
     error: str | None = None
 
 
-class Store:
+class JobStore:
     """All jobs of one service."""
 
     def __init__(self, folder: Path) -> None:
@@ -73,7 +73,7 @@ class Store:
         for n, data in enumerate(pictures):
             (aside / "pictures" / f"{n:05d}").write_bytes(data)
         _write(aside / "job.json", asdict(job))
-        _write(aside / "status.json", asdict(Status()))
+        _write(aside / "status.json", asdict(JobStatus()))
         aside.rename(self.folder / job.id)
         return job
 
@@ -99,18 +99,18 @@ class Store:
 
     def unfinished(self) -> list[Job]:
         """Those that wait or run, oldest first."""
-        return [job for job in self.jobs() if self.status(job).state in UNFINISHED]
+        return [job for job in self.jobs() if self.status(job).state in UNFINISHED_STATES]
 
-    def status(self, job: Job) -> Status:
+    def status(self, job: Job) -> JobStatus:
         """How far it is."""
         try:
-            return Status(**json.loads((self.folder / job.id / "status.json").read_text()))
+            return JobStatus(**json.loads((self.folder / job.id / "status.json").read_text()))
         except FileNotFoundError:
-            return Status(state="cancelled")
+            return JobStatus(state="cancelled")
         except (ValueError, TypeError):
-            return Status(state="failed", error="What was known of this job is damaged.")
+            return JobStatus(state="failed", error="What was known of this job is damaged.")
 
-    def say(self, job: Job, **changes: Any) -> Status:
+    def say(self, job: Job, **changes: Any) -> JobStatus:
         """Change its status."""
         status = replace(self.status(job), **changes)
         if (self.folder / job.id).is_dir():

@@ -1,5 +1,5 @@
 // The picture, the map over it, what was never seen, and what one cell sees. The same arithmetic as the
-// service's overlays (models/geometry.py, models/render/overlay.py): cells tile the seen box evenly, values are
+// service's overlays (models/images/geometry.py, models/visualization/overlay.py): cells tile the seen box evenly, values are
 // bilinear between their centres, colour means evidence.
 
 const STRENGTH = 0.78, GREYED = 35, FINE = 480, HATCH = 12;

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.backbones import Backbone, backbone, imagenet_classes
-from models.cuts import Cut
-from models.geometry import Geometry
-from models.transfer import TransferModel
+from models.images.geometry import Geometry
+from models.networks.cutting import Cut
+from models.networks.registry import Backbone, get_backbone, imagenet_classes
+from models.networks.transfer_model import TransferModel
 
 
 def batch(n: int = 1, seed: int = 0, side: int = 224) -> torch.Tensor:
@@ -25,7 +25,7 @@ def live_network(name: str) -> nn.Module:
     BatchNorms know the signals of random pictures and whose head is not all zero, as a fresh one's may be.
     """
     torch.manual_seed(0)
-    row = backbone(name)
+    row = get_backbone(name)
     if name == "efficientnet_lite0":
         return row.network()
     network = row.network("none")
@@ -41,7 +41,7 @@ def live_network(name: str) -> nn.Module:
 
 def live_model(name: str) -> TransferModel:
     """The same cut into blocks, with the 1,000 ImageNet classes."""
-    row = backbone(name)
+    row = get_backbone(name)
     model = TransferModel(row, live_network(name), classes=imagenet_classes(), keep_classifier=True)
     return model.eval().requires_grad_(False)
 

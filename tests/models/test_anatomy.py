@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.anatomy import anatomy
-from models.backbones import BACKBONES, backbone, imagenet_classes
-from models.explain.look import look
-from models.receptive_fields import Axis, effective_kernel, output_size
-from models.transfer import TransferModel
+from models.attribution.forward import run_forward
+from models.networks.receptive_field import FieldAxis, effective_kernel, output_size
+from models.networks.registry import BACKBONES, get_backbone, imagenet_classes
+from models.networks.summary import summarize_network
+from models.networks.transfer_model import TransferModel
 
 
 def picture() -> torch.Tensor:
@@ -65,14 +65,14 @@ def test_the_formula_of_sizes_is_torchs(size, kernel, stride, padding, dilation)
 
 
 def whole(name: str) -> TransferModel:
-    row = backbone(name)
+    row = get_backbone(name)
     return TransferModel(row, row.outline(), classes=imagenet_classes(), keep_classifier=True).eval()
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_counts_equal_torchs_own_and_shapes_the_real_forwards(name, model_of):
     model = whole(name)
-    found = anatomy(model)
+    found = summarize_network(model)
     height, width, _ = found.input
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, height, width, device="meta"))
@@ -88,7 +88,7 @@ def test_counts_equal_torchs_own_and_shapes_the_real_forwards(name, model_of):
 
 
 def test_layers_of_a_bottleneck_by_hand():
-    block = anatomy(whole("resnet50")).block("layer1.0")
+    block = summarize_network(whole("resnet50")).block("layer1.0")
     assert block.tags == ("residual", "bottleneck")
     convs = [layer for layer in block.layers if "conv" in layer.kind]
     assert [(layer.name, layer.kind, layer.kernel, layer.stride, layer.padding) for layer in convs] == [
@@ -120,15 +120,17 @@ def test_layers_of_a_bottleneck_by_hand():
     ],
 )  # fmt: skip
 def test_blocks_are_tagged_by_kind(name, block, tags):
-    assert set(anatomy(whole(name)).block(block).tags) == tags
+    assert set(summarize_network(whole(name)).block(block).tags) == tags
 
 
 def test_receptive_fields_of_known_networks():
     """ResNet-50 strides in its 3x3 convolutions here: 427; VGG-16's conv5_3 sees 196 (Araujo et al. 2019)."""
-    found = anatomy(whole("resnet50"))
+    found = summarize_network(whole("resnet50"))
     assert [found.block(name).field.rows.size for name in ("stem", "layer4.2")] == [11, 427]
-    assert anatomy(whole("vgg16_bn")).block("conv5_3").field.rows == Axis(size=196, jump=16, start=-90)
-    deep, shallow = anatomy(whole("resnet18")), anatomy(whole("resnet34"))
+    assert summarize_network(whole("vgg16_bn")).block("conv5_3").field.rows == FieldAxis(
+        size=196, jump=16, start=-90
+    )
+    deep, shallow = summarize_network(whole("resnet18")), summarize_network(whole("resnet34"))
     assert deep.block("layer4.1").field.rows.size == 435
     assert shallow.block("layer4.2").field.rows.size == 899
 
@@ -153,8 +155,8 @@ def test_receptive_fields_of_known_networks():
 def test_the_field_is_where_the_gradient_is(name, block, model_of):
     """The gradient of one position by the input is 0 outside of its field, and reaches each of its edges."""
     model = model_of(name)
-    part = anatomy(whole(name)).block(block)
-    height, width, _ = anatomy(model).input
+    part = summarize_network(whole(name)).block(block)
+    height, width, _ = summarize_network(model).input
     row, col = part.shape[0] // 2, part.shape[1] // 2
     reached = np.zeros((height, width), bool)
     for seed in range(4):
@@ -172,16 +174,16 @@ def test_the_field_is_where_the_gradient_is(name, block, model_of):
 
 
 def test_what_sees_everything_says_so(random_batch):
-    found = anatomy(whole("efficientnet_b0"))
+    found = summarize_network(whole("efficientnet_b0"))
     assert not found.block("stem").field.sees_all
     assert found.block("stage2.0").field.sees_all, "squeeze-and-excitation pools the whole map"
-    assert anatomy(whole("swin_t")).block("stage1.0").field.sees_all
-    assert anatomy(whole("resnet18")).head.field.sees_all
+    assert summarize_network(whole("swin_t")).block("stage1.0").field.sees_all
+    assert summarize_network(whole("resnet18")).head.field.sees_all
 
 
 def test_the_cell_on_the_picture_is_where_the_frame_says(imagenet):
     """The boxes of all cells of a map, on the picture, are centred on the cells that unwarp draws."""
-    part = anatomy(imagenet).block("stage4.2")
+    part = summarize_network(imagenet).block("stage4.2")
     frame = imagenet.geometry.frame(640, 480)
     x0, y0, x1, y1 = frame.to_picture(part.field.box(3, 5))
     cell_width, cell_height = frame.cell_size(14, 14)
@@ -192,4 +194,4 @@ def test_the_cell_on_the_picture_is_where_the_frame_says(imagenet):
 
 def test_an_input_too_small_is_refused_by_the_arithmetic_and_the_network(resnet18):
     assert output_size(5, 7) < 1
-    assert look(resnet18, torch.zeros(1, 3, 64, 64)).map.shape[2:] == (2, 2)
+    assert run_forward(resnet18, torch.zeros(1, 3, 64, 64)).map.shape[2:] == (2, 2)

@@ -6,18 +6,18 @@ import pytest
 import timm
 import torch
 
-from models import images
-from models.backbones import BACKBONES, backbone, imagenet_classes
 from models.errors import UnknownChoice, WeightsUnavailable
-from models.predictions import rank
-from models.transfer import TransferModel
+from models.images.decode import read_image
+from models.networks.predictions import rank_classes
+from models.networks.registry import BACKBONES, get_backbone, imagenet_classes
+from models.networks.transfer_model import TransferModel
 
 
 @pytest.fixture(scope="module", params=BACKBONES)
 def pair(request, network_of):
     """(uncut network, the same network cut into blocks)."""
     network = network_of(request.param)
-    row = backbone(request.param)
+    row = get_backbone(request.param)
     return network, TransferModel(row, network, classes=imagenet_classes(), keep_classifier=True).eval()
 
 
@@ -82,7 +82,7 @@ def test_the_cam_and_top_blocks_are_maps_of_the_model(pair):
 
 @torch.no_grad()
 def test_the_embedded_network_is_timms_with_the_packaged_weights():
-    row = backbone("efficientnet_lite0")
+    row = get_backbone("efficientnet_lite0")
     peer = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
     peer.load_state_dict(dict(zip(peer.state_dict(), row.pretrained().values(), strict=True)))
     for side in (224, 201):
@@ -101,9 +101,9 @@ def test_the_embedded_network_is_timms_with_the_packaged_weights():
 )
 def test_the_packaged_weights_know_real_photographs(imagenet, photos, folder, names):
     pictures = sorted((photos / folder).glob("*.jpg"))[:24]
-    x = torch.stack([imagenet.geometry.prepare(images.read(path))[0] for path in pictures])
+    x = torch.stack([imagenet.geometry.prepare(read_image(path))[0] for path in pictures])
     with torch.no_grad():
-        found = [rank(logits, imagenet.classes, imagenet.scoring)[0].label for logits in imagenet(x)]
+        found = [rank_classes(logits, imagenet.classes, imagenet.scoring)[0].label for logits in imagenet(x)]
     hits = sum(label in names for label in found) / len(found)
     assert hits >= 0.55, f"only {hits:.0%} of {folder} are {names}: {found}"
 
@@ -112,13 +112,13 @@ def test_missing_weights_say_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(WeightsUnavailable) as caught:
-        backbone("resnet18").network()
+        get_backbone("resnet18").network()
     for wanted in ("resnet18", str(tmp_path), "TORCH_HOME", "efficientnet_lite0"):
         assert wanted in str(caught.value)
 
 
 def test_cached_weights_are_used_without_a_network(tmp_path, monkeypatch):
-    row = backbone("squeezenet1_1")
+    row = get_backbone("squeezenet1_1")
     weights = torch.hub.get_dir()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
@@ -134,7 +134,7 @@ def test_cached_weights_are_used_without_a_network(tmp_path, monkeypatch):
 
 def test_an_unknown_backbone_names_the_choices():
     with pytest.raises(UnknownChoice, match="efficientnet_lite0"):
-        backbone("resnet19")
+        get_backbone("resnet19")
 
 
 def test_geometry_of_each_row_is_plain_data():

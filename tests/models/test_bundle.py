@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import bundle
+from models.bundle import _manifest_digest, _sha256, load_bundle, save_bundle
 from models.errors import BundleError
 
 
@@ -26,13 +26,13 @@ def copy(bundle_folder, tmp_path) -> Path:
 def resign(folder: Path, **changes: object) -> None:
     """Write a manifest whose digests are right, as somebody who wants to deceive would."""
     manifest = json.loads((folder / "bundle.json").read_text()) | changes
-    manifest["files"] = {name: bundle._sha256((folder / name).read_bytes()) for name in manifest["files"]}
-    manifest["digest"] = bundle._manifest_digest(manifest)
+    manifest["files"] = {name: _sha256((folder / name).read_bytes()) for name in manifest["files"]}
+    manifest["digest"] = _manifest_digest(manifest)
     (folder / "bundle.json").write_text(json.dumps(manifest))
 
 
 def test_a_saved_bundle_answers_as_the_model_did(bundle_folder, imagenet):
-    loaded = bundle.load(bundle_folder)
+    loaded = load_bundle(bundle_folder)
     assert loaded.model.classes == ["ant", "bee", "flamingo"]
     assert loaded.provenance.run_id == "0" * 32
     assert loaded.provenance.version is None
@@ -54,13 +54,13 @@ def test_the_folder_holds_no_pickle_and_nothing_else(bundle_folder):
 
 
 def test_saving_twice_gives_the_same_bytes(bundle_folder, tmp_path):
-    model = bundle.load(bundle_folder).model
+    model = load_bundle(bundle_folder).model
     for name in ("a", "b"):
-        bundle.save(model, tmp_path / name, name="three")
+        save_bundle(model, tmp_path / name, name="three")
     for file in ("bundle.json", "weights.safetensors", "probe.png"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     with pytest.raises(BundleError, match="never overwritten"):
-        bundle.save(model, tmp_path / "a", name="three")
+        save_bundle(model, tmp_path / "a", name="three")
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "probe.png", "bundle.json"])
@@ -69,17 +69,17 @@ def test_one_flipped_bit_is_found(copy, file):
     data[len(data) // 2] ^= 1
     (copy / file).write_bytes(data)
     with pytest.raises(BundleError, match=file.split(".")[0]):
-        bundle.load(copy)
+        load_bundle(copy)
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "probe.png", "bundle.json"])
 def test_a_missing_or_cut_file_is_named(copy, file):
     (copy / file).write_bytes((copy / file).read_bytes()[:40])
     with pytest.raises(BundleError, match=file.split(".")[0]):
-        bundle.load(copy)
+        load_bundle(copy)
     (copy / file).unlink()
     with pytest.raises(BundleError, match=file):
-        bundle.load(copy)
+        load_bundle(copy)
 
 
 def poison(state: dict, how: str) -> dict:
@@ -105,7 +105,7 @@ def test_rightly_signed_but_wrong_weights_are_refused(copy, how, reason):
     save_file(poison(load_file(copy / "weights.safetensors"), how), copy / "weights.safetensors")
     resign(copy)
     with pytest.raises(BundleError, match=reason):
-        bundle.load(copy)
+        load_bundle(copy)
 
 
 @pytest.mark.parametrize(
@@ -130,14 +130,14 @@ def test_rightly_signed_but_wrong_weights_are_refused(copy, how, reason):
 def test_a_lying_manifest_is_refused(copy, changes):
     resign(copy, **changes)
     with pytest.raises(BundleError):
-        bundle.load(copy)
+        load_bundle(copy)
 
 
 def test_another_preprocessing_is_found_by_the_probe(copy):
     geometry = json.loads((copy / "bundle.json").read_text())["geometry"]
     resign(copy, geometry={**geometry, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]})
     with pytest.raises(BundleError, match="probe"):
-        bundle.load(copy)
+        load_bundle(copy)
 
 
 class Bomb:
@@ -157,16 +157,16 @@ def test_hostile_weights_run_no_code(copy, how, monkeypatch):
         path.write_bytes((2**60).to_bytes(8, "little") + b'{"__metadata__":{}}')
     resign(copy)
     with pytest.raises(BundleError, match="safetensors"):
-        bundle.load(copy)
+        load_bundle(copy)
     assert not (copy / "exploded").exists()
 
 
 def test_weights_that_are_not_finite_are_never_saved(bundle_folder, tmp_path):
-    model = bundle.load(bundle_folder).model
+    model = load_bundle(bundle_folder).model
     with torch.no_grad():
         model.classifier[1].bias[0] = float("inf")
     with pytest.raises(BundleError, match="finite"):
-        bundle.save(model, tmp_path / "bad", name="bad")
+        save_bundle(model, tmp_path / "bad", name="bad")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -187,4 +187,4 @@ def test_a_kill_while_saving_leaves_a_whole_bundle_or_none(bundle_folder, tmp_pa
         process.send_signal(signal.SIGKILL)
         process.wait()
         for folder in out.glob("b*"):
-            bundle.load(folder)
+            load_bundle(folder)

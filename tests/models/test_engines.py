@@ -6,24 +6,29 @@ import numpy as np
 import pytest
 import torch
 
-from models import bundle, engines, images
+from models.attribution.forward import predict_logits, run_forward
+from models.attribution.registry import attribute_each
+from models.backends.base import BACKENDS
+from models.backends.eager import EagerBackend
+from models.backends.openvino import OpenVinoBackend
+from models.backends.registry import create_backend
+from models.bundle import PROBE_FILE
 from models.errors import BundleError, ConfigError, UnknownChoice
-from models.explain.look import look, predict
-from models.explain.methods import explain_each
-from models.transfer import TransferModel
+from models.images.decode import read_image
+from models.networks.transfer_model import TransferModel
 
 
 @pytest.fixture(scope="module")
 def openvino(imagenet, random_batch):
     pytest.importorskip("openvino", reason="the extra 'fast' is not installed")
-    return engines.prepare("openvino", imagenet, probe=random_batch(1, 0))
+    return create_backend("openvino", imagenet, probe=random_batch(1, 0))
 
 
 @pytest.fixture(scope="module")
 def bfloat16(imagenet, random_batch):
     pytest.importorskip("openvino", reason="the extra 'fast' is not installed")
     try:
-        return engines.prepare("openvino", imagenet, probe=random_batch(1, 0), precision="bf16")
+        return create_backend("openvino", imagenet, probe=random_batch(1, 0), precision="bf16")
     except ConfigError as error:
         pytest.skip(str(error))
 
@@ -31,10 +36,10 @@ def bfloat16(imagenet, random_batch):
 def test_openvino_gives_torchs_logits_and_maps(imagenet, openvino, random_batch):
     for n in (1, 3):
         x = random_batch(n, 7)
-        ours, fast = look(imagenet, x), look(imagenet, x, engine=openvino)
+        ours, fast = run_forward(imagenet, x), run_forward(imagenet, x, engine=openvino)
         torch.testing.assert_close(fast.logits, ours.logits, atol=1e-4, rtol=1e-4)
         targets = ours.logits.argmax(1).tolist()
-        for one, other in zip(explain_each(ours, targets), explain_each(fast, targets), strict=True):
+        for one, other in zip(attribute_each(ours, targets), attribute_each(fast, targets), strict=True):
             assert np.corrcoef(one.values.ravel(), other.values.ravel())[0, 1] > 0.9999
             assert other.settings["engine"] == "openvino"
 
@@ -43,16 +48,18 @@ def test_bfloat16_agrees_on_real_photographs(imagenet, bfloat16, photos):
     paths = sorted((photos / "caltech_animals").glob("*/*/*.jpg")) + sorted(
         (photos / "hymenoptera/val").glob("*/*.jpg")
     )
-    exact = engines.prepare("eager", imagenet, probe=torch.zeros(1, 3, 224, 224))
+    exact = create_backend("eager", imagenet, probe=torch.zeros(1, 3, 224, 224))
     agree, correlations = [], []
     for start in range(0, len(paths), 16):
         x = torch.stack(
-            [imagenet.geometry.prepare(images.read(path))[0] for path in paths[start : start + 16]]
+            [imagenet.geometry.prepare(read_image(path))[0] for path in paths[start : start + 16]]
         )
-        one, other = look(imagenet, x, engine=exact), look(imagenet, x, engine=bfloat16)
+        one, other = run_forward(imagenet, x, engine=exact), run_forward(imagenet, x, engine=bfloat16)
         targets = one.logits.argmax(1)
         agree += (targets == other.logits.argmax(1)).tolist()
-        pairs = zip(explain_each(one, targets.tolist()), explain_each(other, targets.tolist()), strict=True)
+        pairs = zip(
+            attribute_each(one, targets.tolist()), attribute_each(other, targets.tolist()), strict=True
+        )
         correlations += [np.corrcoef(a.values.ravel(), b.values.ravel())[0, 1] for a, b in pairs]
     print(f"bf16, {len(agree)} photographs: top-1 {np.mean(agree):.4f}, maps {np.mean(correlations):.4f}")
     assert np.mean(agree) >= 0.99
@@ -61,51 +68,47 @@ def test_bfloat16_agrees_on_real_photographs(imagenet, bfloat16, photos):
 
 def test_another_block_or_size_is_run_by_torch(imagenet, openvino, random_batch):
     x = random_batch(1, 8)
-    found = look(imagenet, x, block="stage5.2", engine=openvino)
-    assert torch.equal(found.map, look(openvino.model, x, block="stage5.2").map)
+    found = run_forward(imagenet, x, block="stage5.2", engine=openvino)
+    assert torch.equal(found.map, run_forward(openvino.model, x, block="stage5.2").map)
     wide = torch.randn(1, 3, 224, 320)
-    assert look(imagenet, wide, engine=openvino).map.shape == (1, 1280, 7, 10)
+    assert run_forward(imagenet, wide, engine=openvino).map.shape == (1, 1280, 7, 10)
 
 
 def test_threads_share_one_compiled_network(imagenet, openvino, random_batch):
     xs = [random_batch(1, seed) for seed in range(6)]
-    alone = [predict(openvino, x) for x in xs]
+    alone = [predict_logits(openvino, x) for x in xs]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda i: predict(openvino, xs[i % 6]), range(60)))
+        together = list(pool.map(lambda i: predict_logits(openvino, xs[i % 6]), range(60)))
     assert all(torch.allclose(value, alone[i % 6], atol=1e-5) for i, value in enumerate(together))
 
 
 def test_an_engine_whose_logits_are_off_is_refused(imagenet, openvino, random_batch, monkeypatch):
-    monkeypatch.setattr(
-        engines.OpenVinoEngine, "until", lambda self, block, x: imagenet.until(block, x) * 1.01
-    )
+    monkeypatch.setattr(OpenVinoBackend, "until", lambda self, block, x: imagenet.until(block, x) * 1.01)
     with pytest.raises(BundleError, match=r"openvino \(fp32\) gives logits that are off by"):
-        engines.prepare("openvino", imagenet, probe=random_batch(1, 0))
+        create_backend("openvino", imagenet, probe=random_batch(1, 0))
 
 
 def test_an_engine_that_gives_no_numbers_is_refused(imagenet, random_batch, monkeypatch):
-    monkeypatch.setattr(
-        engines.EagerEngine, "until", lambda self, block, x: imagenet.until(block, x) * float("nan")
-    )
+    monkeypatch.setattr(EagerBackend, "until", lambda self, block, x: imagenet.until(block, x) * float("nan"))
     with pytest.raises(BundleError, match="off by nan"):
-        engines.prepare("eager", imagenet, probe=random_batch(1, 0))
+        create_backend("eager", imagenet, probe=random_batch(1, 0))
 
 
 def test_the_choices_are_named(random_batch):
     model = TransferModel.create("resnet18", ["a", "b"], pretraining="none")
     with pytest.raises(UnknownChoice, match="eager, openvino"):
-        engines.prepare("tensorrt", model, probe=random_batch(1, 0))
+        create_backend("tensorrt", model, probe=random_batch(1, 0))
     with pytest.raises(UnknownChoice, match="fp32, bf16"):
-        engines.prepare("eager", model, probe=random_batch(1, 0), precision="int8")
+        create_backend("eager", model, probe=random_batch(1, 0), precision="int8")
     with pytest.raises(ConfigError, match="eager computes in fp32"):
-        engines.prepare("eager", model, probe=random_batch(1, 0), precision="bf16")
-    assert engines.prepare("eager", model, probe=random_batch(1, 0)).name == "eager"
+        create_backend("eager", model, probe=random_batch(1, 0), precision="bf16")
+    assert create_backend("eager", model, probe=random_batch(1, 0)).name == "eager"
 
 
 def test_the_twin_leaves_the_model_as_it_was(random_batch):
     model = TransferModel.create("resnet18", ["a", "b"], pretraining="none")
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    engine = engines.prepare("eager", model, probe=random_batch(1, 0))
+    engine = create_backend("eager", model, probe=random_batch(1, 0))
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in engine.model.modules())
     after = model.state_dict()
     assert before.keys() == after.keys()
@@ -115,11 +118,11 @@ def test_the_twin_leaves_the_model_as_it_was(random_batch):
 
 def test_the_answer_says_what_ran(bundle_folder):
     pytest.importorskip("openvino", reason="the extra 'fast' is not installed")
-    from service.engine import Engine
+    from service.inference.predictor import Engine
     from service.settings import Settings
 
-    data = (bundle_folder / bundle.PROBE).read_bytes()
-    answers = {name: Engine(bundle_folder, Settings(engine=name)).explain(data) for name in engines.ENGINES}
+    data = (bundle_folder / PROBE_FILE).read_bytes()
+    answers = {name: Engine(bundle_folder, Settings(engine=name)).explain(data) for name in BACKENDS}
     assert {name: answer.provenance.engine for name, answer in answers.items()} == {
         "eager": "eager",
         "openvino": "openvino",

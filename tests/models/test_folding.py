@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.backbones import BACKBONES
-from models.folding import folded, frozen_prefix
-from models.transfer import TransferModel
+from models.networks.batchnorm_folding import fold_batchnorm, frozen_prefix
+from models.networks.registry import BACKBONES
+from models.networks.transfer_model import TransferModel
 
 
 @pytest.mark.parametrize("name", list(BACKBONES))
@@ -52,5 +52,5 @@ def test_what_cannot_be_folded_is_kept_as_it_is():
     x = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         assert torch.equal(prefix(x), model.eval().run_blocks(x, 0, 1))
-        wrong = folded(model.blocks["stem"])(x)
+        wrong = fold_batchnorm(model.blocks["stem"])(x)
     assert not torch.allclose(wrong, prefix(x), atol=1e-2)

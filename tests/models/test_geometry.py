@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision import transforms
 
-from models import images
-from models.backbones import BACKBONES, backbone
 from models.errors import BundleError
-from models.geometry import Geometry
+from models.images.decode import decode_image, image_from_array
+from models.images.geometry import Geometry
+from models.networks.registry import BACKBONES, get_backbone
 
-LITE0 = backbone("efficientnet_lite0").geometry()
+LITE0 = get_backbone("efficientnet_lite0").geometry()
 SIZES = [
     (500, 375),
     (375, 500),
@@ -39,7 +39,7 @@ def noise(width: int, height: int) -> PIL.Image.Image:
 def test_equal_to_torchvision_bit_for_bit(name, size):
     picture = noise(*size)
     expected = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].transforms()(picture)
-    tensor, _ = backbone(name).geometry().prepare(images.from_array(np.asarray(picture)))
+    tensor, _ = get_backbone(name).geometry().prepare(image_from_array(np.asarray(picture)))
     assert torch.equal(tensor, expected)
 
 
@@ -54,7 +54,7 @@ def test_bicubic_is_torchvisions_too():
         ]
     )
     expected = steps(picture)
-    tensor, _ = LITE0.prepare(images.from_array(np.asarray(picture)))
+    tensor, _ = LITE0.prepare(image_from_array(np.asarray(picture)))
     assert torch.equal(tensor, expected)
 
 
@@ -66,7 +66,7 @@ def test_an_extreme_picture_costs_no_memory_and_is_still_right(size):
         if size[1] > size[0]
         else np.broadcast_to(ramp[None, :, None], (size[1], size[0], 3))
     )
-    tensor, frame = LITE0.prepare(images.from_array(np.ascontiguousarray(pixels)))
+    tensor, frame = LITE0.prepare(image_from_array(np.ascontiguousarray(pixels)))
     assert tensor.shape == (3, 224, 224)
     x0, y0, x1, y1 = frame.seen_box
     middle = (y0 + y1) / 2 / size[1] if size[1] > size[0] else (x0 + x1) / 2 / size[0]
@@ -106,7 +106,7 @@ def test_a_planted_dot_comes_back_to_its_place(size, place, orientation, encode)
         stored = stored.transpose(PIL.Image.Transpose(undo[orientation]))
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
-    image = images.decode(encode(stored, "PNG", exif=exif))
+    image = decode_image(encode(stored, "PNG", exif=exif))
     assert (image.width, image.height) == size
     tensor, frame = LITE0.prepare(image)
     laid = frame.unwarp(seen_by(tensor, 28))
@@ -132,7 +132,7 @@ def test_the_unseen_border_is_marked_and_truly_unseen(size):
     far = (xs < x0 - margin) | (xs > x1 + margin) | (ys < y0 - margin) | (ys > y1 + margin)
     scribbled[far] = 255
     assert torch.equal(
-        LITE0.prepare(images.from_array(base))[0], LITE0.prepare(images.from_array(scribbled))[0]
+        LITE0.prepare(image_from_array(base))[0], LITE0.prepare(image_from_array(scribbled))[0]
     )
 
 
@@ -163,7 +163,7 @@ def test_unwarp_agrees_with_torch_where_nothing_is_cropped():
 
 def test_non_square_geometry_reaches_the_overlay():
     geometry = Geometry(160, 128, 160, (0.5,) * 3, (0.5,) * 3, "bilinear")
-    image = images.from_array(dot_picture(400, 300, 250, 120))
+    image = image_from_array(dot_picture(400, 300, 250, 120))
     tensor, frame = geometry.prepare(image)
     assert tensor.shape == (3, 128, 160)
     grey = torch.nn.functional.adaptive_avg_pool2d(tensor.mean(0)[None, None], (16, 20))[0, 0].numpy()

@@ -14,12 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import deadlines, images
-from models.deadlines import Deadline
+from models.cancellation import Deadline, deadline_scope
 from models.errors import DeadlineExceeded, ImageError, ImageTooLarge, UnreadableImage, UnsupportedFormat
-from models.geometry import Geometry
-from models.images import Limits
-from models.room import Room
+from models.images.decode import DraftSize, Limits, decode_image, read_image
+from models.images.geometry import Geometry
+from models.images.pixel_budget import PixelBudget
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -35,7 +34,7 @@ def scene(width: int = 40, height: int = 30) -> PIL.Image.Image:
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_every_allowed_format_gives_the_same_pixels(format, encode):
     data = encode(scene(), format, **({"quality": 95, "subsampling": 0} if format == "JPEG" else {}))
-    image = images.decode(data)
+    image = decode_image(data)
     assert (image.format, image.width, image.height) == (format, 40, 30)
     assert image.sha256 == hashlib.sha256(data).hexdigest()
     difference = np.abs(np.asarray(image.pil, int) - np.asarray(scene(), int))
@@ -46,7 +45,7 @@ def test_every_allowed_format_gives_the_same_pixels(format, encode):
 @pytest.mark.parametrize("format", ["ICO", "PPM", "TGA", "JPEG2000", "PDF"])
 def test_other_formats_are_refused_by_name(format, encode):
     with pytest.raises(UnsupportedFormat, match="JPEG, PNG, WebP"):
-        images.decode(encode(scene(), format))
+        decode_image(encode(scene(), format))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -65,7 +64,7 @@ def test_exif_orientation_is_undone(orientation, encode):
     }[orientation]
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
-    image = images.decode(encode(np.ascontiguousarray(stored), "PNG", exif=exif))
+    image = decode_image(encode(np.ascontiguousarray(stored), "PNG", exif=exif))
     assert image.orientation == orientation
     np.testing.assert_array_equal(np.asarray(image.pil), upright)
 
@@ -74,20 +73,20 @@ def test_exif_orientation_is_undone(orientation, encode):
 def test_impossible_orientation_is_ignored_with_a_note(value, encode):
     exif = PIL.Image.Exif()
     exif[0x0112] = value
-    image = images.decode(encode(scene(), "PNG", exif=exif))
+    image = decode_image(encode(scene(), "PNG", exif=exif))
     assert image.orientation == 1
     assert any("orientation" in note for note in image.notes)
 
 
 def test_damaged_exif_in_a_healthy_picture_is_only_a_note(encode):
     data = encode(scene(), "JPEG", exif=b"Exif\x00\x00" + b"MM\x00*\xff\xff\xff\xff" + b"\x01" * 30)
-    assert images.decode(data).width == 40
+    assert decode_image(data).width == 40
 
 
 def test_transparency_lies_on_white(encode):
     picture = PIL.Image.new("RGBA", (10, 10), (255, 0, 0, 0))
     picture.paste((255, 0, 0, 255), (0, 0, 5, 10))
-    pixels = np.asarray(images.decode(encode(picture)).pil)
+    pixels = np.asarray(decode_image(encode(picture)).pil)
     assert tuple(pixels[5, 2]) == RED
     assert tuple(pixels[5, 8]) == WHITE
 
@@ -96,7 +95,7 @@ def test_palette_with_a_transparent_colour_lies_on_white(encode):
     picture = PIL.Image.new("P", (10, 10), 1)
     picture.putpalette([0, 255, 0, 255, 0, 0])
     picture.paste(0, (0, 0, 5, 10))
-    pixels = np.asarray(images.decode(encode(picture, "PNG", transparency=0)).pil)
+    pixels = np.asarray(decode_image(encode(picture, "PNG", transparency=0)).pil)
     assert tuple(pixels[5, 2]) == WHITE
     assert tuple(pixels[5, 8]) == RED
 
@@ -104,7 +103,7 @@ def test_palette_with_a_transparent_colour_lies_on_white(encode):
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "YCbCr"])
 def test_odd_modes_keep_their_scene(mode, encode):
     format = "TIFF" if mode in {"CMYK", "YCbCr"} else "PNG"
-    pixels = np.asarray(images.decode(encode(scene().convert(mode), format)).pil.convert("L"), int)
+    pixels = np.asarray(decode_image(encode(scene().convert(mode), format)).pil.convert("L"), int)
     assert pixels.shape == (30, 40)
     assert pixels[4, 4] > pixels[20, 5] > pixels[20, 35] - 1, "white dot, red left, blue right"
 
@@ -112,34 +111,34 @@ def test_odd_modes_keep_their_scene(mode, encode):
 def test_sixteen_bit_grey_is_scaled_not_clipped(encode):
     ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, 0)
     for format in ("PNG", "TIFF"):
-        grey = np.asarray(images.decode(encode(PIL.Image.fromarray(ramp), format)).pil)[0, :, 0]
+        grey = np.asarray(decode_image(encode(PIL.Image.fromarray(ramp), format)).pil)[0, :, 0]
         np.testing.assert_allclose(grey, np.arange(256), atol=1)
 
 
 @pytest.mark.parametrize(("low", "high", "noted"), [(0.0, 1.0, False), (-50.0, 900.0, True)])
 def test_float_grey_is_scaled_and_said(low, high, noted, encode):
     ramp = np.linspace(low, high, 256, dtype=np.float32)[None].repeat(4, 0)
-    image = images.decode(encode(PIL.Image.fromarray(ramp), "TIFF"))
+    image = decode_image(encode(PIL.Image.fromarray(ramp), "TIFF"))
     np.testing.assert_allclose(np.asarray(image.pil)[0, :, 0], np.arange(256), atol=1)
     assert bool(image.notes) is noted
 
 
 @pytest.mark.parametrize("value", [100_000, -7])
 def test_one_grey_beyond_the_agreed_scale_is_black_and_said(value, encode):
-    image = images.decode(encode(PIL.Image.fromarray(np.full((4, 4), value, np.int32)), "TIFF"))
+    image = decode_image(encode(PIL.Image.fromarray(np.full((4, 4), value, np.int32)), "TIFF"))
     assert np.asarray(image.pil).max() == 0
     assert any("stretched" in note for note in image.notes)
 
 
 def test_first_frame_of_an_animation(encode):
     second = PIL.Image.new("RGB", (40, 30), (0, 255, 0))
-    image = images.decode(encode(scene(), "GIF", save_all=True, append_images=[second]))
+    image = decode_image(encode(scene(), "GIF", save_all=True, append_images=[second]))
     assert np.asarray(image.pil)[20, 5].tolist() == pytest.approx(RED, abs=4)
     assert any("several frames" in note for note in image.notes)
 
 
 def test_trailing_garbage_is_harmless(encode):
-    assert images.decode(encode(scene(), "JPEG") + b"\x00garbage" * 50).width == 40
+    assert decode_image(encode(scene(), "JPEG") + b"\x00garbage" * 50).width == 40
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -165,7 +164,7 @@ def test_bombs_are_refused_from_the_header(side, monkeypatch):
     monkeypatch.setattr(PIL.Image.Image, "load", decoded)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
     with pytest.raises(ImageTooLarge, match="pixels"):
-        images.decode(png_header(side, side))
+        decode_image(png_header(side, side))
 
 
 def test_a_jpeg_of_thousands_of_scans_is_refused(encode):
@@ -173,8 +172,8 @@ def test_a_jpeg_of_thousands_of_scans_is_refused(encode):
     scan = data.index(b"\xff\xda")
     bomb = data[:scan] + data[scan:-2] * 300 + b"\xff\xd9"
     with pytest.raises(ImageTooLarge, match="scans"):
-        images.decode(bomb)
-    assert images.decode(data).width == 40, "a real progressive file passes"
+        decode_image(bomb)
+    assert decode_image(data).width == 40, "a real progressive file passes"
 
 
 def test_one_changed_byte_in_a_pngs_pixels_is_an_error_not_a_picture(encode):
@@ -185,18 +184,18 @@ def test_one_changed_byte_in_a_pngs_pixels_is_an_error_not_a_picture(encode):
         damaged = bytearray(data)
         damaged[position] ^= 0x55
         with pytest.raises(UnreadableImage):
-            images.decode(bytes(damaged))
+            decode_image(bytes(damaged))
 
 
 def test_what_a_phone_appends_to_a_jpeg_is_not_counted_as_scans(encode):
-    assert images.decode(encode(scene(), "JPEG") + b"\xff\xda" * 5000).width == 40
+    assert decode_image(encode(scene(), "JPEG") + b"\xff\xda" * 5000).width == 40
 
 
 def test_a_long_chain_of_tiff_pages_costs_nothing(encode):
     pages = [PIL.Image.new("1", (1, 1))] * 3000
     data = encode(pages[0], "TIFF", save_all=True, append_images=pages[1:])
     start = time.process_time()
-    image = images.decode(data)
+    image = decode_image(data)
     assert any("several frames" in note for note in image.notes)
     assert time.process_time() - start < 1.0, "walking the chain took seconds"
 
@@ -204,9 +203,9 @@ def test_a_long_chain_of_tiff_pages_costs_nothing(encode):
 def test_limits_are_settings(encode):
     data = encode(scene())
     with pytest.raises(ImageTooLarge, match=r"1,200 pixels; the limit is 1,199"):
-        images.decode(data, limits=Limits(max_pixels=1199))
+        decode_image(data, limits=Limits(max_pixels=1199))
     with pytest.raises(ImageTooLarge, match="bytes; the limit is 50"):
-        images.decode(data, limits=Limits(max_bytes=50))
+        decode_image(data, limits=Limits(max_bytes=50))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -215,7 +214,7 @@ def test_a_cut_file_is_an_error_not_half_a_picture(format, share, encode):
     rng = np.random.default_rng(0)
     data = encode(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8), format)
     with pytest.raises(ImageError):
-        images.decode(data[: int(len(data) * share)])
+        decode_image(data[: int(len(data) * share)])
 
 
 @pytest.mark.parametrize(
@@ -223,7 +222,7 @@ def test_a_cut_file_is_an_error_not_half_a_picture(format, share, encode):
 )
 def test_what_is_no_picture(data):
     with pytest.raises(ImageError) as caught:
-        images.decode(data)
+        decode_image(data)
     assert str(caught.value).endswith(".")
 
 
@@ -237,7 +236,7 @@ def test_damaged_bytes_raise_only_our_errors(data):
     for _ in range(data.draw(st.integers(1, 8))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     try:
-        image = images.decode(bytes(damaged), limits=Limits(max_pixels=1_000_000))
+        image = decode_image(bytes(damaged), limits=Limits(max_pixels=1_000_000))
     except ImageError:
         return
     assert image.pil.mode == "RGB"
@@ -245,7 +244,7 @@ def test_damaged_bytes_raise_only_our_errors(data):
 
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(UnreadableImage, match="cannot be read"):
-        images.read(tmp_path / "missing.jpg")
+        read_image(tmp_path / "missing.jpg")
 
 
 def detailed(width: int, height: int) -> PIL.Image.Image:
@@ -263,8 +262,8 @@ def test_a_large_jpeg_may_be_decoded_smaller_and_is_seen_alike(encode, orientati
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
     data = encode(detailed(4000, 3000), "JPEG", quality=92, exif=exif)
-    whole = images.decode(data)
-    less = images.decode(data, enough=images.Enough(1024, 1600))
+    whole = decode_image(data)
+    less = decode_image(data, enough=DraftSize(1024, 1600))
     assert (whole.reduction, less.reduction) == (1, 2)
     assert (less.width, less.height) == (whole.width, whole.height)
     assert max(less.pil.size) == 2000
@@ -280,9 +279,9 @@ def test_a_large_jpeg_may_be_decoded_smaller_and_is_seen_alike(encode, orientati
 
 
 def test_what_is_small_or_no_jpeg_is_decoded_whole(encode):
-    enough = images.Enough(1024, 1600)
+    enough = DraftSize(1024, 1600)
     for data in (encode(detailed(2000, 1500), "JPEG"), encode(detailed(4000, 3000), "PNG")):
-        found = images.decode(data, enough=enough)
+        found = decode_image(data, enough=enough)
         assert found.full_size is None
         assert found.reduction == 1
     assert enough.factor(40_000, 1_000) == 1
@@ -290,12 +289,12 @@ def test_what_is_small_or_no_jpeg_is_decoded_whole(encode):
 
 
 def test_pictures_that_do_not_fit_beside_each_other_wait_until_one_is_let_go():
-    room, most, lock = Room(1_500_000), 0, threading.Lock()
+    room, most, lock = PixelBudget(1_500_000), 0, threading.Lock()
     data = encoded_scene(1200, 1000)
 
     def work(_: int) -> None:
         nonlocal most
-        image = images.decode(data, room=room)
+        image = decode_image(data, room=room)
         with lock:
             most = max(most, room.taken)
         time.sleep(0.01)
@@ -308,16 +307,16 @@ def test_pictures_that_do_not_fit_beside_each_other_wait_until_one_is_let_go():
 
 
 def test_room_is_given_back_by_what_fails_and_by_what_is_too_large_for_it():
-    data, room = encoded_scene(1200, 1000), Room(100)
+    data, room = encoded_scene(1200, 1000), PixelBudget(100)
     for _ in range(3):
         with pytest.raises(UnreadableImage):
-            images.decode(data[: len(data) // 2], room=room)
+            decode_image(data[: len(data) // 2], room=room)
         assert room.taken == 0
-    image = images.decode(data, room=room)
-    with deadlines.within(Deadline(0.2)), pytest.raises(DeadlineExceeded):
-        images.decode(data, room=room)
+    image = decode_image(data, room=room)
+    with deadline_scope(Deadline(0.2)), pytest.raises(DeadlineExceeded):
+        decode_image(data, room=room)
     del image
-    assert images.decode(data, room=room).height == 1000
+    assert decode_image(data, room=room).height == 1000
 
 
 def encoded_scene(width: int, height: int) -> bytes:

@@ -4,16 +4,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from models import images
+from models.attribution.result import Attribution
+from models.attribution.targets import Target
 from models.errors import ExplanationError, UnknownChoice
-from models.explain.attribution import Attribution
-from models.explain.targets import Target
-from models.geometry import Geometry
-from models.predictions import class_index, rank
-from models.render.colour import colourise, evidence_table
-from models.render.contact_sheet import Tile, contact_sheet
-from models.render.overlay import overlay, overlay_contrast
-from models.scoring import Scoring
+from models.images.decode import image_from_array
+from models.images.geometry import Geometry
+from models.networks.predictions import class_index, rank_classes
+from models.networks.scoring import Scoring
+from models.visualization.colormaps import apply_evidence_colormap, evidence_table
+from models.visualization.contact_sheet import Tile, draw_contact_sheet
+from models.visualization.overlay import draw_contrast_overlay, draw_overlay
 
 GEOMETRY = Geometry(64, 56, 56, (0.5,) * 3, (0.5,) * 3, "bilinear")
 
@@ -61,10 +61,10 @@ def attribution(values: np.ndarray) -> Attribution:
 
 
 def test_the_overlay_has_the_pictures_size_and_colours_only_where_evidence_is():
-    image = images.from_array(np.full((90, 120, 3), 128, np.uint8))
+    image = image_from_array(np.full((90, 120, 3), 128, np.uint8))
     values = np.zeros((7, 7))
     values[3, 3] = 2.0
-    drawn = np.asarray(overlay(image, GEOMETRY.frame(120, 90), attribution(values)), int)
+    drawn = np.asarray(draw_overlay(image, GEOMETRY.frame(120, 90), attribution(values)), int)
     assert drawn.shape == (90, 120, 3)
     spread = drawn.max(axis=2) - drawn.min(axis=2)
     assert spread[45, 60] > 60, "the middle is coloured"
@@ -73,40 +73,42 @@ def test_the_overlay_has_the_pictures_size_and_colours_only_where_evidence_is():
 
 
 def test_a_faint_map_looks_faint_on_a_shared_scale():
-    image = images.from_array(np.full((64, 64, 3), 128, np.uint8))
+    image = image_from_array(np.full((64, 64, 3), 128, np.uint8))
     frame, faint = GEOMETRY.frame(64, 64), attribution(np.full((7, 7), 0.1))
-    alone = np.asarray(overlay(image, frame, faint), int)[32, 32]
-    shared = np.asarray(overlay(image, frame, faint, full_scale=1.0), int)[32, 32]
+    alone = np.asarray(draw_overlay(image, frame, faint), int)[32, 32]
+    shared = np.asarray(draw_overlay(image, frame, faint, full_scale=1.0), int)[32, 32]
     assert np.abs(alone - 128).max() > 3 * np.abs(shared - 128).max()
 
 
 def test_negative_evidence_draws_nothing():
-    image = images.from_array(np.full((64, 64, 3), 128, np.uint8))
-    drawn = np.asarray(overlay(image, GEOMETRY.frame(64, 64), attribution(np.full((7, 7), -3.0))), int)
+    image = image_from_array(np.full((64, 64, 3), 128, np.uint8))
+    drawn = np.asarray(draw_overlay(image, GEOMETRY.frame(64, 64), attribution(np.full((7, 7), -3.0))), int)
     assert np.abs(drawn[20:40, 20:40] - 128).max() <= 1
 
 
 def test_a_contrast_is_drawn_with_both_sides():
-    image, frame = images.from_array(np.full((64, 64, 3), 128, np.uint8)), GEOMETRY.frame(64, 64)
+    image, frame = image_from_array(np.full((64, 64, 3), 128, np.uint8)), GEOMETRY.frame(64, 64)
     values = np.zeros((7, 7), np.float32)
     values[3, 1], values[3, 5] = 2.0, -2.0
     contrast = Attribution(Target(0, "a", 1, "b"), "grad_cam", "b", "ok", values)
-    drawn = np.asarray(overlay(image, frame, contrast), int)
+    drawn = np.asarray(draw_overlay(image, frame, contrast), int)
     one, nothing, other = drawn[32, 16], drawn[32, 32], drawn[32, 48]
     assert one[0] - one[2] > 60, "orange for the one"
     assert other[2] - other[0] > 60, "blue for the other"
     assert np.ptp(nothing) <= 2
     zero = Attribution(Target(0, "a"), "grad_cam", "b", "ok", np.zeros((7, 7), np.float32))
-    both = overlay_contrast(image, frame, contrast, zero)
+    both = draw_contrast_overlay(image, frame, contrast, zero)
     assert (np.asarray(both) == drawn).all()
-    shared = np.asarray(overlay(image, frame, contrast, full_scale=20.0), int)
+    shared = np.asarray(draw_overlay(image, frame, contrast, full_scale=20.0), int)
     for column in (16, 48):
         assert np.ptp(shared[32, column]) * 2 < np.ptp(drawn[32, column]), "faint beside a stronger one"
 
 
 def test_large_pictures_are_shown_smaller_in_proportion():
-    image = images.from_array(np.zeros((500, 4000, 3), np.uint8))
-    assert overlay(image, GEOMETRY.frame(4000, 500), attribution(np.ones((7, 7))), max_side=800).size == (
+    image = image_from_array(np.zeros((500, 4000, 3), np.uint8))
+    assert draw_overlay(
+        image, GEOMETRY.frame(4000, 500), attribution(np.ones((7, 7))), max_side=800
+    ).size == (
         800,
         100,
     )
@@ -117,26 +119,26 @@ def test_a_contact_sheet_holds_every_tile_unstretched():
         Tile(PIL.Image.new("RGB", size, "red"), "a very long caption " * 5, "x")
         for size in [(10, 40), (40, 10), (5, 5)]
     ]
-    sheet = contact_sheet(tiles, columns=2, side=100, title="t")
+    sheet = draw_contact_sheet(tiles, columns=2, side=100, title="t")
     red = (np.asarray(sheet) == (255, 0, 0)).all(axis=2).sum()
     assert red == 100 * 25 + 25 * 100 + 100 * 100
-    assert contact_sheet([], columns=3).width > 0
+    assert draw_contact_sheet([], columns=3).width > 0
 
 
 def test_colourise_clips_and_keeps_shape():
-    assert colourise(np.array([[-1.0, 0.5, 7.0]])).shape == (1, 3, 3)
-    assert (colourise(np.array([7.0])) == evidence_table()[255]).all()
+    assert apply_evidence_colormap(np.array([[-1.0, 0.5, 7.0]])).shape == (1, 3, 3)
+    assert (apply_evidence_colormap(np.array([7.0])) == evidence_table()[255]).all()
 
 
 def test_ranking_is_a_softmax_highest_first():
     import torch
 
-    ranking = rank(torch.tensor([1.0, 3.0, 2.0, 3.0]), ["a", "b", "c", "d"], Scoring())
+    ranking = rank_classes(torch.tensor([1.0, 3.0, 2.0, 3.0]), ["a", "b", "c", "d"], Scoring())
     assert [item.label for item in ranking] == ["b", "d", "c", "a"]
     assert sum(item.score for item in ranking) == pytest.approx(1)
     assert ranking[0].score / ranking[2].score == pytest.approx(np.e)
     with pytest.raises(ExplanationError):
-        rank(torch.tensor([float("nan"), 1.0]), ["a", "b"], Scoring())
+        rank_classes(torch.tensor([float("nan"), 1.0]), ["a", "b"], Scoring())
 
 
 def test_a_class_is_found_by_name_before_number():

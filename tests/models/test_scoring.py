@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models import bundle
+from models.attribution.forward import run_forward
+from models.attribution.registry import attribute
+from models.bundle import _manifest_digest, load_bundle, save_bundle
 from models.errors import BundleError, ConfigError, UnknownChoice
-from models.explain.look import look
-from models.explain.methods import explain
-from models.predictions import rank
-from models.scoring import Scoring, expand_binary
-from models.transfer import TransferModel
+from models.networks.predictions import rank_classes
+from models.networks.scoring import Scoring, expand_binary
+from models.networks.transfer_model import TransferModel
 
 
 def test_one_logit_as_two_is_the_sigmoid_and_its_loss():
@@ -27,19 +27,19 @@ def test_one_logit_as_two_is_the_sigmoid_and_its_loss():
 
 def test_several_labels_each_have_a_score_of_their_own():
     logits, names = torch.tensor([2.0, -1.0, 0.0]), ["a", "b", "c"]
-    ranking = rank(logits, names, Scoring("multilabel"))
+    ranking = rank_classes(logits, names, Scoring("multilabel"))
     assert [(item.label, item.accepted) for item in ranking] == [("a", True), ("c", True), ("b", False)]
     assert [item.score for item in ranking] == pytest.approx([0.8807970779778823, 0.5, 0.2689414213699951])
-    assert [item.accepted for item in rank(logits, names, Scoring())] == [True, False, False]
+    assert [item.accepted for item in rank_classes(logits, names, Scoring())] == [True, False, False]
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
 def test_a_temperature_changes_how_sure_but_not_which(task):
     logits, names = torch.tensor([2.0, -1.0, 0.5]), ["a", "b", "c"]
-    plain, cooler = (rank(logits, names, Scoring(task, t)) for t in (1.0, 3.0))
+    plain, cooler = (rank_classes(logits, names, Scoring(task, t)) for t in (1.0, 3.0))
     assert [item.label for item in plain] == [item.label for item in cooler]
     assert [item.accepted for item in plain] == [item.accepted for item in cooler]
-    expected = rank(logits / 3, names, Scoring(task))
+    expected = rank_classes(logits / 3, names, Scoring(task))
     assert [item.score for item in cooler] == pytest.approx([item.score for item in expected])
     assert cooler[0].score < plain[0].score
 
@@ -58,9 +58,9 @@ def test_a_binary_models_two_maps_mirror_each_other(imagenet):
     model = TransferModel.create("efficientnet_lite0", ["not x", "x"], task="binary")
     torch.manual_seed(0)
     x = torch.randn(1, 3, 224, 224)
-    evidence = look(model, x)
+    evidence = run_forward(model, x)
     assert evidence.logits.shape == (1, 2)
-    negative, positive = explain(evidence, [[0, 1]])[0]
+    negative, positive = attribute(evidence, [[0, 1]])[0]
     assert abs(positive.values).max() > 0
     assert torch.equal(torch.from_numpy(negative.values), torch.from_numpy(-positive.values))
 
@@ -70,8 +70,8 @@ def test_a_bundle_keeps_task_and_temperature(tmp_path, task):
     torch.manual_seed(0)
     model = TransferModel.create("resnet18", ["not x", "x"], pretraining="none", task=task)
     model.scoring = Scoring(task, 1.75)
-    bundle.save(model, tmp_path / "b", name="b")
-    loaded = bundle.load(tmp_path / "b")
+    save_bundle(model, tmp_path / "b", name="b")
+    loaded = load_bundle(tmp_path / "b")
     assert loaded.model.scoring == Scoring(task, 1.75)
     x = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
@@ -83,15 +83,15 @@ def altered(folder, **change) -> None:
     manifest = json.loads((folder / "bundle.json").read_text()) | change
     for key in [key for key, value in change.items() if value is None]:
         del manifest[key]
-    manifest["digest"] = bundle._manifest_digest(manifest)
+    manifest["digest"] = _manifest_digest(manifest)
     (folder / "bundle.json").write_text(json.dumps(manifest))
 
 
 def test_bundles_from_before_tasks_are_multiclass_and_uncalibrated(tmp_path):
     model = TransferModel.create("resnet18", ["a", "b"], pretraining="none")
-    bundle.save(model, tmp_path / "b", name="b")
+    save_bundle(model, tmp_path / "b", name="b")
     altered(tmp_path / "b", scoring=None)
-    assert bundle.load(tmp_path / "b").model.scoring == Scoring("multiclass", 1.0)
+    assert load_bundle(tmp_path / "b").model.scoring == Scoring("multiclass", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_bundles_from_before_tasks_are_multiclass_and_uncalibrated(tmp_path):
 )
 def test_a_scoring_that_lies_is_refused(tmp_path, scoring):
     model = TransferModel.create("resnet18", ["a", "b", "c"], pretraining="none")
-    bundle.save(model, tmp_path / "b", name="b")
+    save_bundle(model, tmp_path / "b", name="b")
     altered(tmp_path / "b", scoring=scoring)
     with pytest.raises(BundleError, match=r"scoring|two classes"):
-        bundle.load(tmp_path / "b")
+        load_bundle(tmp_path / "b")

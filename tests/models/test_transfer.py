@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.backbones import BACKBONES
 from models.errors import UnknownChoice
-from models.transfer import HEAD, TransferModel
+from models.networks.registry import BACKBONES
+from models.networks.transfer_model import HEAD, TransferModel
 
 
 def bytes_of(module: torch.nn.Module) -> dict[str, bytes]:

@@ -8,25 +8,25 @@ import PIL.Image
 import pytest
 import torch
 
-from models import images
-from models.backbones import backbone
-from pipelines import data
-from pipelines.augment import Augmenter, batches, draw, views_sheet
-from pipelines.config import Augmentation, TrainConfig
+from models.images.decode import read_image
+from models.networks.registry import get_backbone
+from pipelines.config.schema import Augmentation, TrainConfig
+from pipelines.data.augmentation import Augmenter, draw_view, draw_views_figure, read_batches
+from pipelines.data.dataset import Sample, scan_folder
 
 STILL = Augmentation(min_crop_area=1, flip=False, rotate_degrees=0, colour=0)
-GEOMETRY = backbone("efficientnet_lite0").geometry()
+GEOMETRY = get_backbone("efficientnet_lite0").geometry()
 
 
 @pytest.fixture(scope="module")
 def found(butterflies):
-    return data.scan(butterflies)
+    return scan_folder(butterflies)
 
 
 def test_views_are_varied_repeatable_and_start_with_the_served_one(found):
     augmenter = Augmenter(GEOMETRY, Augmentation(), seed=0)
     sample = found.train[0]
-    assert torch.equal(augmenter.tensor(sample, 0), GEOMETRY.prepare(images.read(sample.path))[0])
+    assert torch.equal(augmenter.tensor(sample, 0), GEOMETRY.prepare(read_image(sample.path))[0])
     views = [augmenter.tensor(sample, view) for view in (1, 2, 3)]
     assert not torch.equal(views[0], views[1])
     assert torch.equal(views[1], augmenter.tensor(sample, 2))
@@ -62,8 +62,8 @@ def test_views_neither_use_nor_disturb_anybodys_random_numbers(found):
 )
 def test_each_field_varies_its_own_part_within_its_width(setting, read):
     policy = replace(STILL, **setting)
-    drawn = [draw(policy, np.random.default_rng(seed), 1.5) for seed in range(200)]
-    still = [draw(STILL, np.random.default_rng(seed), 1.5) for seed in range(200)]
+    drawn = [draw_view(policy, np.random.default_rng(seed), 1.5) for seed in range(200)]
+    still = [draw_view(STILL, np.random.default_rng(seed), 1.5) for seed in range(200)]
     assert len({read(view) for view in drawn}) > 1
     (name,) = setting
     for view, quiet in zip(drawn, still, strict=True):
@@ -83,7 +83,7 @@ def test_each_field_varies_its_own_part_within_its_width(setting, read):
 def test_a_crop_keeps_at_least_its_share_of_any_picture(aspect):
     def areas(share):
         policy = replace(STILL, min_crop_area=share)
-        boxes = [draw(policy, np.random.default_rng(seed), aspect).crop for seed in range(300)]
+        boxes = [draw_view(policy, np.random.default_rng(seed), aspect).crop for seed in range(300)]
         return [box[2] * box[3] for box in boxes]
 
     assert areas(1.0) == pytest.approx([1.0] * 300)
@@ -99,7 +99,7 @@ def arrow(tmp_path, encode):
     pixels[:64, :64] = (255, 0, 0)
     path = tmp_path / "arrow.png"
     path.write_bytes(encode(PIL.Image.fromarray(pixels)))
-    return data.Sample(path, "arrow.png", (0,), "ab" * 32)
+    return Sample(path, "arrow.png", (0,), "ab" * 32)
 
 
 def red_at(picture: PIL.Image.Image) -> tuple[float, float]:
@@ -141,19 +141,19 @@ def test_batches_come_in_order_whatever_their_size(found):
     samples = found.train[:7]
     whole = torch.stack([augmenter.tensor(sample, 1) for sample in samples])
     for size in (1, 2, 3, 7, 100):
-        got = list(batches(augmenter, samples, [1] * 7, size))
+        got = list(read_batches(augmenter, samples, [1] * 7, size))
         assert [len(part) for part in got[:-1]] == [size] * (len(got) - 1)
         assert torch.equal(torch.cat(got), whole)
-    assert list(batches(augmenter, [], [], 4)) == []
+    assert list(read_batches(augmenter, [], [], 4)) == []
 
 
 def test_a_reader_that_is_left_early_stops(found):
     augmenter = Augmenter(GEOMETRY, STILL, seed=0)
-    reading = batches(augmenter, found.train * 20, [1] * len(found.train) * 20, 4)
+    reading = read_batches(augmenter, found.train * 20, [1] * len(found.train) * 20, 4)
     next(reading)
     reading.close()
 
 
 def test_the_sheet_shows_each_class(found):
-    sheet = views_sheet(GEOMETRY, found, TrainConfig())
+    sheet = draw_views_figure(GEOMETRY, found, TrainConfig())
     assert sheet.width > 1000

@@ -11,7 +11,7 @@ from models.errors import LucidaError
 
 
 def lucida(*words: str, cwd=None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "pipelines.cli", *words]
+    command = [sys.executable, "-W", "ignore", "-m", "pipelines.cli.app", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
 
 
@@ -98,14 +98,16 @@ def test_every_command_has_a_help_of_its_own():
 
 
 def test_every_error_of_ours_is_drawn_in_the_tree_and_has_an_answer():
-    from models import errors
-    from service.errors import refusal_of
+    from models import errors as model_errors
+    from pipelines import errors as pipeline_errors
+    from service.errors import to_http_error
+
+    tree = f"{model_errors.__doc__}{pipeline_errors.__doc__}"
 
     def below(kind: type) -> list[type]:
         return [kind, *(each for child in kind.__subclasses__() for each in below(child))]
 
-    assert errors.__doc__ is not None
     for kind in below(LucidaError):
-        assert kind.__name__ in errors.__doc__
-        error = kind("thing", "value", ["a"]) if kind is errors.UnknownChoice else kind("A sentence.")
-        assert 400 <= refusal_of(error).status <= 504
+        assert kind.__name__ in tree
+        error = kind("thing", "value", ["a"]) if kind is model_errors.UnknownChoice else kind("A sentence.")
+        assert 400 <= to_http_error(error).status <= 504

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from models.errors import ConfigError, UnknownChoice
-from pipelines.config import PhaseConfig, TrainConfig
-from pipelines.recipes import PRESETS, from_toml, load, to_toml
+from pipelines.config.loader import PRESETS, config_from_toml, config_to_toml, load_config
+from pipelines.config.schema import PhaseConfig, TrainConfig
 
 TOML = """
 backbone = "resnet18"
@@ -28,7 +28,7 @@ block_decay = 0.5
 def test_a_file_and_the_command_line_make_one_config(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text(TOML)
-    config = load(path, {"seed": 9, "backbone": None})
+    config = load_config(path, {"seed": 9, "backbone": None})
     assert (config.backbone, config.seed, config.augmentation.flip) == ("resnet18", 9, False)
     assert [phase.train_from for phase in config.phases] == ["head", "layer4.0"], (
         "top blocks are the backbone's own"
@@ -56,28 +56,28 @@ def test_mistakes_name_the_value_the_rule_and_the_choices(tmp_path, text, says):
     path = tmp_path / "c.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=says):
-        load(path, {})
+        load_config(path, {})
 
 
 def test_unknown_names(tmp_path):
     with pytest.raises(UnknownChoice, match="efficientnet_lite0"):
-        load(None, {"backbone": "vgg"})
+        load_config(None, {"backbone": "vgg"})
     with pytest.raises(UnknownChoice, match="none"):
-        load(None, {"weights": "coco"})
+        load_config(None, {"weights": "coco"})
     with pytest.raises(ConfigError, match="cannot be read"):
-        load(tmp_path / "none.toml", {})
+        load_config(tmp_path / "none.toml", {})
     with pytest.raises(UnknownChoice, match=r"layer4\.0"):
         TrainConfig(backbone="resnet18", phases=(PhaseConfig("a", "layer9", 1, 0.1),))
     with pytest.raises(ConfigError, match="seed is -1"):
-        load(None, {"seed": -1})
+        load_config(None, {"seed": -1})
     (tmp_path / "latin.toml").write_bytes(b"# \xff")
     with pytest.raises(ConfigError, match="not TOML"):
-        load(tmp_path / "latin.toml", {})
-    assert load(None, {}) == TrainConfig()
+        load_config(tmp_path / "latin.toml", {})
+    assert load_config(None, {}) == TrainConfig()
 
 
 def test_one_setting_at_a_time(tmp_path):
-    config = load(
+    config = load_config(
         None,
         settings=[
             "phases.head.epochs=3",
@@ -99,29 +99,33 @@ def test_one_setting_at_a_time(tmp_path):
         ("augmentation.zoom=1", "'zoom'.*augmentation"),
     ):
         with pytest.raises((ConfigError, UnknownChoice), match=says):
-            load(None, settings=[setting])
+            load_config(None, settings=[setting])
 
 
 def test_presets_are_a_start_that_everything_else_wins_over(tmp_path):
-    assert load(preset="default") == TrainConfig()
-    quick, thorough = load(preset="quick"), load(preset="thorough")
+    assert load_config(preset="default") == TrainConfig()
+    quick, thorough = load_config(preset="quick"), load_config(preset="thorough")
     assert [phase.name for phase in quick.phases] == ["head"]
     assert thorough.phases[1].ema_decay > 0
     assert thorough.augmentation.shift > 0
     path = tmp_path / "c.toml"
     path.write_text('preset = "thorough"\nviews = 3\n[augmentation]\nflip = false\n')
-    config = load(path, settings=["phases.head.epochs=1"])
+    config = load_config(path, settings=["phases.head.epochs=1"])
     assert (config.views, config.augmentation.flip, config.phases[0].epochs) == (3, False, 1)
     assert config.augmentation.shift == thorough.augmentation.shift
-    assert load(preset="thorough").phases[0].epochs == PRESETS["thorough"]["phases"][0]["epochs"], "untouched"
+    assert load_config(preset="thorough").phases[0].epochs == PRESETS["thorough"]["phases"][0]["epochs"], (
+        "untouched"
+    )
     with pytest.raises(UnknownChoice, match="quick, default, thorough"):
-        load(preset="fast")
+        load_config(preset="fast")
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_a_config_survives_its_own_toml(preset):
-    config = load(preset=preset, settings=["phases.1.train_from=all", "seed=5", "phases.1.name=first part"])
-    assert from_toml(to_toml(config)) == config
+    config = load_config(
+        preset=preset, settings=["phases.1.train_from=all", "seed=5", "phases.1.name=first part"]
+    )
+    assert config_from_toml(config_to_toml(config)) == config
 
 
 @pytest.mark.parametrize(
@@ -145,4 +149,4 @@ def test_a_config_survives_its_own_toml(preset):
 )
 def test_each_setting_has_its_rule(setting, says):
     with pytest.raises((ConfigError, UnknownChoice), match=says):
-        load(None, settings=[setting])
+        load_config(None, settings=[setting])

@@ -7,16 +7,16 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from models.scoring import Scoring
-from pipelines import plots
-from pipelines.data import Sample
-from pipelines.evaluate import fit_temperature, judge
+from models.networks.scoring import Scoring
+from pipelines.data.dataset import Sample
+from pipelines.evaluation.classification import evaluate_logits, fit_temperature
+from pipelines.evaluation.plots import plot_confusion, plot_reliability
 
 
 def judged(logits, labels, task="multiclass", temperature=1.0, names=None):
     samples = [Sample(Path("x"), f"{n}.png", tuple(each), f"{n:064d}") for n, each in enumerate(labels)]
     classes = names or [f"c{n}" for n in range(logits.shape[1])]
-    return judge(classes, Scoring(task, temperature), samples, "val", logits)
+    return evaluate_logits(classes, Scoring(task, temperature), samples, "val", logits)
 
 
 @pytest.fixture
@@ -130,8 +130,8 @@ def test_the_plots_can_be_drawn_for_every_task(three):
     single = judged(logits, [[int(label)] for label in labels])
     several = judged(logits, [[int(label), 0] for label in labels], "multilabel")
     for each in (single, several):
-        assert min(plots.confusion(each).size) > 300
-        assert min(plots.reliability(each.reliability, each.reliability, title="t").size) > 300
+        assert min(plot_confusion(each).size) > 300
+        assert min(plot_reliability(each.reliability, each.reliability, title="t").size) > 300
 
 
 def test_a_class_that_a_split_does_not_show_is_counted_nowhere():
@@ -149,9 +149,9 @@ def test_a_class_that_a_split_does_not_show_is_counted_nowhere():
 def test_hundreds_of_classes_and_names_like_formulas_can_be_drawn():
     torch.manual_seed(0)
     many = judged(torch.randn(300, 300), [[n] for n in range(300)])
-    assert max(plots.confusion(many).size) < 2000
+    assert max(plot_confusion(many).size) < 2000
     odd = judged(torch.randn(4, 2), [[0], [1], [0], [1]], names=["$_$", "<b>&\\foo"])
-    assert min(plots.confusion(odd).size) > 300
+    assert min(plot_confusion(odd).size) > 300
 
 
 def test_only_what_a_review_needs_is_kept_of_a_thousand_classes():

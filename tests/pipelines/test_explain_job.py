@@ -14,18 +14,20 @@ import PIL.Image
 import pyarrow.parquet as pq
 import pytest
 
-from models import bundle, images
-from models.errors import DataError, UnknownChoice
-from models.explain.look import look
-from models.explain.methods import explain_each
-from pipelines.explain_job import local
-from pipelines.explain_job.job import How, plan
-from pipelines.explain_job.work import overlay_name
+from models.attribution.forward import run_forward
+from models.attribution.registry import attribute_each
+from models.bundle import load_bundle
+from models.errors import UnknownChoice
+from models.images.decode import read_image
+from pipelines.batch.job import How, plan_job
+from pipelines.batch.local import run_local
+from pipelines.batch.worker import overlay_name
+from pipelines.errors import DataError
 
 
 @pytest.fixture(scope="module")
 def loaded(bundle_folder):
-    return bundle.load(bundle_folder)
+    return load_bundle(bundle_folder)
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def rows_of(out: Path) -> list[dict]:
 
 
 def test_every_picture_becomes_a_row_and_bad_ones_say_why(folder, loaded, tmp_path):
-    done = local.run(plan(folder, loaded), loaded, tmp_path / "out")
+    done = run_local(plan_job(folder, loaded), loaded, tmp_path / "out")
     rows = {row["path"]: row for row in rows_of(done.out)}
     assert (done.pictures, done.errors) == (len(rows), 2)
     assert len(rows) == 20 + 2 + 5
@@ -58,13 +60,13 @@ def test_every_picture_becomes_a_row_and_bad_ones_say_why(folder, loaded, tmp_pa
     assert "empty" in rows["empty.png"]["error"]
     assert "link.jpg" not in rows, "a link out of the folder is not followed"
     good = rows["argus/argus_000.jpg"]
-    image = images.read(folder / "argus/argus_000.jpg")
+    image = read_image(folder / "argus/argus_000.jpg")
     x, frame = loaded.model.geometry.prepare(image)
-    evidence = look(loaded.model, x[None])
+    evidence = run_forward(loaded.model, x[None])
     label = int(evidence.logits[0].argmax())
     assert good["prediction"] == loaded.model.classes[label]
     assert sum(score for _, score in good["scores"]) == pytest.approx(1)
-    alone = explain_each(evidence, [label])[0]
+    alone = attribute_each(evidence, [label])[0]
     np.testing.assert_allclose(np.reshape(good["grid"], (7, 7)), alone.values, atol=1e-5)
     assert good["seen_box"] == pytest.approx(frame.seen_box)
     assert good["digest"] == image.sha256
@@ -72,7 +74,7 @@ def test_every_picture_becomes_a_row_and_bad_ones_say_why(folder, loaded, tmp_pa
 
 
 def test_overlays_are_safe_distinct_and_of_the_pictures_size(folder, loaded, tmp_path):
-    out = local.run(plan(folder, loaded, How(target="bee")), loaded, tmp_path / "out").out
+    out = run_local(plan_job(folder, loaded, How(target="bee")), loaded, tmp_path / "out").out
     rows = [row for row in rows_of(out) if row["status"] != "error"]
     assert len({row["overlay"] for row in rows}) == len(rows), "same stem twice, nothing overwritten"
     for row in rows:
@@ -88,7 +90,7 @@ def test_overlays_are_safe_distinct_and_of_the_pictures_size(folder, loaded, tmp
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on this machine")
 def test_the_page_opens_in_a_real_browser(folder, loaded, tmp_path):
-    out = local.run(plan(folder, loaded), loaded, tmp_path / "out").out
+    out = run_local(plan_job(folder, loaded), loaded, tmp_path / "out").out
     shot = tmp_path / "page.png"
     command = [
         "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -107,19 +109,19 @@ def test_a_hostile_name_cannot_write_html(loaded, butterflies, tmp_path):
     source = tmp_path / "in"
     source.mkdir()
     shutil.copy(next(butterflies.glob("val/argus/*.jpg")), source / "<img src=x onerror=alert(1)>.jpg")
-    out = local.run(plan(source, loaded), loaded, tmp_path / "out").out
+    out = run_local(plan_job(source, loaded), loaded, tmp_path / "out").out
     assert "<img src=x" not in (out / "index.html").read_text()
 
 
 def test_a_killed_job_resumes_to_the_same_rows(folder, loaded, bundle_folder, tmp_path, monkeypatch):
     for number in range(150):
         shutil.copy(folder / "same.jpg", folder / f"more_{number:03d}.jpg")
-    whole = local.run(plan(folder, loaded), loaded, tmp_path / "whole").out
+    whole = run_local(plan_job(folder, loaded), loaded, tmp_path / "whole").out
     out = tmp_path / "killed"
     command = [
         sys.executable,
         "-m",
-        "pipelines.cli",
+        "pipelines.cli.app",
         "explain",
         str(folder),
         "--out",
@@ -142,35 +144,35 @@ def test_a_killed_job_resumes_to_the_same_rows(folder, loaded, bundle_folder, tm
 
 
 def test_another_jobs_folder_is_refused(folder, loaded, tmp_path):
-    local.run(plan(folder, loaded), loaded, tmp_path / "out")
+    run_local(plan_job(folder, loaded), loaded, tmp_path / "out")
     with pytest.raises(DataError, match="another job"):
-        local.run(plan(folder, loaded, How(target="ant")), loaded, tmp_path / "out")
+        run_local(plan_job(folder, loaded, How(target="ant")), loaded, tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="not empty"):
-        local.run(plan(folder, loaded), loaded, tmp_path / "full")
+        run_local(plan_job(folder, loaded), loaded, tmp_path / "full")
 
 
 def test_the_same_names_in_another_folder_or_changed_are_another_job(folder, loaded, tmp_path):
-    local.run(plan(folder, loaded), loaded, tmp_path / "out")
+    run_local(plan_job(folder, loaded), loaded, tmp_path / "out")
     other = shutil.copytree(folder, tmp_path / "other", symlinks=True)
     with pytest.raises(DataError, match="another job"):
-        local.run(plan(other, loaded), loaded, tmp_path / "out")
+        run_local(plan_job(other, loaded), loaded, tmp_path / "out")
     shutil.copy(folder / "argus/argus_001.jpg", folder / "same.jpg")
     with pytest.raises(DataError, match="another job"):
-        local.run(plan(folder, loaded), loaded, tmp_path / "out")
+        run_local(plan_job(folder, loaded), loaded, tmp_path / "out")
 
 
 def test_options_are_checked_before_any_work(folder, loaded, tmp_path):
     with pytest.raises(UnknownChoice, match="flamingo"):
-        plan(folder, loaded, How(target="wasp"))
+        plan_job(folder, loaded, How(target="wasp"))
     with pytest.raises(UnknownChoice, match="stage7"):
-        plan(folder, loaded, How(block="layer4"))
+        plan_job(folder, loaded, How(block="layer4"))
     with pytest.raises(DataError, match="no file or folder"):
-        plan(tmp_path / "nowhere", loaded)
+        plan_job(tmp_path / "nowhere", loaded)
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="no pictures"):
-        plan(tmp_path / "none", loaded)
+        plan_job(tmp_path / "none", loaded)
 
 
 def test_ctrl_c_ends_with_130_and_resumes(folder, bundle_folder, tmp_path):
@@ -180,7 +182,7 @@ def test_ctrl_c_ends_with_130_and_resumes(folder, bundle_folder, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "pipelines.cli",
+        "pipelines.cli.app",
         "explain",
         str(folder),
         "--out",
@@ -200,14 +202,14 @@ def test_ctrl_c_ends_with_130_and_resumes(folder, bundle_folder, tmp_path):
 
 
 def test_ray_gives_the_rows_of_one_machine(folder, loaded, tmp_path):
-    from pipelines.explain_job import on_ray
+    from pipelines.batch.ray import run_on_ray
 
     for number in range(60):
         os.link(folder / "same.jpg", folder / f"more_{number:03d}.jpg")
-    planned = plan(folder, loaded)
-    alone = local.run(planned, loaded, tmp_path / "alone").out
+    planned = plan_job(folder, loaded)
+    alone = run_local(planned, loaded, tmp_path / "alone").out
     seen = []
-    done = on_ray.run(
+    done = run_on_ray(
         planned, loaded, tmp_path / "ray", progress=lambda count, total: seen.append((count, total))
     )
     assert done.pictures == 87
@@ -222,7 +224,7 @@ def test_ray_gives_the_rows_of_one_machine(folder, loaded, tmp_path):
         )
         if one["grid"] is not None:
             np.testing.assert_allclose(one["grid"], other["grid"], atol=1e-5)
-    assert on_ray.run(planned, loaded, tmp_path / "ray").resumed == 87
+    assert run_on_ray(planned, loaded, tmp_path / "ray").resumed == 87
 
 
 def test_overlay_names():

@@ -12,18 +12,22 @@ import PIL.Image
 import pytest
 import torch
 
-from models import bundle, images
+from models.bundle import MethodCheck, RandomizationCheck, load_bundle, save_bundle
 from models.errors import ExplanationError, UnknownChoice
-from models.explain.filters import templates
-from models.explain.sanity import MethodSanity, Sanity
-from models.transfer import TransferModel
-from pipelines import atlas, cli, data, inspection, trust
-from pipelines.config import PhaseConfig, TrainConfig
-from pipelines.explain_job.job import How, plan
-from pipelines.finetune import fine_tune
-from pipelines.specimens import SpecimenPlan, write
-from pipelines.tracking import registry
-from pipelines.train import train
+from models.images.decode import image_from_array, read_image
+from models.introspection.feature_visualization import synthesize_templates
+from models.networks.transfer_model import TransferModel
+from pipelines.batch.job import How, plan_job
+from pipelines.cli.app import main
+from pipelines.config.schema import PhaseConfig, TrainConfig
+from pipelines.data.dataset import scan_folder
+from pipelines.data.synthetic import SpecimenPlan, write_specimens
+from pipelines.evaluation.explanations import measure_localization
+from pipelines.reports.filter_atlas import atlas_to_json, build_atlas, draw_atlas_figure, render_atlas
+from pipelines.reports.inspect import inspect_image, render_inspection
+from pipelines.tracking.registry import fetch_bundle
+from pipelines.training.train import train_model
+from pipelines.training.trainer import fine_tune
 
 HEAD_ONLY = (PhaseConfig("head", "head", 12, 4e-3),)
 
@@ -37,9 +41,9 @@ def animals(photos, tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         mlflow.set_tracking_uri(uri)
-        found = data.scan(photos / "caltech_animals")
-        trained = train(found, TrainConfig(phases=HEAD_ONLY, views=2), name="animals")
-        fetched = registry.fetch_bundle("animals", folder / "bundle").folder
+        found = scan_folder(photos / "caltech_animals")
+        trained = train_model(found, TrainConfig(phases=HEAD_ONLY, views=2), name="animals")
+        fetched = fetch_bundle("animals", folder / "bundle").folder
         yield found, trained.run_id, fetched, mlflow.MlflowClient()
 
 
@@ -62,7 +66,7 @@ def test_the_sanity_check_is_in_the_run_and_in_the_bundle(animals):
     _, run_id, folder, client = animals
     with open(client.download_artifacts(run_id, "explanations/sanity.json")) as file:  # noqa: PTH123
         logged = json.load(file)
-    loaded = bundle.load(folder)
+    loaded = load_bundle(folder)
     assert loaded.sanity.to_dict() == logged
     assert set(logged["methods"]) >= {"grad_cam", "occlusion", "rise", "integrated_gradients"}
     assert not logged["methods"]["grad_cam"]["barred"]
@@ -73,22 +77,22 @@ def test_the_sanity_check_is_in_the_run_and_in_the_bundle(animals):
 
 def test_on_specimens_the_mark_is_hit_more_often_than_the_body_is_large(tmp_path):
     """The mark is smaller than a cell of the last block: the finer stage finds it."""
-    found = data.scan(write(SpecimenPlan(), tmp_path / "wings"))
+    found = scan_folder(write_specimens(SpecimenPlan(), tmp_path / "wings"))
     config = TrainConfig(phases=HEAD_ONLY, views=2)
     torch.manual_seed(0)
     model = TransferModel.create(config.backbone, found.classes)
     fine_tune(model, found, config)
-    located = {each.name: each.found for each in trust.locate(model, found, "val")}
+    located = {each.name: each.found for each in measure_localization(model, found, "val")}
     body, mark = located["val_object"], located["val_mark_fine"]
     assert mark.pointing > body.area + 0.1, located
     assert mark.energy > 4 * mark.area
     assert body.energy > body.area + 0.1
-    assert trust.locate(model, found, "train")[0].pictures <= 200
+    assert measure_localization(model, found, "train")[0].pictures <= 200
 
 
 def test_a_set_without_masks_is_not_located(photos, imagenet):
-    found = data.scan(photos / "hymenoptera")
-    assert trust.locate(imagenet, found, "val") == []
+    found = scan_folder(photos / "hymenoptera")
+    assert measure_localization(imagenet, found, "val") == []
 
 
 # ---------------------------------------------------------------- the commands
@@ -96,12 +100,12 @@ def test_a_set_without_masks_is_not_located(photos, imagenet):
 
 def test_one_picture_is_put_to_all_the_questions(animals, photos, tmp_path):
     _, _, folder, _ = animals
-    loaded = bundle.load(folder)
+    loaded = load_bundle(folder)
     path = sorted((photos / "caltech_animals/val/rhino").glob("*.jpg"))[2]
-    found = inspection.inspect(images.read(path), path.name, loaded)
+    found = inspect_image(read_image(path), path.name, loaded)
     assert found.audit.faithfulness.percentile >= 50
     assert set(found.pictures) == {"methods", "sweep", "trace", "split", "field"}
-    page = inspection.page(found, loaded)
+    page = render_inspection(found, loaded)
     assert "http://" not in page
     assert "https://" not in page
     for said in (found.audit.faithfulness.verdict, found.audit.agreement.verdict, loaded.provenance.digest):
@@ -121,7 +125,7 @@ def test_one_picture_is_put_to_all_the_questions(animals, photos, tmp_path):
 
 def test_the_atlas_shows_where_its_channels_answer(animals, tmp_path):
     found, _, folder, _ = animals
-    loaded = bundle.load(folder)
+    loaded = load_bundle(folder)
     model = loaded.model
     # One channel silenced and one made the double of another, to be found again.
     last = model.block("stage3.1").branch[-1][1]
@@ -133,7 +137,7 @@ def test_the_atlas_shows_where_its_channels_answer(animals, tmp_path):
         for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
             values[9] = values[8]
     assert last.training is False
-    charted = atlas.chart(model, found, "top", channels=[8, 20], patches=3, steps=2)
+    charted = build_atlas(model, found, "top", channels=[8, 20], patches=3, steps=2)
     assert 7 in charted.dead
     assert (8, 9) in [(a, b) for a, b, _ in charted.duplicates]
     assert charted.entries[0].twins == (9,)
@@ -142,7 +146,7 @@ def test_the_atlas_shows_where_its_channels_answer(animals, tmp_path):
         assert values == sorted(values, reverse=True)
         for patch in entry.patches:
             x0, y0, x1, y1 = patch.box
-            image = images.read(patch.sample.path)
+            image = read_image(patch.sample.path)
             assert 0 <= x0 < x1 <= image.width
             assert 0 <= y0 < y1 <= image.height
             x, _ = model.geometry.prepare(image)
@@ -150,29 +154,29 @@ def test_the_atlas_shows_where_its_channels_answer(animals, tmp_path):
                 assert float(model.until("top", x[None])[0, entry.channel].max()) == pytest.approx(
                     patch.value, rel=1e-3
                 )
-    page = atlas.page(charted, {"model": "animals"})
+    page = render_atlas(charted, {"model": "animals"})
     assert "#8" in page
-    assert np.asarray(atlas.sheet(charted)).std() > 10
-    assert json.loads(json.dumps(atlas.as_json(charted)))["dead"] == list(charted.dead)
+    assert np.asarray(draw_atlas_figure(charted)).std() > 10
+    assert json.loads(json.dumps(atlas_to_json(charted)))["dead"] == list(charted.dead)
     with pytest.raises(UnknownChoice, match="0 to 1279"):
-        atlas.chart(model, found, "top", channels=[5000], steps=1)
+        build_atlas(model, found, "top", channels=[5000], steps=1)
 
 
 def test_a_patch_holds_what_the_channel_answers(animals):
     """Covering the patch lowers the channel's answer more than covering another place of its size."""
     found, _, folder, _ = animals
-    model = bundle.load(folder).model
-    charted = atlas.chart(model, found, "stage4.2", channels=[3, 9, 30], patches=2, steps=1)
+    model = load_bundle(folder).model
+    charted = build_atlas(model, found, "stage4.2", channels=[3, 9, 30], patches=2, steps=1)
     lower = []
     for entry in charted.entries:
         for patch in entry.patches:
-            image = images.read(patch.sample.path)
+            image = read_image(patch.sample.path)
             x0, y0, x1, y1 = patch.box
             answers = []
             for box in ((x0, y0, x1, y1), (0, 0, x1 - x0, y1 - y0)):
                 pixels = np.asarray(image.pil).copy()
                 pixels[box[1] : box[3], box[0] : box[2]] = 127
-                x, _ = model.geometry.prepare(images.from_array(pixels))
+                x, _ = model.geometry.prepare(image_from_array(pixels))
                 with torch.no_grad():
                     plain = model.until("stage4.2", model.geometry.prepare(image)[0][None])[0, entry.channel]
                     row, col = divmod(int(plain.argmax()), 14)
@@ -196,7 +200,7 @@ def test_the_commands_write_what_they_say(animals, photos, tmp_path, capsys, mon
     ):  # fmt: skip
         monkeypatch.setattr("sys.argv", ["lucida", *words])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
         assert not ended.value.code, (words, capsys.readouterr())
         for name in made:
             assert (tmp_path / name).stat().st_size > 500, name
@@ -209,10 +213,10 @@ def test_the_commands_write_what_they_say(animals, photos, tmp_path, capsys, mon
 def test_a_job_judges_its_maps_and_keeps_what_made_them(animals, photos, tmp_path):
     import pyarrow.parquet as pq
 
-    from pipelines.explain_job import local
+    from pipelines.batch.local import run_local
 
     _, _, folder, _ = animals
-    loaded = bundle.load(folder)
+    loaded = load_bundle(folder)
     some = tmp_path / "some"
     some.mkdir()
     for path in sorted((photos / "caltech_animals/val/flamingo").glob("*.jpg"))[:2]:
@@ -221,7 +225,7 @@ def test_a_job_judges_its_maps_and_keeps_what_made_them(animals, photos, tmp_pat
         against="emu", method="hires_cam", block="stage5.2",
         checks=("what_if", "shifts", "faithfulness"), sheets=("trace", "sweep", "methods", "split"),
     )  # fmt: skip
-    done = local.run(plan(some, loaded, how), loaded, tmp_path / "out")
+    done = run_local(plan_job(some, loaded, how), loaded, tmp_path / "out")
     rows = pq.read_table(done.out / "rows").to_pylist()
     for row in rows:
         assert (row["method"], row["against"], row["block"], row["unit"]) == (
@@ -248,46 +252,51 @@ def test_a_job_judges_its_maps_and_keeps_what_made_them(animals, photos, tmp_pat
 
 def test_a_job_refuses_what_the_service_refuses(animals, photos, tmp_path):
     _, _, folder, _ = animals
-    loaded = bundle.load(folder)
+    loaded = load_bundle(folder)
     source = photos / "caltech_animals/val/flamingo"
     with pytest.raises(UnknownChoice, match="grad_cam"):
-        plan(source, loaded, How(method="lime"))
+        plan_job(source, loaded, How(method="lime"))
     with pytest.raises(UnknownChoice, match="faithfulness, agreement"):
-        plan(source, loaded, How(checks=("truth",)))
+        plan_job(source, loaded, How(checks=("truth",)))
     with pytest.raises(UnknownChoice, match="methods, sweep"):
-        plan(source, loaded, How(sheets=("poster",)))
+        plan_job(source, loaded, How(sheets=("poster",)))
     with pytest.raises(UnknownChoice, match="emu"):
-        plan(source, loaded, How(against="wasp"))
+        plan_job(source, loaded, How(against="wasp"))
     with pytest.raises(ExplanationError, match="two classes"):
-        plan(source, loaded, How(target="emu", against="emu"))
-    barred = Sanity({"rise": MethodSanity({"stem": 0.9}, True, "Its maps hardly change.")}, 3, 0)
-    bundle.save(loaded.model, tmp_path / "barred", name="barred", sanity=barred)
+        plan_job(source, loaded, How(target="emu", against="emu"))
+    barred = RandomizationCheck({"rise": MethodCheck({"stem": 0.9}, True, "Its maps hardly change.")}, 3, 0)
+    save_bundle(loaded.model, tmp_path / "barred", name="barred", sanity=barred)
     with pytest.raises(ExplanationError, match="rise is barred"):
-        plan(source, bundle.load(tmp_path / "barred"), How(method="rise"))
-    image = images.read(sorted(source.glob("*.jpg"))[0])
+        plan_job(source, load_bundle(tmp_path / "barred"), How(method="rise"))
+    image = read_image(sorted(source.glob("*.jpg"))[0])
     with pytest.raises(ExplanationError, match="rise is barred"):
-        inspection.inspect(image, "a.jpg", bundle.load(tmp_path / "barred"), method="rise")
+        inspect_image(image, "a.jpg", load_bundle(tmp_path / "barred"), method="rise")
 
 
 def test_where_grad_cam_is_barred_no_page_and_no_sheet_shows_it(animals, photos, tmp_path):
-    loaded = bundle.load(animals[2])
-    barred = Sanity({"grad_cam": MethodSanity({"stem": 0.9}, True, "Its maps hardly change.")}, 3, 0)
-    bundle.save(loaded.model, tmp_path / "barred", name="barred", sanity=barred)
-    other = bundle.load(tmp_path / "barred")
+    loaded = load_bundle(animals[2])
+    barred = RandomizationCheck(
+        {"grad_cam": MethodCheck({"stem": 0.9}, True, "Its maps hardly change.")}, 3, 0
+    )
+    save_bundle(loaded.model, tmp_path / "barred", name="barred", sanity=barred)
+    other = load_bundle(tmp_path / "barred")
     source = photos / "caltech_animals/val/flamingo"
     path = sorted(source.glob("*.jpg"))[0]
-    found = inspection.inspect(images.read(path), path.name, other)
+    found = inspect_image(read_image(path), path.name, other)
     assert found.attribution.method == "hires_cam"
     assert set(found.pictures) == {"methods", "sweep", "field"}
-    assert "step by step" not in inspection.page(found, other)
+    assert "step by step" not in render_inspection(found, other)
     with pytest.raises(ExplanationError, match="sheets split, trace show grad_cam"):
-        plan(source, other, How(method="hires_cam", sheets=("trace", "split")))
+        plan_job(source, other, How(method="hires_cam", sheets=("trace", "split")))
 
 
 def test_templates_of_a_trained_model_are_those_of_its_folded_twin(animals):
     """The service synthesises on the folded twin, the atlas on the model: they look for the same."""
-    from models.folding import twin
+    from models.networks.batchnorm_folding import inference_copy
 
-    model = bundle.load(animals[2]).model
-    one, two = (templates(each, "stage3.1", [5], steps=3, side=64)[0] for each in (model, twin(model)))
+    model = load_bundle(animals[2]).model
+    one, two = (
+        synthesize_templates(each, "stage3.1", [5], steps=3, side=64)[0]
+        for each in (model, inference_copy(model))
+    )
     assert np.abs(one.picture.astype(int) - two.picture.astype(int)).max() <= 2

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from models.errors import TrainingError
-from models.transfer import TransferModel
-from pipelines import data, feature_store
-from pipelines.config import Augmentation, PhaseConfig, TrainConfig
-from pipelines.feature_store import FeatureStore
-from pipelines.features import Features
-from pipelines.finetune import run_phase
-from pipelines.objective import Objective
-from pipelines.reporter import Reporter
+from models.networks.transfer_model import TransferModel
+from pipelines.config.schema import Augmentation, PhaseConfig, TrainConfig
+from pipelines.data.dataset import scan_folder
+from pipelines.errors import TrainingError
+from pipelines.progress import Reporter
+from pipelines.training.feature_cache import FeatureCache, cache_size, clear_cache
+from pipelines.training.features import Features
+from pipelines.training.losses import Objective
+from pipelines.training.trainer import run_phase
 
 HEAD = PhaseConfig("head", "head", 3, 4e-3)
 TOP = PhaseConfig("top", "stage7.0", 1, 1e-3)
@@ -27,7 +27,7 @@ CONFIG = TrainConfig(phases=(HEAD, TOP), views=2, batch_size=8)
 
 @pytest.fixture(scope="module")
 def found(butterflies):
-    return data.scan(butterflies)
+    return scan_folder(butterflies)
 
 
 def model_of(found):
@@ -38,7 +38,7 @@ def model_of(found):
 def counted(found, folder, config=CONFIG, *, memory_gb=2.0, disk_gb=20.0):
     """Features, and how many pictures had to be computed for them."""
     computed: list[str] = []
-    store = FeatureStore(folder, memory_gb=memory_gb, disk_gb=disk_gb)
+    store = FeatureCache(folder, memory_gb=memory_gb, disk_gb=disk_gb)
     model = model_of(found)
     stream = Features.stream
     with pytest.MonkeyPatch.context() as patch:
@@ -125,7 +125,7 @@ def named(letter: str) -> str:
     return letter * 64
 
 
-def array(store: FeatureStore, key: str, value: float, rows: int = 100):
+def array(store: FeatureCache, key: str, value: float, rows: int = 100):
     def fill(put):
         for start in range(0, rows, 40):
             put(start, torch.full((min(40, rows - start), 10), value))
@@ -134,14 +134,14 @@ def array(store: FeatureStore, key: str, value: float, rows: int = 100):
 
 
 def test_the_oldest_arrays_go_first_and_those_in_use_stay_readable(tmp_path):
-    store = FeatureStore(tmp_path, memory_gb=0, disk_gb=13e3 / 1e9)
+    store = FeatureCache(tmp_path, memory_gb=0, disk_gb=13e3 / 1e9)
     for number, key in enumerate("abc"):
         array(store, key, number)
         os.utime(tmp_path / f"{named(key)}.npy", (number, number))
-    held = array(FeatureStore(tmp_path, memory_gb=0, disk_gb=1), "a", -1)
+    held = array(FeatureCache(tmp_path, memory_gb=0, disk_gb=1), "a", -1)
     assert float(held.rows(slice(0, 1))[0, 0]) == 0, "read, not computed"
     os.utime(tmp_path / f"{named('a')}.npy", (0, 0))
-    array(FeatureStore(tmp_path, memory_gb=0, disk_gb=13e3 / 1e9), "d", 9)
+    array(FeatureCache(tmp_path, memory_gb=0, disk_gb=13e3 / 1e9), "d", 9)
     assert {path.name for path in tmp_path.iterdir()} == {f"{named(key)}.npy" for key in "bcd"}
     assert float(held.rows(slice(99, 100))[0, 9]) == 0, "whoever has it open keeps it"
 
@@ -153,13 +153,13 @@ def test_what_a_dead_process_left_half_written_is_removed_and_never_read(tmp_pat
     alive = tmp_path / f"{named('b')}.{os.getpid()}.part"
     alive.write_bytes(b"somebody is at it")
     (tmp_path / f"{named('c')}.npy").write_bytes(b"\x93NUMPY cut off")
-    store = FeatureStore(tmp_path, memory_gb=0, disk_gb=1)
+    store = FeatureCache(tmp_path, memory_gb=0, disk_gb=1)
     assert float(array(store, "c", 3.0).rows(slice(7, 8))[0, 0]) == 3.0
     assert {path.name for path in tmp_path.iterdir()} == {f"{named('c')}.npy", alive.name}
 
 
 def test_an_interrupted_computation_leaves_nothing_behind(tmp_path):
-    store = FeatureStore(tmp_path, memory_gb=0, disk_gb=1)
+    store = FeatureCache(tmp_path, memory_gb=0, disk_gb=1)
 
     def stopped(put):
         put(0, torch.zeros(40, 10))
@@ -172,7 +172,7 @@ def test_an_interrupted_computation_leaves_nothing_behind(tmp_path):
 
 @pytest.mark.parametrize("rows", [np.array([5, 1, 1, 99]), slice(10, 12), np.array([], int)])
 def test_rows_are_copies_in_the_order_asked_for(tmp_path, rows):
-    store = FeatureStore(tmp_path, memory_gb=0, disk_gb=1)
+    store = FeatureCache(tmp_path, memory_gb=0, disk_gb=1)
     values = torch.arange(1000.0).reshape(100, 10)
     stored = store.get(named("k"), (100, 10), lambda put: put(0, values))
     taken = stored.rows(rows)
@@ -182,28 +182,28 @@ def test_rows_are_copies_in_the_order_asked_for(tmp_path, rows):
 
 
 def test_a_full_disk_is_named_and_leaves_no_half_file(small_disk):
-    store = FeatureStore(small_disk / "cache", memory_gb=0, disk_gb=1)
+    store = FeatureCache(small_disk / "cache", memory_gb=0, disk_gb=1)
     with pytest.raises(TrainingError, match=r"cache.*No space left.*LUCIDA_CACHE.*cache_disk_gb"):
         array(store, "b", 1.0, rows=4_000_000)
     assert list((small_disk / "cache").iterdir()) == []
 
 
 def test_the_cache_can_be_asked_and_cleared(tmp_path):
-    array(FeatureStore(tmp_path / "c", memory_gb=0, disk_gb=1), "e", 1.0)
+    array(FeatureCache(tmp_path / "c", memory_gb=0, disk_gb=1), "e", 1.0)
     own = tmp_path / "c" / "somebodys.npy"
     own.write_bytes(b"not ours")
-    files, size = feature_store.size_of(tmp_path / "c")
+    files, size = cache_size(tmp_path / "c")
     assert files == 1
     assert 4000 < size < 4400
-    feature_store.clear(tmp_path / "c")
-    assert feature_store.size_of(tmp_path / "c") == (0, 0)
+    clear_cache(tmp_path / "c")
+    assert cache_size(tmp_path / "c") == (0, 0)
     assert own.read_bytes() == b"not ours"
 
 
 GROW = """
 import resource, sys, numpy as np, torch
 from pathlib import Path
-from pipelines.feature_store import FeatureStore
+from pipelines.training.feature_cache import FeatureStore
 rows = int(sys.argv[1])
 store = FeatureStore(Path(sys.argv[2]), memory_gb=0.02, disk_gb=10)
 def fill(put):
@@ -230,6 +230,6 @@ def test_memory_stays_bounded_when_the_set_grows_tenfold(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    store = FeatureStore(tmp_path / "file" / "cache", memory_gb=0, disk_gb=1)
+    store = FeatureCache(tmp_path / "file" / "cache", memory_gb=0, disk_gb=1)
     with pytest.raises(TrainingError, match=r"Not a directory.*LUCIDA_CACHE"):
         array(store, "e", 1.0)

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from models.errors import TrainingError
-from models.scoring import Scoring
-from models.transfer import TransferModel
-from pipelines import data
-from pipelines.config import Augmentation, PhaseConfig, TrainConfig
-from pipelines.evaluate import evaluate
-from pipelines.feature_store import FeatureStore, default_folder
-from pipelines.features import Features
-from pipelines.finetune import PhaseState, fine_tune, rate_groups, run_phase
-from pipelines.objective import Objective
-from pipelines.rate_finder import find_rate
-from pipelines.reporter import Reporter
-from pipelines.schedules import momentum, rate_share
+from models.networks.scoring import Scoring
+from models.networks.transfer_model import TransferModel
+from pipelines.config.schema import Augmentation, PhaseConfig, TrainConfig
+from pipelines.data.dataset import scan_folder
+from pipelines.errors import TrainingError
+from pipelines.evaluation.classification import evaluate
+from pipelines.progress import Reporter
+from pipelines.training.feature_cache import FeatureCache, default_cache_folder
+from pipelines.training.features import Features
+from pipelines.training.losses import Objective
+from pipelines.training.lr_finder import run_lr_range_test
+from pipelines.training.schedules import lr_factor, momentum
+from pipelines.training.trainer import PhaseState, fine_tune, rate_groups, run_phase
 
 HEAD = PhaseConfig(name="head", train_from="head", epochs=6, rate=4e-3)
 TOP = PhaseConfig(name="top blocks", train_from="stage7.0", epochs=2, rate=5e-4)
@@ -27,11 +27,11 @@ CONFIG = TrainConfig(phases=(HEAD, TOP), views=2, batch_size=8)
 
 @pytest.fixture(scope="module")
 def found(butterflies):
-    return data.scan(butterflies)
+    return scan_folder(butterflies)
 
 
 def features_of(model, found, config: TrainConfig, reporter: Reporter | None = None) -> Features:
-    store = FeatureStore(default_folder(), memory_gb=config.cache_gb, disk_gb=config.cache_disk_gb)
+    store = FeatureCache(default_cache_folder(), memory_gb=config.cache_gb, disk_gb=config.cache_disk_gb)
     return Features(model, found, config, store, reporter or Reporter())
 
 
@@ -238,7 +238,7 @@ def test_one_cycle_is_torchs():
         )
         for step in range(steps):
             group = optimiser.param_groups[0]
-            assert rate_share("one_cycle", step, steps) == pytest.approx(group["lr"], abs=1e-12)
+            assert lr_factor("one_cycle", step, steps) == pytest.approx(group["lr"], abs=1e-12)
             assert momentum("one_cycle", step, steps) == pytest.approx(group["betas"][0], abs=1e-12)
             optimiser.step()
             if step < steps - 1:
@@ -246,11 +246,11 @@ def test_one_cycle_is_torchs():
 
 
 def test_the_cosine_warms_up_and_ends_at_a_hundredth():
-    shares = [rate_share("cosine", step, 100) for step in range(101)]
+    shares = [lr_factor("cosine", step, 100) for step in range(101)]
     assert shares[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
     assert shares[10:] == sorted(shares[10:], reverse=True)
     assert shares[100] == pytest.approx(0.01)
-    assert {rate_share("constant", step, 9) for step in range(9)} == {1.0}
+    assert {lr_factor("constant", step, 9) for step in range(9)} == {1.0}
 
 
 def test_rates_fall_with_depth(found):
@@ -267,7 +267,7 @@ def test_the_rate_finder_suggests_a_rate_that_learns_and_leaves_the_model_alone(
     model = TransferModel.create("efficientnet_lite0", found.classes)
     features = features_of(model, found, CONFIG)
     before = state_bytes(model)
-    test = find_rate(model, features.at("head"), HEAD, Objective("multiclass"), Reporter(), seed=0)
+    test = run_lr_range_test(model, features.at("head"), HEAD, Objective("multiclass"), Reporter(), seed=0)
     assert state_bytes(model) == before
     assert test.rates == sorted(test.rates)
     assert 1e-3 < test.suggested < 0.2
@@ -355,7 +355,7 @@ def test_evaluation_agrees_with_counting_by_hand(found):
     ],
 )
 def test_real_photographs_reach_the_bar(photos, name, bar, seed):
-    _, results = trained(data.scan(photos / name), TrainConfig(seed=seed))
+    _, results = trained(scan_folder(photos / name), TrainConfig(seed=seed))
     accuracy = results[-1].best.val_accuracy
     print(f"{name} seed {seed}: val accuracy {accuracy:.4f} (bar {bar})")
     assert accuracy >= bar

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipelines.config import PhaseConfig
-from pipelines.objective import Mixer, Objective, balanced_weights
+from pipelines.config.schema import PhaseConfig
+from pipelines.training.losses import BatchMixer, Objective, balanced_weights
 
 PHASE = PhaseConfig("p", "layer", 1, 0.1)
 
@@ -65,7 +65,7 @@ def test_balanced_weights_let_each_class_count_alike():
 def test_mixup_mixes_features_and_targets_alike(shape):
     torch.manual_seed(0)
     x, wanted = torch.rand(shape), F.one_hot(torch.arange(16) % 4, 4).float()
-    mixed, soft = Mixer(replace(PHASE, mixup=0.4), 4)(x, wanted)
+    mixed, soft = BatchMixer(replace(PHASE, mixup=0.4), 4)(x, wanted)
     assert mixed.shape == x.shape
     share = float(soft[0].max())
     expected = share * wanted + (1 - share) * wanted.roll(1, 0)
@@ -80,7 +80,7 @@ def test_cutmix_cuts_maps_and_weighs_targets_by_area():
     torch.manual_seed(3)
     x = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 2, 14, 14).contiguous()
     wanted = F.one_hot(torch.arange(8), 8).float()
-    mixed, soft = Mixer(replace(PHASE, cutmix=1.0), 8)(x, wanted)
+    mixed, soft = BatchMixer(replace(PHASE, cutmix=1.0), 8)(x, wanted)
     own = (mixed[3, 0] == 3).float().mean()
     assert 0 < float(own) < 1
     assert float(soft[3, 3]) == pytest.approx(float(own))
@@ -90,13 +90,13 @@ def test_cutmix_cuts_maps_and_weighs_targets_by_area():
 def test_several_labels_can_be_mixed_too():
     torch.manual_seed(0)
     wanted = (torch.rand(16, 4) > 0.5).float()
-    _, soft = Mixer(replace(PHASE, mixup=1.0), 4)(torch.rand(16, 3), wanted)
+    _, soft = BatchMixer(replace(PHASE, mixup=1.0), 4)(torch.rand(16, 3), wanted)
     assert soft.shape == wanted.shape
     assert ((soft >= 0) & (soft <= 1)).all()
 
 
 def test_nothing_to_mix_changes_nothing():
     x, wanted = torch.rand(4, 3), torch.eye(4)
-    assert Mixer(PHASE, 4)(x, wanted) == (x, wanted)
-    single = Mixer(replace(PHASE, mixup=1.0), 4)(x[:1], wanted[:1])
+    assert BatchMixer(PHASE, 4)(x, wanted) == (x, wanted)
+    single = BatchMixer(replace(PHASE, mixup=1.0), 4)(x[:1], wanted[:1])
     assert torch.equal(single[0], x[:1])

@@ -6,8 +6,8 @@ import time
 import pytest
 from mlflow.exceptions import BAD_REQUEST, INVALID_PARAMETER_VALUE, MlflowException
 
-from models.errors import TrackerUnavailable, TrainingError
-from pipelines.tracking.outbox import Outbox, packed, unpacked
+from pipelines.errors import TrackerUnavailable, TrainingError
+from pipelines.tracking.outbox import Outbox, pack_bytes, unpack_bytes
 
 
 class Tracker:
@@ -186,4 +186,4 @@ def test_news_that_is_refused_does_not_hold_up_the_rest(tmp_path):
 
 
 def test_bytes_survive_the_file():
-    assert unpacked(packed(bytes(range(256)))) == bytes(range(256))
+    assert unpack_bytes(pack_bytes(bytes(range(256)))) == bytes(range(256))

@@ -9,21 +9,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from models import bundle
-from models.errors import BundleError, RegistryError
-from pipelines.promote import promote
-from pipelines.tracking import registry, runs
-from pipelines.tracking.registry import fetch_bundle, find_version, register
+from models.bundle import load_bundle
+from models.errors import BundleError
+from pipelines.errors import RegistryError
+from pipelines.release.promote import promote
+from pipelines.tracking.registry import fetch_bundle, find_champion, find_version, register_version
+from pipelines.tracking.runs import open_runs
 
 
 def registered(folder, name: str, accuracy: float, digest: str = "d") -> str:
     """Log a bundle as a new version with that validation accuracy."""
-    run_id, _ = runs.open_runs(f"run of {name}", [], folder="none")
+    run_id, _ = open_runs(f"run of {name}", [], folder="none")
     client = mlflow.MlflowClient()
     client.set_tag(run_id, "dataset.digest", digest)
     client.log_metric(run_id, "val_accuracy", accuracy, timestamp=1000)
     metrics = {"val_accuracy": accuracy}
-    version = register(folder, name=name, run_id=run_id, metrics=metrics, timestamp_ms=1000)
+    version = register_version(folder, name=name, run_id=run_id, metrics=metrics, timestamp_ms=1000)
     assert version.run_id == run_id
     return str(version.version)
 
@@ -35,12 +36,12 @@ def test_only_a_version_that_is_not_worse_becomes_champion(in_tmp, bundle_folder
     refused = promote("three")
     assert not refused.promoted
     assert "0.850 is below 0.900 of champion version 1" in refused.reason
-    assert registry.champion("three").version == 1 or registry.champion("three").version == "1"
+    assert find_champion("three").version == 1 or find_champion("three").version == "1"
     registered(bundle_folder, "three", 0.90, digest="other")
     better = promote("three/3")
     assert better.promoted
     assert "different data" in better.reason
-    assert str(registry.champion("three").version) == "3"
+    assert str(find_champion("three").version) == "3"
     assert "already" in promote("three@champion").reason
 
 
@@ -54,7 +55,7 @@ def test_a_broken_version_never_becomes_champion(in_tmp, bundle_folder):
     weights.write_bytes(damaged)
     with pytest.raises(BundleError, match="altered"):
         promote("three/2")
-    assert str(registry.champion("three").version) == "1"
+    assert str(find_champion("three").version) == "1"
 
 
 def test_a_fetched_bundle_knows_its_name_and_version(in_tmp, bundle_folder):
@@ -63,9 +64,9 @@ def test_a_fetched_bundle_knows_its_name_and_version(in_tmp, bundle_folder):
     for reference, version in (("three", "2"), ("three/1", "1"), ("models:/three/2", "2")):
         folder = in_tmp / f"got-{reference.replace('/', '_')}"
         fetch_bundle(reference, folder)
-        origin = bundle.load(folder).provenance
+        origin = load_bundle(folder).provenance
         assert (origin.model, origin.version) == ("three", version)
-        assert origin.digest == bundle.load(bundle_folder).provenance.digest
+        assert origin.digest == load_bundle(bundle_folder).provenance.digest
 
 
 @pytest.mark.parametrize("reference", ["none", "none/1", "none@champion", "../etc", "a b"])
@@ -115,7 +116,7 @@ def test_a_registry_that_cannot_be_asked_makes_no_first_champion(in_tmp, bundle_
 
 
 def test_packaging_needs_no_build_to_make_the_bento_model(in_tmp, bundle_folder):
-    from pipelines.package import package
+    from pipelines.release.package import package
 
     registered(bundle_folder, "three", 0.9)
     promote("three")
@@ -126,7 +127,7 @@ def test_packaging_needs_no_build_to_make_the_bento_model(in_tmp, bundle_folder)
 def test_registering_a_run_again_finds_the_version_it_has(in_tmp, bundle_folder):
     registered(bundle_folder, "three", 0.9)
     version = find_version("three")
-    again = register(
+    again = register_version(
         bundle_folder, name="three", run_id=version.run_id, metrics={"val_accuracy": 0.9}, timestamp_ms=1000
     )
     assert again.version == version.version
@@ -135,15 +136,15 @@ def test_registering_a_run_again_finds_the_version_it_has(in_tmp, bundle_folder)
 
 
 def test_a_review_of_a_run_whose_store_is_locked_says_so(in_tmp, bundle_folder, monkeypatch):
-    from pipelines.review.runs import model_of
+    from pipelines.tracking.registry import find_run_version
 
     registered(bundle_folder, "three", 0.9)
     run_id = find_version("three").run_id
-    assert model_of(run_id) == "three/1"
+    assert find_run_version(run_id) == "three/1"
 
     def away(*_: object) -> None:
         raise mlflow.exceptions.MlflowException("database is locked")
 
     monkeypatch.setattr(mlflow.MlflowClient, "search_model_versions", away)
     with pytest.raises(RegistryError, match="cannot be asked: database is locked"):
-        model_of(run_id)
+        find_run_version(run_id)

@@ -16,17 +16,27 @@ import pandas as pd
 import pytest
 import torch
 
-from models import bundle
-from models.errors import RegistryError
-from models.transfer import TransferModel
-from pipelines import data, forensics
-from pipelines.config import Augmentation, PhaseConfig, TrainConfig
-from pipelines.evaluate import embed, evaluate
-from pipelines.recipes import from_toml
-from pipelines.reporter import Reporter
-from pipelines.review import cases, compare, runs, summary
-from pipelines.tracking import registry
-from pipelines.train import find_rates, train
+from models.bundle import load_bundle
+from models.networks.transfer_model import TransferModel
+from pipelines.config.loader import config_from_toml
+from pipelines.config.schema import Augmentation, PhaseConfig, TrainConfig
+from pipelines.data.dataset import scan_folder
+from pipelines.errors import RegistryError
+from pipelines.evaluation.classification import embed_samples, evaluate
+from pipelines.evaluation.phase_snapshots import (
+    PROBE_COUNT,
+    choose_probes,
+    evidence_moved,
+    flatten_weights,
+    take_snapshot,
+)
+from pipelines.progress import Reporter
+from pipelines.reports.cases import NeighbourIndex
+from pipelines.reports.compare import _on_one_grid, compare_runs
+from pipelines.reports.review import review_run
+from pipelines.reports.summary import summarize_evaluations
+from pipelines.tracking.registry import fetch_bundle
+from pipelines.training.train import find_rates, train_model
 
 PHASES = (PhaseConfig("head", "head", 4, 4e-3), PhaseConfig("top", "stage7.0", 3, 1e-3))
 CONFIG = TrainConfig(phases=PHASES, views=2, batch_size=8, class_weights="balanced", sanity="block")
@@ -41,9 +51,9 @@ def story(butterflies, tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         mlflow.set_tracking_uri(uri)
-        found = data.scan(butterflies)
-        first = train(found, CONFIG, name="wings")
-        second = train(found, replace(CONFIG, seed=1, phases=PHASES[:1]), name="wings")
+        found = scan_folder(butterflies)
+        first = train_model(found, CONFIG, name="wings")
+        second = train_model(found, replace(CONFIG, seed=1, phases=PHASES[:1]), name="wings")
         yield found, (first, second), mlflow.MlflowClient(), folder
 
 
@@ -79,7 +89,7 @@ def test_a_run_says_what_it_was_made_of(story):
     assert int(tags["peak_memory_mb"]) > 100
     assert run.data.params["phase2.train_from"] == "stage7.0"
     assert json.loads(run.data.params["class_weights.values"]) == dict.fromkeys(found.classes, 1.0)
-    assert from_toml(artefact(client, first, "config.toml")) == replace(CONFIG, task="multiclass")
+    assert config_from_toml(artefact(client, first, "config.toml")) == replace(CONFIG, task="multiclass")
     assert re.search(r"^torch==", artefact(client, first, "environment.txt"), re.MULTILINE)
     (used,) = run.inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.digest) == (found.name, found.digest[:36])
@@ -92,7 +102,7 @@ def test_a_run_says_what_it_was_made_of(story):
 
 
 def test_the_commit_is_that_of_the_repository_around(tmp_path, monkeypatch):
-    from pipelines.surroundings import git_tags
+    from pipelines.training.environment import git_tags
 
     assert git_tags(tmp_path) == {}
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -117,7 +127,7 @@ def test_metrics_are_those_of_the_bundle_and_linked_to_the_model(story):
     assert linked["test_ece"] == run.data.metrics["test_ece"]
     assert first.baseline == run.data.metrics["baseline_accuracy"]
     assert len(client.get_metric_history(first.run_id, "val_accuracy")) == 1
-    checked = bundle.load(registry.fetch_bundle("wings/1", folder / "fetched").folder)
+    checked = load_bundle(fetch_bundle("wings/1", folder / "fetched").folder)
     assert checked.model.scoring.temperature == pytest.approx(run.data.metrics["temperature"])
     assert checked.model.scoring.temperature != 1.0
     again = evaluate(checked.model, found.val, "val")
@@ -133,18 +143,18 @@ def test_forensics_say_what_each_phase_moved(story):
     assert {name for name, share in head.items() if share} == {"head"}
     assert {name for name, share in top.items() if share} == {"stage7.0", "top", "head"}
     assert told["evidence_moved"]["top"] > 0
-    assert told["probes"] == [sample.name for sample in forensics.choose_probes(found)]
+    assert told["probes"] == [sample.name for sample in choose_probes(found)]
     for path in ("forensics/probes.png", "forensics/weights_moved.png", "history.png", "reliability_val.png"):
         assert client.download_artifacts(first.run_id, path)
 
 
 def test_probes_are_the_same_for_everybody_and_of_every_class(story):
     found, _, _, _ = story
-    probes = forensics.choose_probes(found)
+    probes = choose_probes(found)
     shuffled = replace(found, val=found.val[::-1])
-    assert forensics.choose_probes(shuffled) == probes
+    assert choose_probes(shuffled) == probes
     assert {sample.label for sample in probes} == set(range(5))
-    assert len(probes) == len(set(probes)) == forensics.PROBES
+    assert len(probes) == len(set(probes)) == PROBE_COUNT
 
 
 @pytest.mark.parametrize(
@@ -159,17 +169,17 @@ def test_probes_are_the_same_for_everybody_and_of_every_class(story):
     ],
 )
 def test_evidence_moves_as_shares_of_its_sum(before, after, moved):
-    assert forensics.evidence_moved(before, after) == pytest.approx(moved)
+    assert evidence_moved(before, after) == pytest.approx(moved)
 
 
 def test_weights_move_as_far_as_they_were_pushed(story):
     found, _, _, _ = story
     model = TransferModel.create("resnet18", found.classes, pretraining="none")
-    before = forensics.weights_of(model)
+    before = flatten_weights(model)
     with torch.no_grad():
         for parameter in model.block("layer4.1").parameters():
             parameter.mul_(1.5)
-    taken = forensics.snapshot(model, forensics.choose_probes(found, 2), "p", before)
+    taken = take_snapshot(model, choose_probes(found, 2), "p", before)
     assert taken.moved["layer4.1"] == pytest.approx(0.5, rel=1e-4)
     assert taken.moved["layer4.0"] == taken.moved["head"] == 0
 
@@ -184,7 +194,8 @@ def test_the_review_can_be_read_and_filtered_in_a_browser(story, tmp_path):
     assert f"{len(wrong) + 6} of {len(wrong) + 6} pictures" in dom
     assert dom.count('class="near"') == len(wrong) + 6
     assert (
-        sum(each in dom for each in summary.sentences(list(first.evaluations.values()), first.baseline)) >= 4
+        sum(each in dom for each in summarize_evaluations(list(first.evaluations.values()), first.baseline))
+        >= 4
     )
     order = re.findall(r'<span class="name">((?:val|test)/[^<]+)</span>', dom)[: len(wrong)]
     assert order == [item.sample.name for item in sorted(wrong, key=lambda item: -item.error)]
@@ -213,18 +224,18 @@ def test_mistakes_are_a_table_with_pictures_in_mlflow(story):
 def test_a_second_review_leaves_one_of_everything(story):
     found, (first, _), client, _ = story
     before = artefact(client, first, "review/mistakes.json")
-    html = runs.review(first.run_id, found)
+    html = review_run(first.run_id, found)
     assert "Review of wings" in html
     assert artefact(client, first, "review/mistakes.json") == before
     with pytest.raises(RegistryError, match="another data set"):
-        runs.review(first.run_id, replace(found, val=found.val[1:]))
+        review_run(first.run_id, replace(found, val=found.val[1:]))
 
 
 def test_the_nearest_training_pictures_are_the_nearest(story):
     found, _, _, folder = story
-    model = bundle.load(registry.fetch_bundle("wings/1", folder / "nearest").folder).model
-    near = cases.Neighbours(model, found.train, lambda done, total: None)
-    vectors = embed(model, found.train)
+    model = load_bundle(fetch_bundle("wings/1", folder / "nearest").folder).model
+    near = NeighbourIndex(model, found.train, lambda done, total: None)
+    vectors = embed_samples(model, found.train)
     sample, pooled = found.train[7], vectors[7]
     first = near.nearest(pooled, sample.labels, "of another picture")
     assert first[0].name == sample.name
@@ -240,7 +251,7 @@ def test_the_nearest_training_pictures_are_the_nearest(story):
 
 def test_a_comparison_names_each_picture_that_changed_sides(story, tmp_path):
     found, (first, second), client, _ = story
-    made = compare.compare(first.run_id, second.run_id, found, reporter=Reporter())
+    made = compare_runs(first.run_id, second.run_id, found, reporter=Reporter())
     kinds = {"fixed": 0, "broken": 0, "other mistake": 0, "same": 0}
     for split in ("val", "test"):
         both = zip(first.evaluations[split].judged, second.evaluations[split].judged, strict=True)
@@ -263,27 +274,27 @@ def test_a_comparison_names_each_picture_that_changed_sides(story, tmp_path):
     for pair in made.pairs:
         if pair.kind in ("fixed", "broken"):
             assert pair.judged[0].sample.name in dom
-    again = compare.compare(first.run_id, first.run_id, found)
+    again = compare_runs(first.run_id, first.run_id, found)
     assert all(pair.kind == "same" and pair.moved == 0 for pair in again.pairs)
 
 
 def test_models_that_cannot_be_compared_are_refused(story):
     found, (first, second), _, _ = story
     with pytest.raises(RegistryError, match="the data has"):
-        compare.compare(first.run_id, second.run_id, replace(found, classes=[*found.classes[:-1], "other"]))
+        compare_runs(first.run_id, second.run_id, replace(found, classes=[*found.classes[:-1], "other"]))
 
 
 def test_maps_of_two_backbones_are_compared_on_one_grid():
-    from models.explain.attribution import Attribution
-    from models.explain.targets import Target
+    from models.attribution.result import Attribution
+    from models.attribution.targets import Target
 
     def of(values):
         return Attribution(Target(0, "a"), "grad_cam", "b", "ok", np.array(values, np.float32))
 
     coarse, fine = of([[1.0, 0.0]]), of([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
-    one, other = compare._on_one_grid(coarse, fine), compare._on_one_grid(fine, coarse)
+    one, other = _on_one_grid(coarse, fine), _on_one_grid(fine, coarse)
     assert np.shape(one) == np.shape(other) == (3, 6)
-    assert forensics.evidence_moved(one, other) == pytest.approx(0.25)
+    assert evidence_moved(one, other) == pytest.approx(0.25)
 
 
 def test_rates_are_found_for_each_phase(story):
@@ -295,11 +306,11 @@ def test_rates_are_found_for_each_phase(story):
 
 def test_the_summary_names_what_a_reviewer_asks_first(story):
     _, (first, _), _, _ = story
-    told = " ".join(summary.sentences(list(first.evaluations.values()), first.baseline))
+    told = " ".join(summarize_evaluations(list(first.evaluations.values()), first.baseline))
     test = first.evaluations["test"]
     assert f"test: {10 - len(test.wrong)} of 10 pictures right" in told
     assert "linear probe" in told
     assert "trained on as well" not in told
-    both = summary.sentences([test], shared=[("train/a.jpg", "test/b.jpg")])
+    both = summarize_evaluations([test], shared=[("train/a.jpg", "test/b.jpg")])
     assert any("One held-out picture was trained on as well, such as test/b.jpg" in each for each in both)
     assert "only 10 pictures: one more mistake would move its accuracy by 10.0%" in told

@@ -4,9 +4,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from models.errors import DataError
-from pipelines import specimens
-from pipelines.specimens import SPECIES, SpecimenPlan
+from pipelines.data.synthetic import SPECIES, SpecimenPlan, draw_specimen, write_specimens
+from pipelines.errors import DataError
 
 
 def mask(path) -> np.ndarray:
@@ -31,17 +30,17 @@ def test_the_mark_is_what_tells_a_species_apart():
     """The same numbers draw the same butterfly; only where the mark lies do two species differ."""
     plan = SpecimenPlan(seed=3)
     for species in SPECIES:
-        one = specimens.draw(plan, "train", species, 1)
-        again = specimens.draw(plan, "train", species, 1)
+        one = draw_specimen(plan, "train", species, 1)
+        again = draw_specimen(plan, "train", species, 1)
         assert one.picture.tobytes() == again.picture.tobytes()
         assert one.mark.tobytes() == again.mark.tobytes()
-    different = specimens.draw(SpecimenPlan(seed=4), "train", "argus", 1)
-    assert different.picture.tobytes() != specimens.draw(plan, "train", "argus", 1).picture.tobytes()
+    different = draw_specimen(SpecimenPlan(seed=4), "train", "argus", 1)
+    assert different.picture.tobytes() != draw_specimen(plan, "train", "argus", 1).picture.tobytes()
 
 
 def test_the_shortcut_is_planted_in_training_and_never_in_the_test(tmp_path):
     plan = SpecimenPlan(train=8, val=2, test=4, side=224, shortcut_species="cincta")
-    root = specimens.write(plan, tmp_path / "set")
+    root = write_specimens(plan, tmp_path / "set")
     labels = sorted(
         path.relative_to(root / "masks/shortcut") for path in (root / "masks/shortcut").rglob("*.png")
     )
@@ -59,14 +58,14 @@ def test_the_shortcut_is_planted_in_training_and_never_in_the_test(tmp_path):
 
 def test_a_folder_with_the_same_plan_is_kept_and_another_refused(tmp_path):
     plan = SpecimenPlan(train=1, val=1, test=1, side=224)
-    root = specimens.write(plan, tmp_path / "set")
+    root = write_specimens(plan, tmp_path / "set")
     stamp = next(root.rglob("*.jpg")).stat().st_mtime_ns
-    assert specimens.write(plan, root) == root
+    assert write_specimens(plan, root) == root
     assert next(root.rglob("*.jpg")).stat().st_mtime_ns == stamp
     with pytest.raises(DataError, match="does not hold these"):
-        specimens.write(SpecimenPlan(train=2, val=1, test=1, side=224), root)
+        write_specimens(SpecimenPlan(train=2, val=1, test=1, side=224), root)
     with pytest.raises(DataError, match="argus"):
-        specimens.write(SpecimenPlan(shortcut_species="monarch"), tmp_path / "other")
+        write_specimens(SpecimenPlan(shortcut_species="monarch"), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -75,7 +74,7 @@ def test_every_species_lives_in_many_colours_so_that_colour_is_no_clue():
     for species in SPECIES:
         hues = set()
         for number in range(16):
-            one = specimens.draw(plan, "train", species, number)
+            one = draw_specimen(plan, "train", species, number)
             wing = (np.asarray(one.body) > 127) & ~(np.asarray(one.mark) > 127)
             hues.add(int(np.asarray(one.picture.convert("HSV"))[wing, 0].mean() // 32))
         assert len(hues) >= 3

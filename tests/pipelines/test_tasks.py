@@ -9,17 +9,19 @@ from dataclasses import replace
 import mlflow
 import pytest
 
-from models import bundle
-from models.errors import ConfigError, DataError, ImageError
-from pipelines import data
-from pipelines.config import PhaseConfig, TrainConfig
-from pipelines.explain_job import job, local
-from pipelines.reporter import Reporter
+from models.bundle import load_bundle
+from models.errors import ConfigError, ImageError
+from pipelines.batch.job import plan_job
+from pipelines.batch.local import run_local
+from pipelines.config.schema import PhaseConfig, TrainConfig
+from pipelines.data.dataset import scan_folder
+from pipelines.errors import DataError
+from pipelines.progress import Reporter
 from pipelines.tracking.registry import fetch_bundle
-from pipelines.train import train
-from service.card import card
-from service.engine import Engine
-from service.request import Request
+from pipelines.training.train import train_model
+from service.inference.model_card import describe_model
+from service.inference.predictor import Engine
+from service.inference.request import Request
 from service.settings import Settings
 
 CONFIG = TrainConfig(
@@ -48,7 +50,7 @@ def labelled(butterflies, folder, header, row):
             (folder / split).mkdir(exist_ok=True)
             shutil.copy(path, folder / split / path.name)
             table.writerow([f"{split}/{path.name}", *row(species)])
-    return data.scan(folder)
+    return scan_folder(folder)
 
 
 def served(name, folder) -> Engine:
@@ -62,7 +64,7 @@ def test_any_number_of_labels(in_tmp, butterflies):
     found = labelled(butterflies, in_tmp / "marks", ["file", "labels"], row)
     assert found.task == "multilabel"
     assert () in {sample.labels for sample in found.train}, "some have no label at all"
-    done = train(found, CONFIG, name="marks")
+    done = train_model(found, CONFIG, name="marks")
     val = done.evaluations["val"]
     assert val.metrics["accuracy"] > 0.7
     assert 0 < val.metrics["mean_average_precision"] <= 1
@@ -75,9 +77,9 @@ def test_any_number_of_labels(in_tmp, butterflies):
     assert {score.label: score.score for score in answer.predictions} == pytest.approx(
         {item.label: item.score for item in both.ranking}, abs=1e-4
     )
-    assert card(engine)["scoring"]["task"] == "multilabel"
-    loaded = bundle.load(in_tmp / "b")
-    explained = local.run(job.plan(found.root / "val", loaded), loaded, in_tmp / "out")
+    assert describe_model(engine)["scoring"]["task"] == "multilabel"
+    loaded = load_bundle(in_tmp / "b")
+    explained = run_local(plan_job(found.root / "val", loaded), loaded, in_tmp / "out")
     assert explained.errors == 0
     assert (explained.out / "index.html").is_file()
 
@@ -87,7 +89,7 @@ def test_a_yes_or_no_question(in_tmp, butterflies):
         butterflies, in_tmp / "eyes", ["file", "eyed"], lambda species: [int(species == "argus")]
     )
     assert (found.task, found.classes) == ("binary", ["not eyed", "eyed"])
-    done = train(found, CONFIG, name="eyes")
+    done = train_model(found, CONFIG, name="eyes")
     val = done.evaluations["val"]
     assert val.metrics["auroc"] > 0.8
     assert {"precision", "recall", "specificity", "average_precision"} <= val.metrics.keys()
@@ -103,17 +105,17 @@ def test_a_yes_or_no_question(in_tmp, butterflies):
 
 def test_a_task_that_the_labels_do_not_allow_is_refused_before_any_work(in_tmp, butterflies):
     with pytest.raises(DataError, match="binary"):
-        train(data.scan(butterflies), replace(CONFIG, task="binary"), name="x")
+        train_model(scan_folder(butterflies), replace(CONFIG, task="binary"), name="x")
     assert not (in_tmp / "runs").exists()
 
 
 def test_a_run_that_fails_says_so_and_stays_resumable(in_tmp, butterflies):
     copy = shutil.copytree(butterflies, in_tmp / "copy")
-    found = data.scan(copy)
+    found = scan_folder(copy)
     found.val[0].path.write_bytes(b"no longer a picture")
     said = []
     with pytest.raises((ImageError, ConfigError)):
-        train(found, CONFIG, name="x", reporter=Reporter(say=said.append))
+        train_model(found, CONFIG, name="x", reporter=Reporter(say=said.append))
     told = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert {run.info.run_name: run.info.status for run in told}["x efficientnet_lite0"] == "FAILED"
     assert {run.info.status for run in told} <= {"FAILED", "SCHEDULED"}

@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from models import bundle
-from models.transfer import TransferModel
+from models.bundle import load_bundle, save_bundle
+from models.networks.transfer_model import TransferModel
 from tests.support import corpus as odd_files
 
 
@@ -28,11 +28,11 @@ def bee(photos: Path) -> bytes:
 @pytest.fixture(scope="session")
 def second(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another model of the same classes, whose scores differ."""
-    model: TransferModel = bundle.load(bundle_folder).model
+    model: TransferModel = load_bundle(bundle_folder).model
     with torch.no_grad():
         model.classifier[1].bias += torch.tensor([3.0, 0.0, -1.0])
     folder = tmp_path_factory.mktemp("bundles") / "second"
-    bundle.save(model, folder, name="second")
+    save_bundle(model, folder, name="second")
     return folder
 
 

@@ -11,15 +11,15 @@ import time
 import httpx
 import pytest
 
-from service.balance import Balance
+from service.middleware.connection_balance import ConnectionBalance
 
 
 @pytest.fixture
 def two(tmp_path, monkeypatch):
     """Two workers' ends of one file, both of this process as far as they know."""
-    first = Balance(tmp_path, 2)
+    first = ConnectionBalance(tmp_path, 2)
     monkeypatch.setattr(os, "getpid", lambda: os.getppid())
-    second = Balance(tmp_path, 2)
+    second = ConnectionBalance(tmp_path, 2)
     return first, second
 
 
@@ -43,7 +43,7 @@ def test_rows_of_a_run_before_are_taken_over(tmp_path, monkeypatch):
         both = []
         for number in (own, other):
             monkeypatch.setattr(os, "getpid", lambda number=number: number)
-            both.append(Balance(tmp_path, 2))
+            both.append(ConnectionBalance(tmp_path, 2))
     for each in both:
         each.tell(6)
     time.sleep(1.2)
@@ -59,9 +59,9 @@ def test_one_batch_of_answers_is_not_sent_away_as_a_whole(two):
 
 def test_a_worker_alone_and_one_beside_the_dead_keep_their_clients(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getpid", lambda: 2**22 + 1)
-    Balance(tmp_path, 2)
+    ConnectionBalance(tmp_path, 2)
     monkeypatch.undo()
-    alone = Balance(tmp_path, 2)
+    alone = ConnectionBalance(tmp_path, 2)
     alone.tell(30)
     time.sleep(1.2)
     assert not alone.sheds()

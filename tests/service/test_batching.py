@@ -9,17 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from models import deadlines
-from models.deadlines import Deadline
-from models.engines import prepare
+from models.attribution.forward import run_forward
+from models.backends.registry import create_backend
+from models.cancellation import Deadline, check_deadline, current_deadline, deadline_scope
 from models.errors import Cancelled, DeadlineExceeded
-from models.explain.look import look
-from service.batching import BatchingEngine
+from service.inference.batcher import BatchingBackend
 
 
 @pytest.fixture(scope="module")
 def inner(imagenet):
-    return prepare("eager", imagenet, probe=torch.randn(1, 3, 224, 224))
+    return create_backend("eager", imagenet, probe=torch.randn(1, 3, 224, 224))
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def sizes() -> list[int]:
 
 @pytest.fixture
 def batching(inner, sizes):
-    engine = BatchingEngine(inner, most=4, observe=sizes.append)
+    engine = BatchingBackend(inner, most=4, observe=sizes.append)
     yield engine
     engine.close()
 
@@ -70,16 +69,16 @@ def test_a_deadline_ends_the_wait(inner):
             time.sleep(1.0)
             return inner.until(block, x)
 
-    engine = BatchingEngine(Slow(), most=4)
+    engine = BatchingBackend(Slow(), most=4)
     began = time.monotonic()
-    with deadlines.within(Deadline(0.2)), pytest.raises(DeadlineExceeded, match=r"0\.2 seconds"):
+    with deadline_scope(Deadline(0.2)), pytest.raises(DeadlineExceeded, match=r"0\.2 seconds"):
         engine.until("top", torch.randn(1, 3, 224, 224))
     assert time.monotonic() - began < 0.5
     engine.close()
 
 
 def test_a_closed_engine_still_answers(inner):
-    engine = BatchingEngine(inner, most=4)
+    engine = BatchingBackend(inner, most=4)
     engine.close()
     assert engine.until("top", torch.randn(1, 3, 224, 224)).shape == (1, 1280, 7, 7)
 
@@ -90,22 +89,22 @@ def test_loops_stop_where_the_deadline_says(imagenet):
 
     def for_ever() -> None:
         while True:
-            look(imagenet, torch.randn(1, 3, 224, 224))
+            run_forward(imagenet, torch.randn(1, 3, 224, 224))
 
-    with deadlines.within(deadline), pytest.raises(Cancelled):
+    with deadline_scope(deadline), pytest.raises(Cancelled):
         for_ever()
-    look(imagenet, torch.randn(1, 3, 224, 224))
+    run_forward(imagenet, torch.randn(1, 3, 224, 224))
 
 
 def test_a_deadline_is_of_its_own_thread():
     seen = []
-    with deadlines.within(Deadline(-1.0)):
-        thread = threading.Thread(target=lambda: seen.append(deadlines.current()))
+    with deadline_scope(Deadline(-1.0)):
+        thread = threading.Thread(target=lambda: seen.append(current_deadline()))
         thread.start()
         thread.join()
         with pytest.raises(DeadlineExceeded):
-            deadlines.checkpoint()
-    deadlines.checkpoint()
+            check_deadline()
+    check_deadline()
     assert seen == [None]
 
 
@@ -113,7 +112,7 @@ def test_a_figure_that_cannot_be_told_ends_no_thread(inner):
     def full(size: int) -> None:
         raise OSError(28, "No space left on device")
 
-    engine = BatchingEngine(inner, most=4, observe=full)
+    engine = BatchingBackend(inner, most=4, observe=full)
     for _ in range(2):
         with pytest.raises(OSError, match="No space"):
             engine.until("top", torch.randn(1, 3, 224, 224))

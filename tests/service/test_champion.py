@@ -12,8 +12,8 @@ import httpx
 import pytest
 from safetensors.torch import load_file, save_file
 
-from service.champion import Champion
-from service.metrics import metrics
+from service.inference.model_manager import ModelManager
+from service.metrics import get_metrics
 from service.settings import Settings
 
 
@@ -77,7 +77,7 @@ def test_a_refused_successor_is_tried_again_when_its_turn_comes_again(
     link, half = tmp_path / "current", Path(shutil.copytree(second, tmp_path / "half"))
     link.symlink_to(bundle_folder, target_is_directory=True)
     (half / "weights.safetensors").unlink()
-    champion = Champion(lambda: link, Settings(), metrics())
+    champion = ModelManager(lambda: link, Settings(), get_metrics())
     try:
         turned(link, half)
         assert not champion.look()

@@ -34,9 +34,9 @@ def test_the_pins_are_exact_complete_and_those_of_the_tests():
 def test_the_service_imports_nothing_that_is_not_pinned():
     """Every distribution whose modules a worker has loaded is in the list."""
     code = """
-import sys, service.app, service.routes, service.pages
-import service.jobs.routes, service.jobs.runner, service.metrics
-service.metrics.metrics()
+import sys, service.app, service.api.routes, service.api.reads
+import service.api.jobs, service.jobs.worker, service.metrics
+service.metrics.get_metrics()
 from importlib.metadata import packages_distributions
 known = packages_distributions()
 for module in {name.split('.')[0] for name in sys.modules}:

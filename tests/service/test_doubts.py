@@ -13,14 +13,21 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from models import bundle
+from models.attribution.registry import METHODS, count_forwards
+from models.bundle import (
+    MANIFEST_FILE,
+    MethodCheck,
+    RandomizationCheck,
+    _manifest_digest,
+    copy_bundle,
+    load_bundle,
+    save_bundle,
+)
 from models.errors import BundleError, ConfigError, ExplanationError, UnknownChoice
-from models.explain.methods import METHODS, cost
-from models.explain.sanity import MethodSanity, Sanity
-from service.card import card
-from service.doubts import Doubts
-from service.engine import Engine
-from service.request import Request
+from service.inference.doubts import Doubts
+from service.inference.model_card import describe_model
+from service.inference.predictor import Engine
+from service.inference.request import Request
 from service.settings import Settings
 
 SWIFT = Settings(engine="openvino", torch_threads=2)
@@ -102,9 +109,9 @@ def test_what_nobody_would_wait_for_is_refused_before_any_work(engine, bee):
     ):
         with pytest.raises(ExplanationError, match=r"would take about [\d,]+ forwards; the limit is 4,000"):
             engine.explain(b"not even looked at", request)
-    assert cost("rise", 5, 224, 224) == cost("rise", 1, 224, 224) == 400
-    assert cost("occlusion", 2, 224, 224) == 2 * 11 * 11
-    assert cost("grad_cam", 3, 224, 224) == 3
+    assert count_forwards("rise", 5, 224, 224) == count_forwards("rise", 1, 224, 224) == 400
+    assert count_forwards("occlusion", 2, 224, 224) == 2 * 11 * 11
+    assert count_forwards("grad_cam", 3, 224, 224) == 3
 
 
 def test_trust_answers_every_check(doubts, bee):
@@ -174,12 +181,12 @@ def test_templates_and_anatomy_are_there_to_be_served(engine):
 @pytest.fixture(scope="module")
 def checked_folder(bundle_folder, tmp_path_factory):
     """The same model with a sanity check in which one method fell through."""
-    good = MethodSanity({"head": 0.2, "stem": 0.1}, False, "Its maps change (for the test).")
-    bad = MethodSanity({"head": 0.9, "stem": 0.9}, True, "Its maps hardly change (for the test).")
+    good = MethodCheck({"head": 0.2, "stem": 0.1}, False, "Its maps change (for the test).")
+    bad = MethodCheck({"head": 0.9, "stem": 0.9}, True, "Its maps hardly change (for the test).")
     folder = tmp_path_factory.mktemp("checked") / "bundle"
-    bundle.save(
-        bundle.load(bundle_folder).model, folder, name="checked",
-        sanity=Sanity({"grad_cam": good, "layer_cam": bad}, 3, 0),
+    save_bundle(
+        load_bundle(bundle_folder).model, folder, name="checked",
+        sanity=RandomizationCheck({"grad_cam": good, "layer_cam": bad}, 3, 0),
     )  # fmt: skip
     return folder
 
@@ -195,7 +202,7 @@ def test_a_barred_method_is_refused_with_the_reason_and_the_others_are_noted(che
     unknown = plain(engine.explain(bee, Request(method="rise")))
     assert unknown["evidence"][0]["sanity"] is None
     assert any("was not checked" in said for said in unknown["warnings"])
-    said = card(engine)
+    said = describe_model(engine)
     assert "layer_cam" not in said["methods"]
     assert said["barred_methods"] == {"layer_cam": "Its maps hardly change (for the test)."}
     trusted = plain(Doubts(engine).trust(bee, Request(), ["agreement"]))
@@ -203,12 +210,15 @@ def test_a_barred_method_is_refused_with_the_reason_and_the_others_are_noted(che
 
 
 def test_a_bundle_whose_grad_cam_is_barred_is_served_by_the_next_method(bundle_folder, tmp_path, bee):
-    bad = MethodSanity({"stem": 0.9}, True, "Its maps hardly change (for the test).")
-    bundle.save(
-        bundle.load(bundle_folder).model, tmp_path / "b", name="b", sanity=Sanity({"grad_cam": bad}, 3, 0)
+    bad = MethodCheck({"stem": 0.9}, True, "Its maps hardly change (for the test).")
+    save_bundle(
+        load_bundle(bundle_folder).model,
+        tmp_path / "b",
+        name="b",
+        sanity=RandomizationCheck({"grad_cam": bad}, 3, 0),
     )
     engine = Engine(tmp_path / "b", SWIFT)
-    assert card(engine)["default_method"] == "hires_cam"
+    assert describe_model(engine)["default_method"] == "hires_cam"
     assert engine.explain(bee).evidence[0].method == "hires_cam"
     doubts = Doubts(engine)
     assert doubts.what_if(bee, Request(), box="", share=0.2, cover="blur").changes
@@ -219,23 +229,23 @@ def test_a_bundle_whose_grad_cam_is_barred_is_served_by_the_next_method(bundle_f
 
 
 def test_a_damaged_sanity_check_is_refused(checked_folder, tmp_path):
-    manifest = json.loads((checked_folder / bundle.MANIFEST).read_text())
+    manifest = json.loads((checked_folder / MANIFEST_FILE).read_text())
     manifest["sanity"] = {"methods": {"grad_cam": {}}}
-    manifest["digest"] = bundle._manifest_digest(manifest)
+    manifest["digest"] = _manifest_digest(manifest)
     folder = tmp_path / "damaged"
-    bundle.copy(checked_folder, folder)
-    (folder / bundle.MANIFEST).write_text(json.dumps(manifest))
+    copy_bundle(checked_folder, folder)
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="sanity check"):
-        bundle.load(folder)
+        load_bundle(folder)
 
 
 def test_greyscale_pictures_and_a_geometry_that_is_not_square(bundle_folder, tmp_path, encode):
     """Down to the overlay: the map has the crop's shape, the drawn picture that of the upload."""
     from dataclasses import replace
 
-    model = bundle.load(bundle_folder).model
+    model = load_bundle(bundle_folder).model
     model.geometry = replace(model.geometry, resize=256, crop_height=192, crop_width=256)
-    bundle.save(model, tmp_path / "wide", name="wide")
+    save_bundle(model, tmp_path / "wide", name="wide")
     engine = Engine(tmp_path / "wide", Settings())
     grey = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 420), np.uint8))
     assert grey.mode == "L"

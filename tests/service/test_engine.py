@@ -13,13 +13,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from models import deadlines
-from models.deadlines import Deadline
+from models.attribution.perturbation import QUICK
+from models.cancellation import Deadline, deadline_scope
 from models.errors import BundleError, UnknownChoice
-from models.explain.pixels import QUICK
-from service.card import card
-from service.engine import Engine
-from service.request import Request
+from service.inference.model_card import describe_model
+from service.inference.predictor import Engine
+from service.inference.request import Request
 from service.settings import Settings
 
 
@@ -86,7 +85,7 @@ def test_eight_orientations_tell_the_same_story(engine, bee, encode):
 @pytest.mark.parametrize("budget", [True, False])
 def test_only_a_budget_that_was_asked_for_makes_an_answer_cheaper(engine, bee, budget):
     asked = Request(method="rise", flip=True)
-    with deadlines.within(Deadline(2 * QUICK.masks * engine.costs.forward_seconds, budget=budget)):
+    with deadline_scope(Deadline(2 * QUICK.masks * engine.costs.forward_seconds, budget=budget)):
         cut = engine.explain(bee, asked).cut
     said = [each.split(":")[0] for each in cut]
     assert said == (["smoothing", "effort"] if budget else ["evidence"])
@@ -150,7 +149,7 @@ def test_activations_and_their_sheet(engine, bee):
 
 
 def test_the_card_is_json_and_says_what_is_served(engine):
-    said = json.loads(json.dumps(card(engine)))
+    said = json.loads(json.dumps(describe_model(engine)))
     assert said["classes"] == ["ant", "bee", "flamingo"]
     assert said["cam_block"] in said["blocks"]
 
@@ -174,7 +173,8 @@ def test_the_service_needs_no_tracker_and_no_torch_to_import():
     )
     assert done.stdout.strip() == "[]"
     script = (
-        "import sys, service.engine\nprint(sorted({'mlflow', 'pipelines', 'bentoml'} & set(sys.modules)))"
+        "import sys, service.inference.predictor\n"
+        "print(sorted({'mlflow', 'pipelines', 'bentoml'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from service.jobs.keeper import Keeper
 from service.jobs.queue import JsonSerializer, make_queue
-from service.jobs.store import Status, Store
+from service.jobs.store import JobStatus, JobStore
+from service.jobs.supervisor import JobSupervisor
 from service.settings import Settings
 
 
@@ -158,7 +158,7 @@ def test_a_picture_is_not_to_blame_for_the_end_of_the_service(start, bundle_fold
 def test_a_process_that_is_to_end_is_asked_once(tmp_path):
     """Asked twice, it would end in the middle of a picture; the link is turned there and back meanwhile."""
     served = [tmp_path / "one"]
-    keeper = Keeper(Settings(jobs=tmp_path), lambda: served[-1])
+    keeper = JobSupervisor(Settings(jobs=tmp_path), lambda: served[-1])
     counting = (
         "import signal, time\n"
         "signal.signal(signal.SIGINT, lambda *_: print('asked', flush=True))\n"
@@ -196,17 +196,17 @@ def test_jobs_are_bounded_in_number_and_belong_to_their_key(start, bundle_folder
 
 
 def test_what_ended_long_ago_is_forgotten(tmp_path):
-    store = Store(tmp_path)
+    store = JobStore(tmp_path)
     old, new, waiting = (store.create("explain", {}, [b"x"], None) for _ in range(3))
     store.say(old, state="done", ended=time.time() - 100)
     store.say(new, state="done", ended=time.time())
     assert store.forget_old(50) == 1
     assert [job.id for job in store.jobs()] == [new.id, waiting.id]
-    assert store.status(waiting) == Status()
+    assert store.status(waiting) == JobStatus()
 
 
 def test_an_answer_that_a_kill_cut_off_is_dropped(tmp_path):
-    store = Store(tmp_path)
+    store = JobStore(tmp_path)
     job = store.create("explain", {}, [b"x", b"y"], None)
     store.add(job, b'{"whole": 1}')
     with (tmp_path / job.id / "answers.jsonl").open("ab") as lines:
@@ -218,9 +218,9 @@ def test_an_answer_that_a_kill_cut_off_is_dropped(tmp_path):
 
 
 def test_no_two_processes_work_on_one_job(tmp_path):
-    store = Store(tmp_path)
+    store = JobStore(tmp_path)
     job = store.create("explain", {}, [], None)
-    with store.taken(job) as first, Store(tmp_path).taken(job) as second:
+    with store.taken(job) as first, JobStore(tmp_path).taken(job) as second:
         assert (first, second) == (True, False)
     with store.taken(job) as third:
         assert third
@@ -239,7 +239,7 @@ def test_the_queue_holds_json_and_no_pickle(tmp_path):
 
 
 def test_a_picture_that_kills_its_process_is_passed_over_after_two_tries(tmp_path):
-    store = Store(tmp_path)
+    store = JobStore(tmp_path)
     job = store.create("explain", {}, [b"x", b"y"], None)
     assert [store.attempt(job, 0) for _ in range(3)] == [1, 2, 3]
     assert store.attempt(job, 1) == 1
@@ -248,7 +248,7 @@ def test_a_picture_that_kills_its_process_is_passed_over_after_two_tries(tmp_pat
 
 
 def test_only_so_many_ended_jobs_are_kept_and_none_keeps_its_pictures(tmp_path):
-    store = Store(tmp_path)
+    store = JobStore(tmp_path)
     jobs = [store.create("explain", {}, [b"x"], None) for _ in range(4)]
     for job in jobs[:3]:
         store.finish(job, state="done")
@@ -258,7 +258,7 @@ def test_only_so_many_ended_jobs_are_kept_and_none_keeps_its_pictures(tmp_path):
 
 
 def test_a_damaged_job_stops_no_other(tmp_path):
-    store = Store(tmp_path)
+    store = JobStore(tmp_path)
     jobs = [store.create("explain", {}, [b"x"], None) for _ in range(3)]
     (tmp_path / jobs[0].id / "job.json").write_text("")
     (tmp_path / jobs[1].id / "status.json").write_text('{"state": "running", "of another version": 1}')

@@ -24,10 +24,10 @@ import numpy as np
 import pytest
 from starlette.requests import Request
 
-from models.deadlines import Deadline
+from models.cancellation import Deadline
 from models.errors import DeadlineExceeded
-from service.desk import Desk
-from service.errors import Refusal
+from service.errors import HTTPError
+from service.inference.admission import AdmissionControl
 from service.settings import Settings
 
 MB = 2**20
@@ -324,7 +324,7 @@ def test_who_comes_in_a_burst_is_counted_before_it_begins():
     settings = Settings(request_threads=1, max_queue=1)
 
     async def burst() -> Counter:
-        desk, line = Desk(settings), Request({"type": "http"}, receive=asyncio.Event().wait)
+        desk, line = AdmissionControl(settings), Request({"type": "http"}, receive=asyncio.Event().wait)
         asked = [desk.serve(line, Deadline(5), [lambda: time.sleep(0.01)]) for _ in range(20)]
         replies = await asyncio.gather(*asked, return_exceptions=True)
         assert desk.places == 0
@@ -355,7 +355,7 @@ def test_pictures_that_came_too_late_have_their_own_answer():
     settings = Settings(request_threads=4)
 
     async def ask(seconds: float) -> list[str]:
-        desk, line = Desk(settings), Request({"type": "http"}, receive=asyncio.Event().wait)
+        desk, line = AdmissionControl(settings), Request({"type": "http"}, receive=asyncio.Event().wait)
         desk._seconds = 0.01
         work = [partial(_slept, seconds)] * 8
         return await desk.serve(line, Deadline(0.3), work, late=lambda error: str(error))
@@ -375,13 +375,13 @@ def test_work_beside_a_free_thread_is_not_in_the_way():
     """However long such work has taken before."""
 
     async def ask() -> list[str]:
-        desk = Desk(Settings(request_threads=2))
+        desk = AdmissionControl(Settings(request_threads=2))
         line = Request({"type": "http"}, receive=asyncio.Event().wait)
         desk._seconds = 60.0
         long = asyncio.create_task(desk.serve(line, Deadline(5), [partial(_slept, 0.3)]))
         await asyncio.sleep(0.05)
         short = await desk.serve(line, Deadline(0.5), [partial(_slept, 0.01)])
-        with pytest.raises(Refusal, match="would wait longer"):
+        with pytest.raises(HTTPError, match="would wait longer"):
             await asyncio.gather(*(desk.serve(line, Deadline(0.5), [partial(_slept, 0.1)]) for _ in range(2)))
         return [*short, *await long]
 
@@ -392,7 +392,7 @@ def test_what_failed_lets_go_of_its_pixels():
     """Its error goes from thread to task to answer and is kept on the way; its picture is not."""
 
     async def fail() -> tuple[BaseException, list[weakref.ref]]:
-        desk, kept = Desk(Settings()), []
+        desk, kept = AdmissionControl(Settings()), []
 
         def load() -> None:
             picture = np.zeros(10)

@@ -13,9 +13,9 @@ import httpx
 import psutil
 import pytest
 
-from service.verbs import VERBS
+from service.operations.registry import OPERATIONS
 
-ROUTES = [verb.path for verb in VERBS.values()]
+ROUTES = [verb.path for verb in OPERATIONS.values()]
 
 
 def raw(url: str, content: bytes, *, wait: float = 10.0) -> bytes:

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from service.keys import Allowance
-from service.settings import Settings, cores
+from service.middleware.rate_limit import RateLimit
+from service.settings import Settings, count_cores
 
 
 @pytest.mark.parametrize(
@@ -14,11 +14,11 @@ from service.settings import Settings, cores
 def test_cores_are_those_of_the_container(tmp_path, text, expected):
     quota = tmp_path / "cpu.max"
     quota.write_text(text)
-    assert cores(quota) == (cores(tmp_path / "none") if expected is None else expected)
+    assert count_cores(quota) == (count_cores(tmp_path / "none") if expected is None else expected)
 
 
 def test_an_allowance_is_one_for_all_processes_and_each_name_has_its_own(tmp_path, monkeypatch):
-    one, other = (Allowance(tmp_path, ["ann", "bob"], 60) for _ in range(2))
+    one, other = (RateLimit(tmp_path, ["ann", "bob"], 60) for _ in range(2))
     now = 1_000_000.0
     monkeypatch.setattr(time, "time", lambda: now)
     taken = [each.wait("ann") for each in (one, other) * 30]
@@ -30,7 +30,7 @@ def test_an_allowance_is_one_for_all_processes_and_each_name_has_its_own(tmp_pat
     assert other.wait("ann") > 0
     now -= 3600
     assert one.wait("ann") == 0.0, "a clock that was set back locks nobody out"
-    assert Allowance(tmp_path, ["bob", "ann"], 60).wait("bob") == 0.0
+    assert RateLimit(tmp_path, ["bob", "ann"], 60).wait("bob") == 0.0
 
 
 def test_limits_that_shut_each_other_out_are_told_or_fitted():

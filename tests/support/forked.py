@@ -19,11 +19,11 @@ _FORKS = multiprocessing.get_context("forkserver")
 # What training imports, at the top of its modules or on the way; nothing of it computes when imported.
 _FORKS.set_forkserver_preload(
     [
-        "pipelines.cli",
-        "pipelines.train",
-        "pipelines.promote",
-        "pipelines.review.runs",
-        "pipelines.review.compare",
+        "pipelines.cli.app",
+        "pipelines.training.train",
+        "pipelines.release.promote",
+        "pipelines.reports.review",
+        "pipelines.reports.compare",
         "mlflow.store.tracking.sqlalchemy_store",
         "matplotlib.pyplot",
         "pandas",
@@ -79,7 +79,7 @@ def _become(arguments: tuple[str, ...], folder: Path, log: Path, environment: di
     os.dup2(sink, 1)
     os.dup2(sink, 2)
     sys.argv = ["lucida", *arguments]
-    from pipelines.cli import main
+    from pipelines.cli.app import main
 
     try:
         main()

@@ -8,16 +8,17 @@ from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
 from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-from models import engines, images
-from models.backbones import BACKBONES
+from models.attribution.forward import run_forward
+from models.attribution.registry import attribute, attribute_each
+from models.attribution.result import classify_map
+from models.attribution.targets import make_target
+from models.backends.registry import create_backend
 from models.errors import ExplanationError, UnknownChoice
-from models.explain.activations import activations
-from models.explain.attribution import classify
-from models.explain.look import look
-from models.explain.methods import explain, explain_each
-from models.explain.targets import target
-from models.layouts import MAPS
-from models.transfer import TransferModel
+from models.images.decode import read_image
+from models.introspection.activations import collect_activations
+from models.networks.layouts import MAPS
+from models.networks.registry import BACKBONES
+from models.networks.transfer_model import TransferModel
 
 CONVOLUTIONAL = [name for name, row in BACKBONES.items() if row.layout is MAPS]
 TRANSFORMERS = [name for name in BACKBONES if name not in CONVOLUTIONAL]
@@ -51,7 +52,7 @@ def test_equal_to_captum_on_the_whole_uncut_model(convolutional, random_batch):
     model, x = convolutional, random_batch()
     for block in (model.cam_block, model.block_names[len(model.block_names) * 2 // 3]):
         for index in (3, 700):
-            ours = explain_each(look(model, x, block=block), [index])[0]
+            ours = attribute_each(run_forward(model, x, block=block), [index])[0]
             close(ours.values, whole_model_map(model, x, block, index), 1e-5)
 
 
@@ -60,8 +61,8 @@ def test_the_default_engine_is_equal_too(convolutional, random_batch):
     ones amplify rounding from block to block, in a hundred layers to a few 1e-4.
     """
     model, x = convolutional, random_batch()
-    engine = engines.prepare("eager", model, probe=x)
-    ours = explain_each(look(engine.model, x, engine=engine), [3])[0]
+    engine = create_backend("eager", model, probe=x)
+    ours = attribute_each(run_forward(engine.model, x, engine=engine), [3])[0]
     trained = model.row.name == "efficientnet_lite0"
     close(ours.values, whole_model_map(model, x, model.cam_block, 3), 1e-5 if trained else 1e-3)
 
@@ -69,10 +70,10 @@ def test_the_default_engine_is_equal_too(convolutional, random_batch):
 def test_equal_to_pytorch_grad_cam_after_its_normalisation(convolutional, random_batch):
     model, x = convolutional, random_batch(seed=3)
     # Of a class with evidence: without any the peer gives a blank map, which correlates with nothing.
-    for index in look(model, x).logits[0].topk(2).indices.tolist():
+    for index in run_forward(model, x).logits[0].topk(2).indices.tolist():
         with GradCAM(model=model, target_layers=[model.block(model.cam_block)]) as peer:
             theirs = peer(input_tensor=x.clone().requires_grad_(), targets=[ClassifierOutputTarget(index)])[0]
-        ours = explain_each(look(model, x), [index])[0]
+        ours = attribute_each(run_forward(model, x), [index])[0]
         shown = scale_cam_image(scale_cam_image(np.maximum(ours.values, 0)[None], (224, 224)))[0]
         assert np.corrcoef(shown.ravel(), theirs.ravel())[0, 1] >= 0.9999
 
@@ -95,14 +96,14 @@ def test_transformers_equal_the_formula_on_the_whole_model(name, model_of, rando
         value, gradient = (each[1:].reshape(14, 14, 768) for each in (value, gradient))
     alpha = gradient.mean(dim=(0, 1))
     expected = (value * alpha).sum(-1).numpy()
-    found = explain_each(look(model, x), [11])[0]
+    found = attribute_each(run_forward(model, x), [11])[0]
     assert found.values.shape == expected.shape
     close(found.values, expected, 1e-5)
 
 
 def test_transformers_last_block_says_that_patches_have_no_gradient(model_of, random_batch):
     model = model_of("vit_b_16")
-    found = explain_each(look(model, random_batch(), block="layers.11"), [3])[0]
+    found = attribute_each(run_forward(model, random_batch(), block="layers.11"), [3])[0]
     assert found.status == "no_gradient"
 
 
@@ -127,7 +128,7 @@ def test_the_kin_equal_their_peers(method, peer, block, resnet18, random_batch):
     torch.nn.init.normal_(model.classifier.weight, std=20.0)
     with peer(model=model, target_layers=[model.block(block)]) as cam:
         theirs = cam(input_tensor=x.clone().requires_grad_(), targets=[ClassifierOutputTarget(1)])[0]
-    ours = explain_each(look(model, x, block=block), [1], method=method)[0].values
+    ours = attribute_each(run_forward(model, x, block=block), [1], method=method)[0].values
     shown = scale_cam_image(scale_cam_image(np.maximum(ours, 0)[None], (224, 224)))[0]
     assert np.corrcoef(shown.ravel(), theirs.ravel())[0, 1] >= 0.9999
 
@@ -152,7 +153,7 @@ def test_grad_cam_plus_plus_by_higher_derivatives_of_the_exponential():
     # The score's own factor exp(S) leaves alpha and the map's shape as they are.
     weights = (alpha * first.detach().clamp(min=0)).sum(dim=(1, 2), keepdim=True) / score.detach()
     expected = (weights * activation.detach()).sum(0)
-    from models.explain import cam
+    from models.attribution.cam import grad_cam_plus_plus
 
     class Linear:
         map = activation[None].float()
@@ -160,45 +161,45 @@ def test_grad_cam_plus_plus_by_higher_derivatives_of_the_exponential():
         def gradient(self, _targets):
             return weight[None].float()
 
-    found = cam.grad_cam_plus_plus(Linear(), [])
+    found = grad_cam_plus_plus(Linear(), [])
     torch.testing.assert_close(found[0], expected.float(), atol=1e-5, rtol=1e-4)
 
 
 def test_equal_to_the_formula_by_plain_autograd(imagenet, random_batch):
-    evidence = look(imagenet, random_batch(seed=4))
+    evidence = run_forward(imagenet, random_batch(seed=4))
     activation = evidence.map.detach().clone().requires_grad_()
     imagenet.after(imagenet.cam_block, activation)[0, 207].backward()
     alpha = activation.grad.mean(dim=(2, 3), keepdim=True)
     expected = (alpha * activation.detach()).sum(1)[0].numpy()
-    np.testing.assert_allclose(explain_each(evidence, [207])[0].values, expected, atol=1e-6)
+    np.testing.assert_allclose(attribute_each(evidence, [207])[0].values, expected, atol=1e-6)
 
 
 def test_on_a_pooled_last_block_all_is_class_activation_mapping(resnet18, random_batch):
     """Zhou et al. 2016: with average pooling and one linear layer the map is the weighted sum over h * w."""
-    evidence = look(resnet18, random_batch(seed=5))
+    evidence = run_forward(resnet18, random_batch(seed=5))
     weights = resnet18.classifier.weight[123]
     expected = torch.einsum("c,chw->hw", weights, evidence.map[0].detach()) / 49
     for method in ("grad_cam", "hires_cam"):
         np.testing.assert_allclose(
-            explain_each(evidence, [123], method=method)[0].values, expected.numpy(), atol=1e-6
+            attribute_each(evidence, [123], method=method)[0].values, expected.numpy(), atol=1e-6
         )
 
 
 def test_a_contrast_is_the_difference_of_the_two_maps(imagenet, random_batch):
-    evidence = look(imagenet, random_batch(seed=5))
-    why_b_not_a = target(imagenet.classes, 9, 5)
-    one, other, contrast = explain(evidence, [[9, 5, why_b_not_a]])[0]
+    evidence = run_forward(imagenet, random_batch(seed=5))
+    why_b_not_a = make_target(imagenet.classes, 9, 5)
+    one, other, contrast = attribute(evidence, [[9, 5, why_b_not_a]])[0]
     np.testing.assert_allclose(contrast.values, one.values - other.values, atol=1e-6)
     assert contrast.target.name == f"{imagenet.classes[9]}, not {imagenet.classes[5]}"
 
 
 def test_many_targets_and_batches_equal_one_at_a_time(imagenet, random_batch):
     x = random_batch(3, seed=6)
-    evidence = look(imagenet, x)
-    together = explain(evidence, [[5, 9, 800]] * 3)
+    evidence = run_forward(imagenet, x)
+    together = attribute(evidence, [[5, 9, 800]] * 3)
     for n in range(3):
         for place, index in enumerate((5, 9, 800)):
-            alone = explain_each(look(imagenet, x[n : n + 1]), [index])[0]
+            alone = attribute_each(run_forward(imagenet, x[n : n + 1]), [index])[0]
             np.testing.assert_allclose(together[n][place].values, alone.values, atol=1e-5)
             assert (together[n][place].index, together[n][place].label) == (index, imagenet.classes[index])
 
@@ -213,7 +214,7 @@ def test_several_classes_run_the_tail_once(resnet18, random_batch, monkeypatch):
         return run_blocks(self, x, start, stop)
 
     monkeypatch.setattr(TransferModel, "run_blocks", counted)
-    explain(look(resnet18, random_batch(), block="layer2.1"), [[1, 2, 3, 4, 5]])
+    attribute(run_forward(resnet18, random_batch(), block="layer2.1"), [[1, 2, 3, 4, 5]])
     cut = resnet18.index_of("layer2.1") + 1
     assert ran == [(0, cut), (cut, len(resnet18.block_names))]
 
@@ -222,10 +223,10 @@ def test_the_map_lies_on_the_animal(imagenet, photos):
     """Energy in the object's mask against the mask's area, on real photographs with the true class."""
     energies, areas = [], []
     for path in sorted((photos / "caltech_animals/val/flamingo").glob("*.jpg")):
-        image = images.read(path)
-        mask = images.read(photos / "caltech_animals/masks/val/flamingo" / f"{path.stem}.png").pil
+        image = read_image(path)
+        mask = read_image(photos / "caltech_animals/masks/val/flamingo" / f"{path.stem}.png").pil
         x, frame = imagenet.geometry.prepare(image)
-        found = explain_each(look(imagenet, x[None]), [imagenet.classes.index("flamingo")])[0]
+        found = attribute_each(run_forward(imagenet, x[None]), [imagenet.classes.index("flamingo")])[0]
         laid = np.nan_to_num(frame.unwarp(found.positive()))
         inside = np.asarray(mask)[..., 0] > 127
         energies.append(laid[inside].sum() / max(laid.sum(), 1e-9))
@@ -234,43 +235,47 @@ def test_the_map_lies_on_the_animal(imagenet, photos):
 
 
 def test_statuses_never_leave_a_blank_map_without_a_word():
-    assert classify(np.array([[-1.0, -2.0]]))[0] == "no_positive_evidence"
-    assert classify(np.zeros((2, 2)))[0] == "no_gradient"
-    status, shown = classify(np.array([[np.nan, 1.0]]))
+    assert classify_map(np.array([[-1.0, -2.0]]))[0] == "no_positive_evidence"
+    assert classify_map(np.zeros((2, 2)))[0] == "no_gradient"
+    status, shown = classify_map(np.array([[np.nan, 1.0]]))
     assert status == "not_finite"
     assert np.isfinite(shown).all()
-    assert classify(np.array([[-1.0, 0.5]]))[0] == "ok"
+    assert classify_map(np.array([[-1.0, 0.5]]))[0] == "ok"
 
 
 def test_a_dead_head_is_called_no_gradient(random_batch):
     model = TransferModel.create("resnet18", ["a", "b"], pretraining="none")
     torch.nn.init.zeros_(model.classifier.weight)
-    found = explain_each(look(model, random_batch()), [0])[0]
+    found = attribute_each(run_forward(model, random_batch()), [0])[0]
     assert found.status == "no_gradient"
     assert not found.values.any()
 
 
 def test_bad_requests_name_the_value_and_the_choices(imagenet, resnet18, random_batch):
     with pytest.raises(UnknownChoice, match="stage6"):
-        look(imagenet, random_batch(), block="layer4")
+        run_forward(imagenet, random_batch(), block="layer4")
     with pytest.raises(ExplanationError, match="no map"):
-        look(imagenet, torch.zeros(1, 3, 32, 32))
+        run_forward(imagenet, torch.zeros(1, 3, 32, 32))
     with pytest.raises(ExplanationError, match=r"8 x 8 is too small for inception_v3.*299 x 299"):
-        look(TransferModel.create("inception_v3", ["a", "b"], pretraining="none"), torch.zeros(1, 3, 8, 8))
-    evidence = look(imagenet, random_batch())
+        run_forward(
+            TransferModel.create("inception_v3", ["a", "b"], pretraining="none"), torch.zeros(1, 3, 8, 8)
+        )
+    evidence = run_forward(imagenet, random_batch())
     with pytest.raises(UnknownChoice, match="100000"):
-        explain_each(evidence, [100_000])
+        attribute_each(evidence, [100_000])
     with pytest.raises(UnknownChoice, match="grad_cam, hires_cam"):
-        explain_each(evidence, [1], method="lime")
+        attribute_each(evidence, [1], method="lime")
     with pytest.raises(ExplanationError, match="needs two classes"):
-        target(imagenet.classes, 4, 4)
-    mobile = look(TransferModel.create("mobilenet_v3_small", ["a", "b"], pretraining="none"), random_batch())
+        make_target(imagenet.classes, 4, 4)
+    mobile = run_forward(
+        TransferModel.create("mobilenet_v3_small", ["a", "b"], pretraining="none"), random_batch()
+    )
     with pytest.raises(ExplanationError, match="Hardswish"):
-        explain_each(mobile, [1], method="guided_grad_cam")
+        attribute_each(mobile, [1], method="guided_grad_cam")
 
 
 def test_a_map_cannot_be_written_to(imagenet, random_batch):
-    found = explain_each(look(imagenet, random_batch()), [1])[0]
+    found = attribute_each(run_forward(imagenet, random_batch()), [1])[0]
     with pytest.raises(ValueError, match="read-only"):
         found.values[0, 0] = 1.0
     with pytest.raises(TypeError):
@@ -282,13 +287,13 @@ def test_activations_of_transformers_are_read_as_maps(model_of, random_batch):
         ("vit_b_16", "layers.3", (768, 14, 14)),
         ("swin_t", "stage2.1", (192, 28, 28)),
     ):
-        (found,) = activations(model_of(name), random_batch(), blocks=[block], channels=2)
+        (found,) = collect_activations(model_of(name), random_batch(), blocks=[block], channels=2)
         assert found.shape == shape
 
 
 def test_activations_are_what_the_blocks_give(imagenet, random_batch):
     x = random_batch(seed=8)
-    found = activations(imagenet, x, blocks=["top", "stem"], channels=3)
+    found = collect_activations(imagenet, x, blocks=["top", "stem"], channels=3)
     assert [each.block for each in found] == ["stem", "top"]
     with torch.no_grad():
         value = imagenet.until("top", x)[0]

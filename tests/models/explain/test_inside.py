@@ -8,26 +8,36 @@ import numpy as np
 import pytest
 import torch
 
-from models import images
-from models.anatomy import anatomy
-from models.engines import EagerEngine
+from models.attribution.forward import run_forward
+from models.attribution.registry import attribute_each
+from models.attribution.result import make_attribution
+from models.attribution.targets import make_target
+from models.backends.eager import EagerBackend
 from models.errors import ExplanationError, UnknownChoice
-from models.explain.attribution import attribution
-from models.explain.evidence_split import has_parts, last_with_parts, split
-from models.explain.filters import _BeforeActivation, channel_count, templates
-from models.explain.look import look
-from models.explain.methods import explain_each
-from models.explain.sweep import Stage
-from models.explain.targets import target
-from models.explain.trace import trace
-from models.render.flow import flow
-from models.render.sheets import field_picture, methods_sheet, split_sheet, sweep_sheet, trace_sheet
+from models.images.decode import image_from_array
+from models.introspection.decomposition import decompose, has_parts, last_block_with_parts
+from models.introspection.feature_visualization import (
+    _PreActivationRecorder,
+    count_channels,
+    synthesize_templates,
+)
+from models.introspection.gradcam_trace import trace_grad_cam
+from models.metrics.layer_sweep import SweepStage
+from models.networks.summary import summarize_network
+from models.visualization.architecture import draw_architecture
+from models.visualization.figures import (
+    draw_decomposition_figure,
+    draw_methods_figure,
+    draw_receptive_field,
+    draw_sweep_figure,
+    draw_trace_figure,
+)
 
 # ---------------------------------------------------------------- templates
 
 
 def test_a_template_drives_its_channel_far_above_noise_and_is_no_noise(imagenet):
-    found = templates(imagenet, "stage3.1", [5, 11], steps=40, side=96)
+    found = synthesize_templates(imagenet, "stage3.1", [5, 11], steps=40, side=96)
     for each in found:
         assert each.response > each.start + 5
         assert each.picture.shape == (96, 96, 3)
@@ -39,16 +49,16 @@ def test_a_template_drives_its_channel_far_above_noise_and_is_no_noise(imagenet)
 
 
 def test_templates_are_deterministic(imagenet):
-    one, two = (templates(imagenet, "stage3.1", [5], steps=4, side=64)[0] for _ in range(2))
+    one, two = (synthesize_templates(imagenet, "stage3.1", [5], steps=4, side=64)[0] for _ in range(2))
     np.testing.assert_array_equal(one.picture, two.picture)
     assert not np.array_equal(
-        one.picture, templates(imagenet, "stage3.1", [5], steps=4, side=64, seed=1)[0].picture
+        one.picture, synthesize_templates(imagenet, "stage3.1", [5], steps=4, side=64, seed=1)[0].picture
     )
 
 
 def test_the_weights_are_not_optimised(imagenet):
     before = {key: value.clone() for key, value in imagenet.state_dict().items()}
-    templates(imagenet, "stage2.0", [0], steps=3, side=64)
+    synthesize_templates(imagenet, "stage2.0", [0], steps=3, side=64)
     assert all(torch.equal(value, before[key]) for key, value in imagenet.state_dict().items())
     assert all(parameter.grad is None for parameter in imagenet.parameters())
 
@@ -61,7 +71,7 @@ def test_the_objective_is_before_the_activation(name, block, model_of, random_ba
     """A silent channel has a gradient there; through the function it gives the block its value."""
     model = model_of(name)
     x = random_batch(side=96)
-    with torch.no_grad(), _BeforeActivation() as watched:
+    with torch.no_grad(), _PreActivationRecorder() as watched:
         value = model.run_blocks(x, 0, model.index_of(block) + 1)
         before = watched.before(value)
     function = {"resnet18": torch.relu, "efficientnet_lite0": torch.nn.functional.relu6,
@@ -80,7 +90,7 @@ def test_the_objective_is_before_the_activation_also_of_branches_put_together(
 ):
     model = model_of(name)
     x = random_batch(side=128)
-    with torch.no_grad(), _BeforeActivation() as watched:
+    with torch.no_grad(), _PreActivationRecorder() as watched:
         value = model.run_blocks(x, 0, model.index_of(block) + 1)
         before = watched.before(value)
     assert float(before.min()) < 0 <= float(value.min())
@@ -88,22 +98,26 @@ def test_the_objective_is_before_the_activation_also_of_branches_put_together(
 
 
 def test_a_block_without_an_activation_at_its_end_is_its_own_objective(imagenet, random_batch):
-    with torch.no_grad(), _BeforeActivation() as watched:
+    with torch.no_grad(), _PreActivationRecorder() as watched:
         value = imagenet.run_blocks(random_batch(side=96), 0, imagenet.index_of("stage3.1") + 1)
         assert watched.before(value) is value
 
 
 def test_templates_refuse_what_they_cannot_make(imagenet, model_of):
     with pytest.raises(UnknownChoice, match="0 to 39"):
-        templates(imagenet, "stage3.1", [40], steps=1)
+        synthesize_templates(imagenet, "stage3.1", [40], steps=1)
     with pytest.raises(UnknownChoice, match="stem"):
-        templates(imagenet, "conv9", [0], steps=1)
+        synthesize_templates(imagenet, "conv9", [0], steps=1)
     with pytest.raises(ExplanationError, match="side is 8"):
-        templates(imagenet, "stem", [0], side=8)
+        synthesize_templates(imagenet, "stem", [0], side=8)
     with pytest.raises(ExplanationError, match="64 x 64 is too small for inception_v3"):
-        templates(model_of("inception_v3"), "Mixed_7a", [0], side=64, steps=1)
-    assert channel_count(model_of("vit_b_16"), "layers.2") == 768
-    assert templates(model_of("vit_b_16"), "layers.0", [3], steps=1)[0].picture.shape == (224, 224, 3)
+        synthesize_templates(model_of("inception_v3"), "Mixed_7a", [0], side=64, steps=1)
+    assert count_channels(model_of("vit_b_16"), "layers.2") == 768
+    assert synthesize_templates(model_of("vit_b_16"), "layers.0", [3], steps=1)[0].picture.shape == (
+        224,
+        224,
+        3,
+    )
 
 
 # ---------------------------------------------------------------- the parts of blocks
@@ -129,10 +143,10 @@ def test_templates_refuse_what_they_cannot_make(imagenet, model_of):
 def test_the_parts_add_up_to_the_blocks_map(name, blocks, model_of, random_batch):
     model = model_of(name)
     x = random_batch(seed=2)
-    goal = target(model.classes, int(look(model, x).logits.argmax()))
+    goal = make_target(model.classes, int(run_forward(model, x).logits.argmax()))
     for block in blocks:
-        found = split(model, x[0], goal, block)
-        whole = explain_each(look(model, x, block=block), [goal])[0]
+        found = decompose(model, x[0], goal, block)
+        whole = attribute_each(run_forward(model, x, block=block), [goal])[0]
         scale = float(np.abs(whole.values).max())
         total = sum(part.values for part in found.parts)
         parts_scale = max(scale, *(float(np.abs(part.values).max()) for part in found.parts))
@@ -140,14 +154,16 @@ def test_the_parts_add_up_to_the_blocks_map(name, blocks, model_of, random_batch
         assert len(found.parts) == (
             2 if found.kind == "residual" else {"features.12": 2}.get(block, len(found.parts))
         )
-        assert found.logit == pytest.approx(float(look(model, x).logits[0, goal.index]), rel=1e-3, abs=1e-3)
+        assert found.logit == pytest.approx(
+            float(run_forward(model, x).logits[0, goal.index]), rel=1e-3, abs=1e-3
+        )
 
 
 def test_cutting_off_a_residual_branch_is_running_the_network_without_it(resnet18, random_batch):
     """Second derivation: the last BatchNorm of the branch set to zero."""
     x = random_batch(seed=3)
-    goal = target(resnet18.classes, 7)
-    found = split(resnet18, x[0], goal, "layer3.1")
+    goal = make_target(resnet18.classes, 7)
+    found = decompose(resnet18, x[0], goal, "layer3.1")
     branch = next(part for part in found.parts if part.name == "branch")
     without = copy.deepcopy(resnet18)
     last = without.block("layer3.1").bn2
@@ -165,8 +181,8 @@ def test_cutting_off_a_projection_leaves_the_branch_alone_through_the_relu(
 ):
     """Second derivation: the projection's last BatchNorm set to zero."""
     model, x = model_of(name), random_batch(seed=3)
-    goal = target(model.classes, 7)
-    skip = next(part for part in split(model, x[0], goal, block).parts if part.name == "skip")
+    goal = make_target(model.classes, 7)
+    skip = next(part for part in decompose(model, x[0], goal, block).parts if part.name == "skip")
     without = copy.deepcopy(model)
     made = without.block(block)
     last = (made.downsample if hasattr(made, "downsample") else made.proj)[1]
@@ -178,8 +194,8 @@ def test_cutting_off_a_projection_leaves_the_branch_alone_through_the_relu(
 
 def test_cutting_off_an_inception_branch_is_zeroing_its_channels(model_of, random_batch):
     model, x = model_of("googlenet"), random_batch(seed=3)
-    goal = target(model.classes, 7)
-    found = split(model, x[0], goal, "inception5b")
+    goal = make_target(model.classes, 7)
+    found = decompose(model, x[0], goal, "inception5b")
     assert found.parts[0].name == "1x1"
     assert len(found.parts) == 4
     with torch.no_grad():
@@ -194,10 +210,10 @@ def test_a_block_without_parts_names_those_that_have_them(imagenet, random_batch
     with pytest.raises(
         ExplanationError, match=r"'stem' has neither branches nor a skip; choose one of: stage2\.1"
     ):
-        split(imagenet, random_batch()[0], target(imagenet.classes, 1), "stem")
+        decompose(imagenet, random_batch()[0], make_target(imagenet.classes, 1), "stem")
     with pytest.raises(UnknownChoice):
-        split(imagenet, random_batch()[0], target(imagenet.classes, 1), "layer4")
-    assert last_with_parts(imagenet) == "stage6.3"
+        decompose(imagenet, random_batch()[0], make_target(imagenet.classes, 1), "layer4")
+    assert last_block_with_parts(imagenet) == "stage6.3"
     assert not has_parts(imagenet, "stage6.0")
 
 
@@ -205,9 +221,9 @@ def test_a_block_without_parts_names_those_that_have_them(imagenet, random_batch
 
 
 def test_the_steps_of_a_trace_lead_to_the_map(imagenet, random_batch):
-    evidence = look(imagenet, random_batch(2, seed=4))
-    goal = target(imagenet.classes, 9)
-    found = trace(evidence, 1, goal, channels=3)
+    evidence = run_forward(imagenet, random_batch(2, seed=4))
+    goal = make_target(imagenet.classes, 9)
+    found = trace_grad_cam(evidence, 1, goal, channels=3)
     activation = evidence.map.detach()[1].numpy()
     assert found.channels == 1280
     np.testing.assert_allclose(
@@ -230,27 +246,29 @@ def test_the_steps_of_a_trace_lead_to_the_map(imagenet, random_batch):
 
 def test_sheets_are_drawn_for_any_picture(imagenet, photos):
     for size in ((300, 200), (31, 400)):
-        image = images.from_array(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8))
+        image = image_from_array(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8))
         x, frame = imagenet.geometry.prepare(image)
-        evidence = look(imagenet, x[None])
-        goal = target(imagenet.classes, int(evidence.logits.argmax()))
-        found = explain_each(evidence, [goal])[0]
-        parts = split(imagenet, x, goal, "stage6.3", engine=EagerEngine(imagenet))
-        maps = [attribution(goal, part.values, method="grad_cam", block=parts.block) for part in parts.parts]
-        seen = anatomy(imagenet).block("stage4.2").field
+        evidence = run_forward(imagenet, x[None])
+        goal = make_target(imagenet.classes, int(evidence.logits.argmax()))
+        found = attribute_each(evidence, [goal])[0]
+        parts = decompose(imagenet, x, goal, "stage6.3", engine=EagerBackend(imagenet))
+        maps = [
+            make_attribution(goal, part.values, method="grad_cam", block=parts.block) for part in parts.parts
+        ]
+        seen = summarize_network(imagenet).block("stage4.2").field
         for sheet in (
-            trace_sheet(image, frame, trace(evidence, 0, goal)),
-            sweep_sheet(image, frame, [Stage(found, None)]),
-            methods_sheet(image, frame, [found], titles=["Grad-CAM"]),
-            split_sheet(image, frame, parts, maps),
-            field_picture(image, frame, seen, 0, 13),
-            field_picture(image, frame, seen, 13, 0),
+            draw_trace_figure(image, frame, trace_grad_cam(evidence, 0, goal)),
+            draw_sweep_figure(image, frame, [SweepStage(found, None)]),
+            draw_methods_figure(image, frame, [found], titles=["Grad-CAM"]),
+            draw_decomposition_figure(image, frame, parts, maps),
+            draw_receptive_field(image, frame, seen, 0, 13),
+            draw_receptive_field(image, frame, seen, 13, 0),
         ):
             assert np.asarray(sheet).std() > 5
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "vit_b_16", "googlenet"])
 def test_the_flow_is_drawn_for_any_network(name, model_of):
-    drawn = np.asarray(flow(anatomy(model_of(name))))
+    drawn = np.asarray(draw_architecture(summarize_network(model_of(name))))
     assert drawn.shape[1] > 600
     assert drawn.std() > 10

@@ -10,18 +10,18 @@ import psutil
 import pytest
 import torch
 
-from models import engines
+from models.attribution.forward import run_forward
+from models.attribution.perturbation import Effort
+from models.attribution.registry import METHODS, attribute, attribute_each
+from models.backends.registry import create_backend
 from models.errors import UnknownChoice
-from models.explain.look import look
-from models.explain.methods import METHODS, explain, explain_each
-from models.explain.pixels import Effort
 
 QUICK = Effort(steps=2, window=112, stride=112, masks=2)
 
 
 @pytest.fixture(scope="module")
 def engine(imagenet, random_batch):
-    return engines.prepare("eager", imagenet, probe=random_batch())
+    return create_backend("eager", imagenet, probe=random_batch())
 
 
 def state_of(model):
@@ -49,11 +49,11 @@ def test_a_thousand_explanations_leave_nothing_behind(engine, random_batch):
     resident = []
     for number in range(1000):
         method = list(METHODS)[number % 4] if number % 20 else list(METHODS)[4 + number // 20 % 4]
-        evidence = look(model, xs[number % 4], block=blocks[number % 3], engine=engine)
-        explain(evidence, [[number % 1000, 7]], method=method, effort=QUICK)
+        evidence = run_forward(model, xs[number % 4], block=blocks[number % 3], engine=engine)
+        attribute(evidence, [[number % 1000, 7]], method=method, effort=QUICK)
         if number % 100 == 99:
             with pytest.raises(UnknownChoice):
-                explain_each(evidence, [100_000])
+                attribute_each(evidence, [100_000])
             resident.append(process.memory_info().rss / 2**20)
     del evidence
     assert not graphs()
@@ -74,9 +74,9 @@ def test_eight_threads_give_no_error_and_no_map_that_differs(engine, random_batc
 
     def values(job) -> np.ndarray:
         seed, index, block, method = job
-        return explain_each(look(engine.model, xs[seed], block=block, engine=engine), [index], method=method)[
-            0
-        ].values
+        return attribute_each(
+            run_forward(engine.model, xs[seed], block=block, engine=engine), [index], method=method
+        )[0].values
 
     alone = {job: values(job) for job in set(jobs)}
     with ThreadPoolExecutor(8) as pool:

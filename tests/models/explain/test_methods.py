@@ -12,17 +12,18 @@ import torch
 from captum.attr import GuidedBackprop, GuidedGradCam
 from torch import nn
 
-from models import engines, images
+from models.attribution.cells import average_cells
+from models.attribution.forward import run_forward
+from models.attribution.gradients import guided_gradient
+from models.attribution.perturbation import Effort, rise_masks
+from models.attribution.registry import METHODS, attribute, attribute_each
+from models.attribution.scaling import attribute_scaled, default_method
+from models.attribution.smoothing import Smoothing, attribute_smoothed
+from models.attribution.targets import choose_targets, make_target
+from models.backends.registry import create_backend
 from models.errors import ConfigError, ExplanationError, UnknownChoice
-from models.explain import pixels
-from models.explain.guided import guided_gradient
-from models.explain.look import look
-from models.explain.methods import METHODS, explain, explain_each
-from models.explain.pixels import Effort
-from models.explain.scaled import default_method, explain_scaled
-from models.explain.smoothing import Smoothing, explain_smoothly
-from models.explain.targets import choose, target
-from models.predictions import Prediction
+from models.images.decode import read_image
+from models.networks.predictions import Prediction
 
 
 def out_of_place(network):
@@ -38,7 +39,7 @@ def out_of_place(network):
 def test_guided_gradients_equal_captums_where_captum_works(name, model_of, random_batch):
     model, x = model_of(name), random_batch(side=96)
     expected = GuidedBackprop(out_of_place(model)).attribute(x.clone().requires_grad_(), target=7)
-    found = guided_gradient(model, x, [target(model.classes, 7)])
+    found = guided_gradient(model, x, [make_target(model.classes, 7)])
     torch.testing.assert_close(found, expected.detach(), atol=1e-6, rtol=1e-4)
 
 
@@ -47,7 +48,7 @@ def test_guided_grad_cam_equals_captums(resnet18, random_batch):
     expected = GuidedGradCam(twin, twin.block("layer4.1")).attribute(
         x.clone().requires_grad_(), target=7, interpolate_mode="bilinear"
     )
-    found = explain_each(look(resnet18, x), [7], method="guided_grad_cam", effort=Effort(cell=1))[0]
+    found = attribute_each(run_forward(resnet18, x), [7], method="guided_grad_cam", effort=Effort(cell=1))[0]
     np.testing.assert_allclose(
         found.values, expected.detach()[0].norm(dim=0).numpy(), atol=1e-5 * float(expected.abs().max())
     )
@@ -73,7 +74,7 @@ def test_relu6_follows_the_guided_rule_too(imagenet, random_batch):
             if isinstance(child, nn.ReLU6):
                 setattr(parent, name, Capped())
     expected = GuidedBackprop(twin).attribute(x.clone().requires_grad_(), target=7).detach()
-    found = guided_gradient(imagenet, x, [target(imagenet.classes, 7)])
+    found = guided_gradient(imagenet, x, [make_target(imagenet.classes, 7)])
     scale = float(expected.abs().max())
     torch.testing.assert_close(found, expected, atol=1e-5 * scale, rtol=1e-3)
     pixels_ = x.clone().requires_grad_()
@@ -94,7 +95,7 @@ def test_the_guided_rule_stays_in_its_thread(resnet18, random_batch):
 
     def guided_all_the_time():
         while not stop.is_set():
-            guided_gradient(resnet18, x, [target(resnet18.classes, 7)])
+            guided_gradient(resnet18, x, [make_target(resnet18.classes, 7)])
 
     other = threading.Thread(target=guided_all_the_time)
     other.start()
@@ -107,10 +108,10 @@ def test_the_guided_rule_stays_in_its_thread(resnet18, random_batch):
 
 def test_integrated_gradients_add_up_to_the_rise_of_the_logit(imagenet, photos):
     path = sorted((photos / "hymenoptera/val/bees").glob("*.jpg"))[0]
-    x = imagenet.geometry.prepare(images.read(path))[0][None]
-    evidence = look(imagenet, x)
+    x = imagenet.geometry.prepare(read_image(path))[0][None]
+    evidence = run_forward(imagenet, x)
     top = int(evidence.logits.argmax())
-    found = explain_each(evidence, [top], method="integrated_gradients", effort=Effort(steps=96))[0]
+    found = attribute_each(evidence, [top], method="integrated_gradients", effort=Effort(steps=96))[0]
     with torch.no_grad():
         rise = float(evidence.logits[0, top] - imagenet(torch.zeros_like(x))[0, top])
     assert found.values.shape == (28, 28)
@@ -121,9 +122,9 @@ def test_integrated_gradients_add_up_to_the_rise_of_the_logit(imagenet, photos):
 def test_integrated_gradients_of_a_linear_model_are_gradient_times_input(watcher, random_batch):
     model = watcher((8, 8, 16, 16))
     x = random_batch(side=32)
-    found = explain_each(look(model, x), [1], method="integrated_gradients", effort=Effort(steps=4, cell=1))[
-        0
-    ]
+    found = attribute_each(
+        run_forward(model, x), [1], method="integrated_gradients", effort=Effort(steps=4, cell=1)
+    )[0]
     weight = model.blocks["see"].mask[0, 0] * 40.0 / (32 * 32 * 3)
     np.testing.assert_allclose(found.values, (x[0].sum(0) * weight).numpy(), atol=1e-5)
 
@@ -131,9 +132,9 @@ def test_integrated_gradients_of_a_linear_model_are_gradient_times_input(watcher
 def test_occlusion_is_the_logit_lost_under_each_window(watcher):
     model = watcher((8, 8, 16, 16))
     x = torch.full((1, 3, 32, 32), 0.5)
-    found = explain_each(look(model, x), [1], method="occlusion", effort=Effort(window=8, stride=8, cell=8))[
-        0
-    ]
+    found = attribute_each(
+        run_forward(model, x), [1], method="occlusion", effort=Effort(window=8, stride=8, cell=8)
+    )[0]
     with torch.no_grad():
         whole = model(x)[0, 1]
         for row in range(4):
@@ -147,7 +148,9 @@ def test_occlusion_is_the_logit_lost_under_each_window(watcher):
 def test_rise_finds_what_the_score_hangs_on(watcher):
     model = watcher((4, 20, 12, 28))
     x = torch.full((1, 3, 32, 32), 0.5)
-    found = explain_each(look(model, x), [1], method="rise", effort=Effort(masks=1500, cells=8, cell=1))[0]
+    found = attribute_each(
+        run_forward(model, x), [1], method="rise", effort=Effort(masks=1500, cells=8, cell=1)
+    )[0]
     hottest = np.unravel_index(found.values.argmax(), found.values.shape)
     assert 20 <= hottest[0] < 28
     assert 4 <= hottest[1] < 12
@@ -160,8 +163,8 @@ def test_rise_is_the_slope_of_score_against_visibility(watcher):
     """Second derivation, pixel by pixel: the least-squares slope of the score on the mask."""
     model, effort = watcher((4, 4, 12, 12)), Effort(masks=64, cells=4, cell=1, seed=3)
     x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    found = explain_each(look(model, x), [1], method="rise", effort=effort)[0].values
-    masks = pixels.rise_masks(32, 32, effort)
+    found = attribute_each(run_forward(model, x), [1], method="rise", effort=effort)[0].values
+    masks = rise_masks(32, 32, effort)
     with torch.no_grad():
         scores = torch.softmax(model(x * masks[:, None]).double(), dim=1)[:, 1].numpy()
     for place in ((0, 0), (7, 9), (30, 17)):
@@ -171,7 +174,7 @@ def test_rise_is_the_slope_of_score_against_visibility(watcher):
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (224, 160)])
 def test_rise_masks_fit_any_picture(size):
-    masks = pixels.rise_masks(*size, Effort(masks=200))
+    masks = rise_masks(*size, Effort(masks=200))
     assert masks.shape == (200, *size)
     assert float(masks.min()) >= 0
     assert float(masks.max()) <= 1
@@ -181,10 +184,10 @@ def test_rise_masks_fit_any_picture(size):
 @pytest.mark.parametrize(("shape", "side"), [((224, 224), 8), ((299, 211), 8), ((5, 7), 3)])
 def test_cells_keep_sums_and_means(shape, side):
     maps = torch.rand(2, *shape, generator=torch.Generator().manual_seed(1))
-    sums = pixels.in_cells(maps, side, adds_up=True)
+    sums = average_cells(maps, side, adds_up=True)
     torch.testing.assert_close(sums.sum(dim=(1, 2)), maps.sum(dim=(1, 2)), rtol=1e-4, atol=1e-2)
     torch.testing.assert_close(
-        pixels.in_cells(torch.ones(1, *shape), side, adds_up=False), torch.ones(1, *sums.shape[1:])
+        average_cells(torch.ones(1, *shape), side, adds_up=False), torch.ones(1, *sums.shape[1:])
     )
     if shape == (224, 224):
         by_hand = maps.reshape(2, 28, 8, 28, 8).sum(dim=(2, 4))
@@ -194,8 +197,8 @@ def test_cells_keep_sums_and_means(shape, side):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_deterministic_and_says_what_it_did(method, imagenet, random_batch):
     quick = Effort(steps=4, window=112, stride=56, masks=8)
-    evidence = look(imagenet, random_batch(2, seed=3))
-    one, two = (explain(evidence, [[5, 9], [5, 9]], method=method, effort=quick) for _ in range(2))
+    evidence = run_forward(imagenet, random_batch(2, seed=3))
+    one, two = (attribute(evidence, [[5, 9], [5, 9]], method=method, effort=quick) for _ in range(2))
     for first, second in zip(chain(*one), chain(*two), strict=True):
         np.testing.assert_array_equal(first.values, second.values)
         assert (first.method, first.target) == (method, second.target)
@@ -210,28 +213,28 @@ def test_every_method_is_deterministic_and_says_what_it_did(method, imagenet, ra
 def test_every_method_takes_pictures_that_are_not_square(method, imagenet):
     quick = Effort(steps=2, window=96, stride=64, masks=4)
     x = torch.randn(1, 3, 160, 256, generator=torch.Generator().manual_seed(4))
-    found = explain_each(look(imagenet, x), [5], method=method, effort=quick)[0]
+    found = attribute_each(run_forward(imagenet, x), [5], method=method, effort=quick)[0]
     assert found.values.shape == ((5, 8) if METHODS[method].grid == "block" else (20, 32))
 
 
 def test_flips_average_the_map_with_the_mirror_images_map_turned_back(watcher):
     model = watcher((4, 4, 12, 12))
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(3))
-    found = explain_smoothly(look(model, x), [[1]], Smoothing(flip=True))[0][0]
-    plain = explain_each(look(model, x), [1])[0].values
-    mirrored = explain_each(look(model, x.flip(3)), [1])[0].values[:, ::-1]
+    found = attribute_smoothed(run_forward(model, x), [[1]], Smoothing(flip=True))[0][0]
+    plain = attribute_each(run_forward(model, x), [1])[0].values
+    mirrored = attribute_each(run_forward(model, x.flip(3)), [1])[0].values[:, ::-1]
     np.testing.assert_allclose(found.values, (plain + mirrored) / 2, atol=1e-6)
     assert found.settings["averaged"] == 2
 
 
 def test_noise_is_seeded_and_a_steady_map_survives_it(imagenet, photos):
     path = sorted((photos / "caltech_animals/val/flamingo").glob("*.jpg"))[1]
-    evidence = look(imagenet, imagenet.geometry.prepare(images.read(path))[0][None])
+    evidence = run_forward(imagenet, imagenet.geometry.prepare(read_image(path))[0][None])
     top = int(evidence.logits.argmax())
     how = Smoothing(noise=0.05, samples=4, seed=2)
-    one, two = (explain_smoothly(evidence, [[top]], how)[0][0] for _ in range(2))
+    one, two = (attribute_smoothed(evidence, [[top]], how)[0][0] for _ in range(2))
     np.testing.assert_array_equal(one.values, two.values)
-    plain = explain_each(evidence, [top])[0]
+    plain = attribute_each(evidence, [top])[0]
     assert not np.array_equal(one.values, plain.values)
     assert np.corrcoef(one.values.ravel(), plain.values.ravel())[0, 1] > 0.8
     for wrong in ({"noise": -0.1}, {"noise": 3.0}, {"samples": 0}):
@@ -242,14 +245,14 @@ def test_noise_is_seeded_and_a_steady_map_survives_it(imagenet, photos):
 def test_noise_does_not_hang_on_a_pictures_neighbours(imagenet, random_batch):
     xs = random_batch(3, seed=9, side=96)
     how = Smoothing(noise=0.1, samples=2)
-    together = explain_smoothly(look(imagenet, xs), [[5]] * 3, how)
-    alone = explain_smoothly(look(imagenet, xs[2:]), [[5]], how)
+    together = attribute_smoothed(run_forward(imagenet, xs), [[5]] * 3, how)
+    alone = attribute_smoothed(run_forward(imagenet, xs[2:]), [[5]], how)
     np.testing.assert_allclose(together[2][0].values, alone[0][0].values, atol=1e-5)
 
 
 def test_an_attribution_is_a_value(imagenet, random_batch):
-    one, two = (explain_each(look(imagenet, random_batch(side=96)), [5])[0] for _ in range(2))
-    other = explain_each(look(imagenet, random_batch(side=96)), [6])[0]
+    one, two = (attribute_each(run_forward(imagenet, random_batch(side=96)), [5])[0] for _ in range(2))
+    other = attribute_each(run_forward(imagenet, random_batch(side=96)), [6])[0]
     assert one == two
     assert hash(one) == hash(two)
     assert one != other
@@ -260,31 +263,31 @@ def test_an_attribution_is_a_value(imagenet, random_batch):
 
 def test_scores_can_be_derived_also_where_autograd_is_off(imagenet, random_batch):
     with torch.no_grad():
-        evidence = look(imagenet, random_batch(side=96))
+        evidence = run_forward(imagenet, random_batch(side=96))
         for method in ("grad_cam", "hires_cam", "layer_cam", "grad_cam_plus_plus", "guided_grad_cam"):
-            assert explain_each(evidence, [5], method=method)[0].values.any(), method
+            assert attribute_each(evidence, [5], method=method)[0].values.any(), method
 
 
 def test_a_map_says_what_really_computed_it(imagenet, random_batch):
     pytest.importorskip("openvino", reason="the extra 'fast' is not installed")
     x = random_batch()
-    engine = engines.prepare("openvino", imagenet, probe=x)
+    engine = create_backend("openvino", imagenet, probe=x)
     quick = Effort(steps=2, window=112, stride=112, masks=4)
     ran = {}
     for method in ("grad_cam", "rise", "integrated_gradients"):
-        (found,) = explain_each(look(imagenet, x, engine=engine), [5], method=method, effort=quick)
+        (found,) = attribute_each(run_forward(imagenet, x, engine=engine), [5], method=method, effort=quick)
         ran[method] = found.settings["engine"]
-    (deep,) = explain_each(look(imagenet, x, block="stage5.2", engine=engine), [5])
+    (deep,) = attribute_each(run_forward(imagenet, x, block="stage5.2", engine=engine), [5])
     assert ran == {"grad_cam": "openvino", "rise": "openvino", "integrated_gradients": "eager"}
     assert deep.settings["engine"] == "eager"
 
 
 def test_the_scale_is_the_predicted_classs_where_that_is_cheap(imagenet, photos):
     path = sorted((photos / "hymenoptera/val/bees").glob("*.jpg"))[0]
-    evidence = look(imagenet, imagenet.geometry.prepare(images.read(path))[0][None])
+    evidence = run_forward(imagenet, imagenet.geometry.prepare(read_image(path))[0][None])
     top, loser = evidence.logits[0].topk(40).indices[[0, 39]].tolist()
-    ((maps, scale),) = explain_scaled(evidence, [[target(imagenet.classes, loser)]])
-    (own,) = explain_each(evidence, [top])
+    ((maps, scale),) = attribute_scaled(evidence, [[make_target(imagenet.classes, loser)]])
+    (own,) = attribute_each(evidence, [top])
     assert [each.index for each in maps] == [loser]
     assert scale == pytest.approx(max(own.maximum, maps[0].maximum))
     assert default_method({"grad_cam": "no"}) == "hires_cam"
@@ -295,13 +298,15 @@ def test_targets_by_name_by_rank_and_by_contrast():
     classes = ["ant", "bee", "wasp"]
     ranking = [Prediction(name, classes.index(name), score, False) for name, score in
                (("bee", 0.6), ("ant", 0.3), ("wasp", 0.1))]  # fmt: skip
-    assert [each.name for each in choose(classes, ranking)] == ["bee"]
-    assert [each.name for each in choose(classes, ranking, top_k=2)] == ["bee", "ant"]
-    assert [each.name for each in choose(classes, ranking, name="wasp")] == ["wasp"]
-    assert [each.name for each in choose(classes, ranking, against="ant")] == ["bee, not ant"]
-    assert [each.name for each in choose(classes, ranking, against="bee")] == ["ant, not bee"]
-    assert [each.name for each in choose(classes, ranking, name="wasp", against="bee")] == ["wasp, not bee"]
+    assert [each.name for each in choose_targets(classes, ranking)] == ["bee"]
+    assert [each.name for each in choose_targets(classes, ranking, top_k=2)] == ["bee", "ant"]
+    assert [each.name for each in choose_targets(classes, ranking, name="wasp")] == ["wasp"]
+    assert [each.name for each in choose_targets(classes, ranking, against="ant")] == ["bee, not ant"]
+    assert [each.name for each in choose_targets(classes, ranking, against="bee")] == ["ant, not bee"]
+    assert [each.name for each in choose_targets(classes, ranking, name="wasp", against="bee")] == [
+        "wasp, not bee"
+    ]
     with pytest.raises(ExplanationError, match="two classes"):
-        choose(classes, ranking, name="bee", against="bee")
+        choose_targets(classes, ranking, name="bee", against="bee")
     with pytest.raises(UnknownChoice, match="ant, bee, wasp"):
-        choose(classes, ranking, against="fly")
+        choose_targets(classes, ranking, against="fly")

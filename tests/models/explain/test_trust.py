@@ -10,49 +10,50 @@ import pytest
 import scipy.stats
 import torch
 
-from models import engines, images
-from models.engines import EagerEngine
+from models.attribution.forward import run_forward
+from models.attribution.masking import covered_input
+from models.attribution.registry import METHODS, Method, attribute_each
+from models.attribution.result import make_attribution
+from models.attribution.targets import Target, make_target
+from models.backends.eager import EagerBackend
+from models.backends.registry import create_backend
+from models.bundle import RandomizationCheck
 from models.errors import BundleError, ExplanationError, UnknownChoice
-from models.explain import sanity as sanity_module
-from models.explain.agreement import agreement, on_grid, rank_correlation
-from models.explain.attribution import attribution
-from models.explain.audit import CHECKS, audit
-from models.explain.cautions import border_audit, of_map, of_picture
-from models.explain.cover import covered_input
-from models.explain.faithfulness import faithfulness, surrogates
-from models.explain.localisation import localise, mean_localisation
-from models.explain.look import look
-from models.explain.methods import METHODS, Method, explain_each
-from models.explain.sanity import Sanity, sanity, shuffled
-from models.explain.shifts import shift_test
-from models.explain.sweep import layer_sweep, stage_ends
-from models.explain.targets import Target, target
-from models.explain.what_if import by_box, by_map, what_if, workable
-from models.geometry import Frame
-from models.scoring import Scoring
-from models.transfer import HEAD
+from models.images.decode import image_from_array, read_image
+from models.images.geometry import Frame
+from models.introspection.cover_test import limit_size, mask_from_box, mask_from_map, run_cover_test
+from models.metrics.agreement import measure_agreement, rank_correlation, resample_map
+from models.metrics.audit import AUDIT_CHECKS, run_audit
+from models.metrics.faithfulness import measure_faithfulness, random_surrogates
+from models.metrics.layer_sweep import run_layer_sweep, stage_ends
+from models.metrics.localization import localize, mean_localization
+from models.metrics.randomization import _similarities, _verdict, check_randomization, shuffle_weights
+from models.metrics.stability import run_shift_test
+from models.metrics.warnings import audit_border, image_warnings, map_warnings
+from models.networks.scoring import Scoring
+from models.networks.transfer_model import HEAD
 
 BRIGHT = Target(1, "bright")
 
 
 def made(values, method="grad_cam", block="b"):
-    return attribution(BRIGHT, np.array(values, np.float32), method=method, block=block)
+    return make_attribution(BRIGHT, np.array(values, np.float32), method=method, block=block)
 
 
 def picture_with_spot(box, side=32):
     pixels = np.full((side, side, 3), 90, np.uint8)
     x0, y0, x1, y1 = box
     pixels[y0:y1, x0:x1] = 255
-    return images.from_array(pixels)
+    return image_from_array(pixels)
 
 
 @pytest.fixture(scope="module")
 def spot(watcher):
     """(engine, tensor, true map) of a model that watches one corner, which is bright."""
     box = (4, 20, 12, 28)
-    engine = EagerEngine(watcher(box))
+    engine = EagerBackend(watcher(box))
     x, _ = engine.model.geometry.prepare(picture_with_spot(box))
-    return engine, x, explain_each(look(engine.model, x[None]), [1])[0]
+    return engine, x, attribute_each(run_forward(engine.model, x[None]), [1])[0]
 
 
 # ---------------------------------------------------------------- faithfulness
@@ -60,12 +61,12 @@ def spot(watcher):
 
 def test_a_true_map_beats_random_ones_and_a_false_one_does_not(spot):
     engine, x, true = spot
-    found = faithfulness(engine, x, true, cover="mean")
+    found = measure_faithfulness(engine, x, true, cover="mean")
     assert found.percentile == 100.0
     assert found.score > found.centre
     assert found.verdict.startswith("The model reacts to what the map marks, more than to 100 %")
     false = replace(true, values=np.ascontiguousarray(true.values[::-1, ::-1]))
-    wrong = faithfulness(engine, x, false, cover="mean")
+    wrong = measure_faithfulness(engine, x, false, cover="mean")
     assert wrong.percentile < 75
     assert "as to random places" in wrong.verdict
     assert "middle of the picture does as well" in wrong.verdict
@@ -73,7 +74,7 @@ def test_a_true_map_beats_random_ones_and_a_false_one_does_not(spot):
 
 def test_the_curves_begin_and_end_with_the_picture_and_its_cover(spot):
     engine, x, true = spot
-    found = faithfulness(engine, x, true, steps=4, random_maps=2)
+    found = measure_faithfulness(engine, x, true, steps=4, random_maps=2)
     with torch.no_grad():
         whole = float(engine.model.scoring.scores(engine.model(x[None]))[0, 1])
         covered = float(engine.model.scoring.scores(engine.model(covered_input(x[None], "blur")))[0, 1])
@@ -90,7 +91,7 @@ def test_the_curves_begin_and_end_with_the_picture_and_its_cover(spot):
 
 def test_deletion_covers_the_strongest_first_by_hand(spot):
     engine, x, true = spot
-    found = faithfulness(engine, x, true, steps=8, random_maps=1, cover="mean")
+    found = measure_faithfulness(engine, x, true, steps=8, random_maps=1, cover="mean")
     order = np.argsort(-true.values.ravel(), kind="stable")
     mean = covered_input(x[None], "mean")[0]
     covered = x.clone().flatten(1)
@@ -103,28 +104,28 @@ def test_deletion_covers_the_strongest_first_by_hand(spot):
 
 def test_random_maps_are_as_smooth_as_the_map_and_not_the_map():
     grid = np.add.outer(np.arange(7.0), np.arange(9.0) ** 2).astype(np.float32)
-    for other in surrogates(grid, 5, seed=1):
+    for other in random_surrogates(grid, 5, seed=1):
         assert other.shape == grid.shape
         np.testing.assert_allclose(
             np.abs(np.fft.fft2(other)), np.abs(np.fft.fft2(grid)), rtol=1e-3, atol=1e-2
         )
         assert other.mean() == pytest.approx(grid.mean(), rel=1e-4)
         assert abs(np.corrcoef(grid.ravel(), other.ravel())[0, 1]) < 0.95
-    again = surrogates(grid, 5, seed=1)
-    np.testing.assert_array_equal(again[4], surrogates(grid, 5, seed=1)[4])
-    assert not np.array_equal(again[0], surrogates(grid, 1, seed=2)[0])
+    again = random_surrogates(grid, 5, seed=1)
+    np.testing.assert_array_equal(again[4], random_surrogates(grid, 5, seed=1)[4])
+    assert not np.array_equal(again[0], random_surrogates(grid, 1, seed=2)[0])
 
 
 def test_random_maps_themselves_land_anywhere_among_random_maps(imagenet, photos):
     """A verdict that is fair: a map that knows nothing is at a middling percentile on average."""
     path = sorted((photos / "hymenoptera/val/bees").glob("*.jpg"))[0]
-    engine = engines.prepare("eager", imagenet, probe=torch.zeros(1, 3, 224, 224))
-    x, _ = imagenet.geometry.prepare(images.read(path))
-    found = explain_each(look(engine.model, x[None]), [309])[0]
+    engine = create_backend("eager", imagenet, probe=torch.zeros(1, 3, 224, 224))
+    x, _ = imagenet.geometry.prepare(read_image(path))
+    found = attribute_each(run_forward(engine.model, x[None]), [309])[0]
     percentiles = []
     for seed in range(6):
-        (ignorant,) = surrogates(found.values, 1, seed=100 + seed)
-        judged = faithfulness(engine, x, replace(found, values=ignorant), steps=4, random_maps=9)
+        (ignorant,) = random_surrogates(found.values, 1, seed=100 + seed)
+        judged = measure_faithfulness(engine, x, replace(found, values=ignorant), steps=4, random_maps=9)
         percentiles.append(judged.percentile)
     assert 15 < np.mean(percentiles) < 85, percentiles
 
@@ -132,11 +133,11 @@ def test_random_maps_themselves_land_anywhere_among_random_maps(imagenet, photos
 def test_an_empty_map_is_not_judged_and_counts_have_limits(spot):
     engine, x, true = spot
     with pytest.raises(ExplanationError, match="no map to judge"):
-        faithfulness(engine, x, made([[-1.0, -1.0], [-1.0, -2.0]]))
+        measure_faithfulness(engine, x, made([[-1.0, -1.0], [-1.0, -2.0]]))
     with pytest.raises(UnknownChoice, match="blur, mean"):
-        faithfulness(engine, x, true, cover="black")
+        measure_faithfulness(engine, x, true, cover="black")
     with pytest.raises(ValueError, match="steps"):
-        faithfulness(engine, x, true, steps=1)
+        measure_faithfulness(engine, x, true, steps=1)
 
 
 # ---------------------------------------------------------------- agreement
@@ -154,15 +155,15 @@ def test_rank_correlation_is_spearmans_with_ties():
 def test_agreement_of_equal_opposite_and_finer_maps():
     values = np.arange(16.0).reshape(4, 4)
     finer = np.kron(values, np.ones((2, 2)))
-    found = agreement([made(values), made(finer, "occlusion"), made(-values, "rise")])
+    found = measure_agreement([made(values), made(finer, "occlusion"), made(-values, "rise")])
     assert found.correlations[0][1] == pytest.approx(1.0)
     assert found.correlations[0][2] == pytest.approx(-1.0)
     assert found.mean == pytest.approx(-1 / 3)
     assert "disagree" in found.verdict
-    assert "much the same" in agreement([made(values), made(finer)]).verdict
-    np.testing.assert_allclose(on_grid(finer.astype(np.float32), (4, 4)), values)
+    assert "much the same" in measure_agreement([made(values), made(finer)]).verdict
+    np.testing.assert_allclose(resample_map(finer.astype(np.float32), (4, 4)), values)
     with pytest.raises(ValueError, match="two or more"):
-        agreement([made(values)])
+        measure_agreement([made(values)])
 
 
 # ---------------------------------------------------------------- sanity
@@ -170,7 +171,7 @@ def test_agreement_of_equal_opposite_and_finer_maps():
 
 def test_shuffling_changes_only_what_it_should_and_keeps_every_value(resnet18):
     before = {key: value.clone() for key, value in resnet18.state_dict().items()}
-    part = shuffled(resnet18, "layer4.0", seed=1)
+    part = shuffle_weights(resnet18, "layer4.0", seed=1)
     for key, value in resnet18.state_dict().items():
         assert torch.equal(before[key], value), "the model itself stays"
         other = part.state_dict()[key]
@@ -183,7 +184,7 @@ def test_shuffling_changes_only_what_it_should_and_keeps_every_value(resnet18):
         else:
             assert torch.equal(value, other), key
     assert not torch.equal(part.classifier.weight, resnet18.classifier.weight)
-    head = shuffled(resnet18, HEAD, seed=1)
+    head = shuffle_weights(resnet18, HEAD, seed=1)
     assert torch.equal(
         head.state_dict()["blocks.layer4_1.conv2.weight"], before["blocks.layer4_1.conv2.weight"]
     )
@@ -191,61 +192,63 @@ def test_shuffling_changes_only_what_it_should_and_keeps_every_value(resnet18):
 
 def test_grad_cam_depends_on_the_weights_and_an_edge_detector_does_not(imagenet, photos, monkeypatch):
     paths = sorted((photos / "caltech_animals/val/elephant").glob("*.jpg"))[:3]
-    x = torch.stack([imagenet.geometry.prepare(images.read(path))[0] for path in paths])
+    x = torch.stack([imagenet.geometry.prepare(read_image(path))[0] for path in paths])
 
     def edges(evidence, rows, _):
         return [evidence.x.diff(dim=2)[:, :, :, :-1].abs().sum(1) for _ in rows]
 
     table = {**METHODS, "edges": Method("edges", "Edges", edges, "input", "-", "-")}
-    monkeypatch.setattr(sanity_module, "METHODS", table)
-    found = sanity(imagenet, x, methods=["grad_cam", "edges"])
+    monkeypatch.setattr("models.metrics.randomization.METHODS", table)
+    found = check_randomization(imagenet, x, methods=["grad_cam", "edges"])
     assert not found.methods["grad_cam"].barred
     assert abs(found.methods["grad_cam"].similarity["stem"]) < 0.5
     assert next(iter(found.methods["grad_cam"].similarity)) == HEAD
     assert found.barred().keys() == {"edges"}
     assert "rank correlation 1.00" in found.barred()["edges"]
     assert "shows the picture, not the model" in found.barred()["edges"]
-    assert Sanity.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert RandomizationCheck.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
 def test_what_is_blind_to_the_head_alone_is_told_and_not_barred(imagenet, photos):
     """Guided gradients hang on the class by a factor only: shuffling the head leaves their places."""
     path = sorted((photos / "caltech_animals/val/elephant").glob("*.jpg"))[0]
-    x, _ = imagenet.geometry.prepare(images.read(path))
-    found = sanity(imagenet, x[None], methods=["guided_grad_cam", "layer_cam"])
+    x, _ = imagenet.geometry.prepare(read_image(path))
+    found = check_randomization(imagenet, x[None], methods=["guided_grad_cam", "layer_cam"])
     guided = found.methods["guided_grad_cam"]
     assert guided.similarity[HEAD] > 0.5, "judged by the guided gradient, not by Grad-CAM's own change"
     assert list(guided.similarity) == [HEAD, "stem"]
     assert len(found.methods["layer_cam"].similarity) == 5
-    blind = sanity_module._verdict({HEAD: [0.97, 0.95], "stem": [0.1]})
+    blind = _verdict({HEAD: [0.97, 0.95], "stem": [0.1]})
     assert not blind.barred
     assert "hardly when only the head's are (0.96): it says little about which class" in blind.reason
 
 
 def test_empty_maps_and_turned_ones_are_judged_as_what_they_are():
     one, empty = np.eye(4, dtype=np.float32), np.zeros((4, 4), np.float32)
-    assert sanity_module._similarities([one, one, one], [one, -one, empty]) == [pytest.approx(1.0), 0.0]
-    assert "could not be checked" in sanity_module._verdict({}).reason
+    assert _similarities([one, one, one], [one, -one, empty]) == [pytest.approx(1.0), 0.0]
+    assert "could not be checked" in _verdict({}).reason
 
 
 def test_methods_that_do_not_apply_are_left_out_and_damage_is_named(model_of, random_batch):
-    found = sanity(model_of("mobilenet_v3_small"), random_batch(), methods=["grad_cam", "guided_grad_cam"])
+    found = check_randomization(
+        model_of("mobilenet_v3_small"), random_batch(), methods=["grad_cam", "guided_grad_cam"]
+    )
     assert set(found.methods) == {"grad_cam"}
     for damaged in ({}, {"methods": 3}, {"methods": {"a": {}}, "pictures": 1, "seed": 0}, []):
         with pytest.raises(BundleError, match="sanity check"):
-            Sanity.from_dict(damaged)
+            RandomizationCheck.from_dict(damaged)
 
 
 # ---------------------------------------------------------------- shifts, sweep
 
 
 def test_a_map_that_follows_the_picture_is_steady(imagenet, photos):
-    engine = EagerEngine(imagenet)
+    engine = EagerBackend(imagenet)
     path = sorted((photos / "caltech_animals/val/flamingo").glob("*.jpg"))[1]
-    image = images.read(path)
+    image = read_image(path)
     x, _ = imagenet.geometry.prepare(image)
-    top = int(look(imagenet, x[None]).logits.argmax())
-    found = shift_test(engine, image, target(imagenet.classes, top), pixels=(2, 8))
+    top = int(run_forward(imagenet, x[None]).logits.argmax())
+    found = run_shift_test(engine, image, make_target(imagenet.classes, top), pixels=(2, 8))
     assert len(found.moves) == 8
     assert found.correlation > 0.7
     plain = imagenet.geometry.see(image)[0]
@@ -261,7 +264,7 @@ def test_the_moved_crop_shows_what_its_frame_says(watcher):
     pixels = np.zeros((48, 64, 3), np.uint8)
     pixels[30, 40] = 255
     for right, down in ((0, 0), (5, -7), (-6, 3), (20, 0)):
-        seen, frame = geometry.see_moved(images.from_array(pixels), right, down)
+        seen, frame = geometry.see_moved(image_from_array(pixels), right, down)
         found = np.argwhere(np.asarray(seen)[..., 0] > 200)
         assert found.tolist() == [[30 - frame.top, 40 - frame.left]]
 
@@ -272,7 +275,7 @@ def test_a_very_long_picture_is_moved_without_being_made_huge(watcher):
     pixels = np.zeros((5, 5000, 3), np.uint8)
     pixels[:, 2500:] = 255
     for right, down in ((0, 0), (7, 0), (-5, 4)):
-        seen, frame = geometry.see_moved(images.from_array(pixels), right, down)
+        seen, frame = geometry.see_moved(image_from_array(pixels), right, down)
         assert seen.size == (32, 32)
         assert 0 <= frame.top <= 8
         edge = (np.asarray(seen)[16, :, 0] > 127).argmax()
@@ -282,7 +285,7 @@ def test_a_very_long_picture_is_moved_without_being_made_huge(watcher):
 def test_a_model_bound_to_a_place_changes_its_answer_when_the_picture_moves(watcher):
     box = (14, 14, 18, 18)
     model = watcher(box)
-    found = shift_test(EagerEngine(model), picture_with_spot((14, 14, 17, 18)), BRIGHT, pixels=(8,))
+    found = run_shift_test(EagerBackend(model), picture_with_spot((14, 14, 17, 18)), BRIGHT, pixels=(8,))
     assert not all(move.same_answer for move in found.moves)
     assert "answer itself changes" in found.verdict
 
@@ -290,7 +293,9 @@ def test_a_model_bound_to_a_place_changes_its_answer_when_the_picture_moves(watc
 def test_the_sweep_explains_the_end_of_each_stage(resnet18, random_batch):
     x = random_batch()
     assert stage_ends(resnet18, x) == ["layer1.1", "layer2.1", "layer3.1", "layer4.1"]
-    stages = layer_sweep(EagerEngine(resnet18), x[0], target(resnet18.classes, 3), steps=3, random_maps=2)
+    stages = run_layer_sweep(
+        EagerBackend(resnet18), x[0], make_target(resnet18.classes, 3), steps=3, random_maps=2
+    )
     assert [stage.attribution.block for stage in stages] == ["layer1.1", "layer2.1", "layer3.1", "layer4.1"]
     assert [stage.attribution.rows for stage in stages] == [56, 28, 14, 7]
     for stage in stages:
@@ -307,19 +312,19 @@ def test_labels_that_cross_their_threshold_are_another_answer(watcher):
     """Of a model with several labels the accepted set is the answer, not the highest of them."""
     model = watcher((14, 14, 18, 18))
     model.scoring = Scoring("multilabel")
-    found = shift_test(EagerEngine(model), picture_with_spot((14, 14, 17, 18)), BRIGHT, pixels=(8,))
+    found = run_shift_test(EagerBackend(model), picture_with_spot((14, 14, 17, 18)), BRIGHT, pixels=(8,))
     assert not all(move.same_answer for move in found.moves)
 
 
 def test_an_audit_never_asks_a_barred_method(imagenet, random_batch):
-    evidence = look(imagenet, random_batch(side=96))
-    (found,) = explain_each(evidence, [int(evidence.logits.argmax())], method="hires_cam")
-    image = images.from_array(np.random.default_rng(1).integers(0, 255, (240, 260, 3), np.uint8))
-    result = audit(image, evidence, found, barred={"grad_cam": "no"}, checks=["sweep", "agreement"])
+    evidence = run_forward(imagenet, random_batch(side=96))
+    (found,) = attribute_each(evidence, [int(evidence.logits.argmax())], method="hires_cam")
+    image = image_from_array(np.random.default_rng(1).integers(0, 255, (240, 260, 3), np.uint8))
+    result = run_audit(image, evidence, found, barred={"grad_cam": "no"}, checks=["sweep", "agreement"])
     assert {stage.attribution.method for stage in result.sweep} == {"hires_cam"}
     assert "grad_cam" not in result.agreement.methods
     blocks = {name: "no" for name, row in METHODS.items() if row.grid == "block"}
-    assert audit(image, evidence, found, barred=blocks, checks=["sweep", "shifts"]).sweep is None
+    assert run_audit(image, evidence, found, barred=blocks, checks=["sweep", "shifts"]).sweep is None
 
 
 # ---------------------------------------------------------------- border and cautions
@@ -329,27 +334,27 @@ def test_the_border_audit_by_hand():
     inner, rim = np.zeros((4, 4)), np.ones((4, 4))
     inner[1:3, 1:3] = 1
     rim[1:3, 1:3] = 0
-    assert border_audit(made(inner)).mass == 0
-    assert border_audit(made(rim)).mass == 1
-    assert border_audit(made(rim)).area == pytest.approx(12 / 16)
-    assert border_audit(made(np.ones((4, 4)))).mass == pytest.approx(12 / 16)
-    assert not border_audit(made(np.ones((4, 4)))).suspicious
-    assert border_audit(made(rim)).suspicious
+    assert audit_border(made(inner)).mass == 0
+    assert audit_border(made(rim)).mass == 1
+    assert audit_border(made(rim)).area == pytest.approx(12 / 16)
+    assert audit_border(made(np.ones((4, 4)))).mass == pytest.approx(12 / 16)
+    assert not audit_border(made(np.ones((4, 4)))).suspicious
+    assert audit_border(made(rim)).suspicious
     cells = replace(made(np.ones((28, 28))), grid="input")
-    assert border_audit(cells).area == pytest.approx(1 - (20 / 28) ** 2)
-    assert border_audit(made(np.ones((56, 56)))).area == pytest.approx(1 - (54 / 56) ** 2)
+    assert audit_border(cells).area == pytest.approx(1 - (20 / 28) ** 2)
+    assert audit_border(made(np.ones((56, 56)))).area == pytest.approx(1 - (54 / 56) ** 2)
 
 
 def test_what_is_odd_is_said():
     rim = np.ones((7, 7), np.float32)
     rim[1:6, 1:6] = 0
-    assert any("outermost cells" in said for said in of_map(made(rim), 0.5))
-    assert of_map(made(np.eye(7)), 0.5) == []
-    assert "speaks for this class" in of_map(made(-np.eye(3) - 1), 0.5)[0]
-    assert "as high as it can be" in of_map(made(np.eye(7)), 0.9999)[0]
-    assert "faint, at most 2%" in of_map(made(np.eye(7) * 0.02), 0.5, full_scale=1.0)[0]
+    assert any("outermost cells" in said for said in map_warnings(made(rim), 0.5))
+    assert map_warnings(made(np.eye(7)), 0.5) == []
+    assert "speaks for this class" in map_warnings(made(-np.eye(3) - 1), 0.5)[0]
+    assert "as high as it can be" in map_warnings(made(np.eye(7)), 0.9999)[0]
+    assert "faint, at most 2%" in map_warnings(made(np.eye(7) * 0.02), 0.5, full_scale=1.0)[0]
     cropped = Frame(400, 40, 2560, 256, 1168, 16, 224, 224)
-    (said, *_) = of_picture(images.from_array(np.zeros((40, 400, 3), np.uint8)), cropped)
+    (said, *_) = image_warnings(image_from_array(np.zeros((40, 400, 3), np.uint8)), cropped)
     assert "only the middle" in said
 
 
@@ -358,27 +363,27 @@ def test_what_is_odd_is_said():
 
 def test_covering_what_the_score_hangs_on_changes_it_and_the_rest_does_not(watcher):
     box = (4, 20, 12, 28)
-    engine = EagerEngine(watcher(box))
+    engine = EagerBackend(watcher(box))
     image = picture_with_spot(box)
     frame = engine.model.geometry.frame(32, 32)
-    hit = what_if(engine, image, by_box(frame, (4, 20, 12, 28)), cover="mean")
+    hit = run_cover_test(engine, image, mask_from_box(frame, (4, 20, 12, 28)), cover="mean")
     assert {item.label for item in hit.changes} == {"bright", "dark"}
     bright = next(item for item in hit.changes if item.label == "bright")
     assert bright.change < -0.1
     assert bright.change == pytest.approx(bright.after - bright.before)
     assert hit.share == pytest.approx(64 / 1024)
-    missed = what_if(engine, image, by_box(frame, (16, 0, 32, 16)), cover="mean")
+    missed = run_cover_test(engine, image, mask_from_box(frame, (16, 0, 32, 16)), cover="mean")
     assert all(item.change == 0 for item in missed.changes)
     assert np.asarray(hit.covered.pil)[24, 8].tolist() != [255, 255, 255]
     assert np.asarray(image.pil)[24, 8].tolist() == [255, 255, 255], "the picture itself stays"
 
 
 def test_experiments_on_huge_pictures_are_done_on_a_smaller_one(imagenet):
-    image = images.from_array(np.random.default_rng(0).integers(0, 255, (1500, 4096, 3), np.uint8))
-    smaller, scale = workable(image)
+    image = image_from_array(np.random.default_rng(0).integers(0, 255, (1500, 4096, 3), np.uint8))
+    smaller, scale = limit_size(image)
     assert (smaller.width, smaller.height, scale) == (2048, 750, 0.5)
     assert smaller.sha256 == image.sha256
-    assert workable(smaller) == (smaller, 1.0)
+    assert limit_size(smaller) == (smaller, 1.0)
     one, other = (imagenet.geometry.frame(each.width, each.height).seen_box for each in (image, smaller))
     assert [edge * scale for edge in one] == pytest.approx(list(other), abs=1)
 
@@ -386,27 +391,27 @@ def test_experiments_on_huge_pictures_are_done_on_a_smaller_one(imagenet):
 def test_the_hottest_region_is_the_maps_own(spot):
     engine, _, true = spot
     frame = engine.model.geometry.frame(32, 32)
-    mask = by_map(frame, true, share=0.05)
+    mask = mask_from_map(frame, true, share=0.05)
     assert mask[20:28, 4:12].sum() == mask.sum() > 0
     with pytest.raises(ExplanationError, match="between 0 and 1"):
-        by_map(frame, true, share=1.5)
+        mask_from_map(frame, true, share=1.5)
     with pytest.raises(ExplanationError, match="no hottest region"):
-        by_map(frame, made(-np.ones((4, 4))))
+        mask_from_map(frame, made(-np.ones((4, 4))))
 
 
 def test_boxes_that_make_no_sense_are_refused_with_the_reason(imagenet):
     frame = imagenet.geometry.frame(1000, 200)
     for box in ((-20, -20, -10, -10), (1100, 10, 1200, 20), (450, -50, 500, -10)):
         with pytest.raises(ExplanationError, match="outside of what the model saw"):
-            by_box(frame, box)
+            mask_from_box(frame, box)
     for box in ((10, 10, 10, 20), (5, 5, 1, 1), (0, 0, float("nan"), 4)):
         with pytest.raises(ExplanationError, match="has no area"):
-            by_box(frame, box)
+            mask_from_box(frame, box)
     with pytest.raises(ExplanationError, match=r"outside of what the model saw: 412"):
-        by_box(frame, (0, 0, 50, 200))
+        mask_from_box(frame, (0, 0, 50, 200))
     with pytest.raises(UnknownChoice, match="blur, mean"):
-        what_if(EagerEngine(imagenet), images.from_array(np.zeros((200, 1000, 3), np.uint8)),
-                by_box(frame, (450, 0, 500, 200)), cover="black")  # fmt: skip
+        run_cover_test(EagerBackend(imagenet), image_from_array(np.zeros((200, 1000, 3), np.uint8)),
+                mask_from_box(frame, (450, 0, 500, 200)), cover="black")  # fmt: skip
 
 
 def test_localisation_by_hand():
@@ -415,20 +420,20 @@ def test_localisation_by_hand():
     mask[:2] = True
     values = np.zeros((4, 4))
     values[0, 1], values[3, 3], values[2, 2] = 3.0, 1.0, -9.0
-    found = localise(made(values), frame, mask)
+    found = localize(made(values), frame, mask)
     assert (found.energy, found.area, found.pointing, found.centre) == (0.75, 0.5, 1.0, 0.0)
-    assert localise(made(values), frame, ~mask).energy == 0.25
-    assert localise(made(values), frame, np.zeros((4, 4), bool)) is None
-    assert mean_localisation([found, found]).energy == 0.75
+    assert localize(made(values), frame, ~mask).energy == 0.25
+    assert localize(made(values), frame, np.zeros((4, 4), bool)) is None
+    assert mean_localization([found, found]).energy == 0.75
     with pytest.raises(ValueError, match="mask"):
-        localise(made(values), frame, np.zeros((3, 4), bool))
+        localize(made(values), frame, np.zeros((3, 4), bool))
 
 
 def test_an_even_map_has_the_energy_of_the_area(imagenet):
     frame = imagenet.geometry.frame(300, 200)
     rng = np.random.default_rng(0)
     mask = np.kron(rng.random((10, 15)) > 0.6, np.ones((20, 20))).astype(bool)
-    found = localise(made(np.ones((7, 7))), frame, mask)
+    found = localize(made(np.ones((7, 7))), frame, mask)
     assert found.energy == pytest.approx(found.area, abs=1e-6)
 
 
@@ -438,12 +443,12 @@ def test_an_even_map_has_the_energy_of_the_area(imagenet):
 def test_an_audit_asks_what_was_asked_for(spot):
     engine, x, true = spot
     image = picture_with_spot((4, 20, 12, 28))
-    evidence = look(engine.model, x[None])
-    found = audit(image, evidence, true, barred={"rise": "for the test"}, checks=["agreement", "shifts"])
+    evidence = run_forward(engine.model, x[None])
+    found = run_audit(image, evidence, true, barred={"rise": "for the test"}, checks=["agreement", "shifts"])
     assert found.faithfulness is None
     assert found.sweep is None
     assert "rise" not in found.agreement.methods
     assert found.left_out["rise"] == "for the test"
     assert len(found.shifts.moves) == 12
-    with pytest.raises(UnknownChoice, match=", ".join(CHECKS)):
-        audit(image, evidence, true, barred={}, checks=["truth"])
+    with pytest.raises(UnknownChoice, match=", ".join(AUDIT_CHECKS)):
+        run_audit(image, evidence, true, barred={}, checks=["truth"])

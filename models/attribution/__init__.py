@@ -1,0 +1,1 @@
+"""Attribution methods: Captum without a hook on the shared model, and our own CAM formulas."""

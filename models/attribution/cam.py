@@ -1,0 +1,69 @@
+"""Grad-CAM and its kin: maps read from one block's output and the gradient of a target's score there.
+
+With A the block's output, (channels, rows, cols), and g the gradient of the target's logit by it:
+
+- Grad-CAM (Selvaraju et al. 2017): sum over channels of mean(g_c) A_c, the mean over the positions;
+- HiResCAM (Draelos & Carin 2020): sum over channels of g_c A_c;
+- LayerCAM (Jiang et al. 2021): sum over channels of max(g_c, 0) A_c;
+- Grad-CAM++ (Chattopadhyay et al. 2018): sum over channels of w_c A_c, where w_c is the sum over the
+  positions of a_c max(g_c, 0) with a_c = g_c^2 / (2 g_c^2 + g_c^3 sum(A_c)).
+
+The sign is kept (no ReLU at the end): the positive part is what an overlay shows, the raw range tells its
+strength.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from captum.attr import LayerGradCam, LayerGradientXActivation
+from torch import Tensor
+
+from models.attribution.forward import ForwardPass, ScoreHead
+from models.attribution.targets import Target
+from models.errors import ExplanationError
+
+_RETAIN_GRAPH = {"retain_graph": True}
+"""The tail's graph serves several targets."""
+
+
+def grad_cam(evidence: ForwardPass, targets: Sequence[Target]) -> Tensor:
+    """Signed maps (N, rows, cols), one target a picture, by Captum's LayerGradCam."""
+    tail = ScoreHead(evidence, targets)
+    with torch.enable_grad():
+        maps = LayerGradCam(tail, tail.cut).attribute(
+            evidence.map, relu_attributions=False, grad_kwargs=_RETAIN_GRAPH
+        )
+    return _single_tensor(maps)[:, 0]
+
+
+def hires_cam(evidence: ForwardPass, targets: Sequence[Target]) -> Tensor:
+    """Signed maps (N, rows, cols), by Captum's LayerGradientXActivation summed over the channels."""
+    tail = ScoreHead(evidence, targets)
+    with torch.enable_grad():
+        products = LayerGradientXActivation(tail, tail.cut, multiply_by_inputs=True).attribute(
+            evidence.map, grad_kwargs=_RETAIN_GRAPH
+        )
+    return _single_tensor(products).sum(1)
+
+
+def layer_cam(evidence: ForwardPass, targets: Sequence[Target]) -> Tensor:
+    """Maps (N, rows, cols); what speaks against the target is left out by the method itself."""
+    return (evidence.gradient(targets).clamp(min=0) * evidence.map.detach()).sum(1)
+
+
+def grad_cam_plus_plus(evidence: ForwardPass, targets: Sequence[Target]) -> Tensor:
+    """Maps (N, rows, cols)."""
+    gradient, activation = evidence.gradient(targets).double(), evidence.map.detach().double()
+    square = gradient**2
+    below = 2 * square + gradient**3 * activation.sum(dim=(2, 3), keepdim=True)
+    share = torch.where(below.abs() > 0, square / below, torch.zeros_like(square))
+    weights = (share * gradient.clamp(min=0)).sum(dim=(2, 3), keepdim=True)
+    return (weights * activation).sum(1).float()
+
+
+def _single_tensor(found: Tensor | tuple[Tensor, ...]) -> Tensor:
+    if not isinstance(found, Tensor):
+        raise ExplanationError("Captum gave no single map for this block.")
+    return found.detach()

@@ -1,0 +1,1 @@
+"""What runs the blocks of a network: torch itself or OpenVINO."""

@@ -1,0 +1,32 @@
+"""The eager backend: torch itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.backends.base import BackendName, BackendPrecision
+from models.networks.transfer_model import TransferModel
+
+
+class EagerBackend:
+    """Torch itself."""
+
+    name: BackendName = "eager"
+    precision: BackendPrecision = "fp32"
+
+    def __init__(self, model: TransferModel) -> None:
+        self.model = model
+
+    def until(self, block: str, x: Tensor) -> Tensor:
+        """The block's value, without autograd."""
+        with torch.no_grad():
+            return self.model.until(block, x)
+
+    def settled(self, block: str, x: Tensor, value: Tensor, logits: Tensor) -> Tensor | None:
+        """In fp32 every call stands."""
+        return None
+
+    def ran(self, block: str, x: Tensor) -> tuple[BackendName, BackendPrecision]:
+        """Always this."""
+        return self.name, self.precision

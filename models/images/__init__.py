@@ -1,0 +1,1 @@
+"""Image files to upright RGB pixels, to tensors, and back to encoded images."""

@@ -1,0 +1,266 @@
+"""How a picture becomes a tensor, and the way back from the tensor's grid to the picture's own pixels.
+
+This is the only place that knows resize and crop. Training, service and batch jobs prepare pictures here, and
+every heatmap returns through the :class:`Frame` that its picture left by, so it cannot land beside the
+object.
+
+Coordinates are continuous: pixel ``i`` covers ``[i, i + 1)`` and has its centre at ``i + 0.5``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+from models.errors import BundleError, ImageTooLarge
+from models.images.decode import MAX_SIDE, Image
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+_TORCHVISION = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
+_PILLOW = {"bilinear": PIL.Image.Resampling.BILINEAR, "bicubic": PIL.Image.Resampling.BICUBIC}
+_EXTREME_ASPECT = 12.0
+_MAX_SIZE = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where one picture went: its size, its resized size, and the crop of it that the model saw."""
+
+    width: int
+    height: int
+    """Size of the upright picture in pixels."""
+    resized_width: int
+    resized_height: int
+    left: int
+    top: int
+    crop_width: int
+    crop_height: int
+    """The crop, in pixels of the resized picture."""
+
+    @property
+    def seen_box(self) -> tuple[float, float, float, float]:
+        """(x0, y0, x1, y1) of what the model saw, in pixels of the upright picture."""
+        sx, sy = self.width / self.resized_width, self.height / self.resized_height
+        return (
+            self.left * sx,
+            self.top * sy,
+            (self.left + self.crop_width) * sx,
+            (self.top + self.crop_height) * sy,
+        )
+
+    def to_picture(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        """A box (x0, y0, x1, y1) in pixels of the model's input, in pixels of the upright picture; it may
+        reach beyond either.
+        """
+        sx, sy = self.width / self.resized_width, self.height / self.resized_height
+        x0, y0, x1, y1 = box
+        return (
+            (self.left + x0) * sx,
+            (self.top + y0) * sy,
+            (self.left + x1) * sx,
+            (self.top + y1) * sy,
+        )
+
+    def cell_size(self, rows: int, cols: int) -> tuple[float, float]:
+        """(width, height) in pixels of the upright picture of one cell of a map with that many rows and
+        columns.
+        """
+        x0, y0, x1, y1 = self.seen_box
+        return (x1 - x0) / cols, (y1 - y0) / rows
+
+    def seen(self) -> np.ndarray:
+        """Boolean array (height, width): the pixels whose centre lies within what the model saw."""
+        x0, y0, x1, y1 = self.seen_box
+        return np.outer(_visible_pixels(self.height, y0, y1), _visible_pixels(self.width, x0, x1))
+
+    def unwarp(self, grid: np.ndarray) -> np.ndarray:
+        """Lay a map over the picture: (rows, cols) to float32 (height, width), NaN where the model never
+        looked.
+
+        The map's cells tile the crop evenly; between their centres the value is bilinear, outside of the
+        outermost centres it is that of the nearest cell.
+        """
+        if grid.ndim != 2:
+            raise ValueError(f"A map has two axes (rows, cols), not shape {grid.shape}.")
+        x0, y0, x1, y1 = self.seen_box
+        along_y = _interpolation_matrix(self.height, y0, y1, grid.shape[0])
+        along_x = _interpolation_matrix(self.width, x0, x1, grid.shape[1])
+        laid: np.ndarray = along_y @ grid.astype(np.float32) @ along_x.T
+        laid[~self.seen()] = np.nan
+        return laid
+
+
+def _is_extreme(image: Image) -> bool:
+    """Whether resizing the whole picture would make it huge."""
+    return max(image.width, image.height) > _EXTREME_ASPECT * min(image.width, image.height)
+
+
+def _visible_pixels(pixels: int, start: float, stop: float) -> np.ndarray:
+    """Which pixels of a row have their centre in [start, stop); in a tiny picture without any, those that it
+    cuts.
+    """
+    centre = np.arange(pixels) + 0.5
+    inside = (centre >= start) & (centre < stop)
+    return inside if inside.any() else (centre + 0.5 > start) & (centre - 0.5 < stop)
+
+
+def _interpolation_matrix(pixels: int, start: float, stop: float, cells: int) -> np.ndarray:
+    """Weights (pixels, cells) that read a row of cells tiling [start, stop) at each pixel's centre,
+    linearly.
+    """
+    position = (np.arange(pixels) + 0.5 - start) / (stop - start) * cells - 0.5
+    position = np.clip(position, 0.0, cells - 1.0)
+    below = np.minimum(np.floor(position).astype(int), max(cells - 2, 0))
+    share = (position - below).astype(np.float32)
+    weights = np.zeros((pixels, cells), dtype=np.float32)
+    index = np.arange(pixels)
+    weights[index, below] = 1.0 - share
+    weights[index, np.minimum(below + 1, cells - 1)] += share
+    return weights
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """A model's preprocessing as data: resize the short side, crop the centre, scale to [0, 1], normalise."""
+
+    resize: int
+    """Short side after resizing, pixels."""
+    crop_height: int
+    crop_width: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Interpolation
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be prepared: unknown interpolation, a crop larger than the resized
+        picture.
+        """
+        sizes = (self.resize, self.crop_height, self.crop_width)
+        if not all(type(size) is int and size <= _MAX_SIZE for size in sizes):
+            raise BundleError(f"Sizes must be whole numbers of at most {_MAX_SIZE} pixels, not {sizes}.")
+        if self.interpolation not in _TORCHVISION:
+            raise BundleError(
+                f"Unknown interpolation {self.interpolation!r}; choose one of: bilinear, bicubic."
+            )
+        if (
+            not 0
+            < min(self.crop_height, self.crop_width)
+            <= max(self.crop_height, self.crop_width)
+            <= self.resize
+        ):
+            raise BundleError(
+                f"A crop of {self.crop_height} x {self.crop_width} does not fit a short side of {self.resize}"
+            )
+        if min(self.std) <= 0:
+            raise BundleError(f"Each standard deviation must be above 0, not {self.std}.")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Geometry:
+        """Rebuild from :meth:`to_dict`; raises BundleError when fields are missing, unknown or of the wrong
+        kind.
+        """
+        try:
+            fields = dict(data)
+            for name in ("mean", "std"):
+                red, green, blue = (float(value) for value in fields[name])
+                fields[name] = (red, green, blue)
+            return cls(**fields)
+        except (TypeError, KeyError, ValueError) as error:
+            raise BundleError(f"The geometry {data!r} is not complete: {error}.") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def frame(self, width: int, height: int) -> Frame:
+        """Where a picture of this size goes; the arithmetic is torchvision's (long side truncated, crop
+        rounded).
+        """
+        if width <= height:
+            resized_width, resized_height = self.resize, int(self.resize * height / width)
+        else:
+            resized_width, resized_height = int(self.resize * width / height), self.resize
+        return Frame(
+            width=width,
+            height=height,
+            resized_width=resized_width,
+            resized_height=resized_height,
+            left=round((resized_width - self.crop_width) / 2.0),
+            top=round((resized_height - self.crop_height) / 2.0),
+            crop_width=self.crop_width,
+            crop_height=self.crop_height,
+        )
+
+    def see(self, image: Image) -> tuple[PIL.Image.Image, Frame]:
+        """The crop that the model will see, as a picture (before normalisation), and its Frame."""
+        frame = self.frame(image.width, image.height)
+        if _is_extreme(image):
+            return self._see_extreme(image, frame), frame
+        resized = self._resized(image, frame)
+        return F.center_crop(resized, [self.crop_height, self.crop_width]), frame
+
+    def see_moved(self, image: Image, right: int, down: int) -> tuple[PIL.Image.Image, Frame]:
+        """As :meth:`see`, with the crop moved by some pixels of the resized picture; beyond its edge the
+        edge's pixels are repeated.
+        """
+        frame = self.frame(image.width, image.height)
+        if _is_extreme(image):
+            # Beyond its short side there is nothing to move to; along the long one the crop stays inside.
+            left = min(max(frame.left + right, 0), frame.resized_width - frame.crop_width)
+            top = min(max(frame.top + down, 0), frame.resized_height - frame.crop_height)
+            inside = replace(frame, left=left, top=top)
+            return self._see_extreme(image, inside), inside
+        resized = self._resized(image, frame)
+        margin = max(abs(right), abs(down))
+        padded = F.pad(resized, [margin], padding_mode="edge")
+        moved = replace(frame, left=frame.left + right, top=frame.top + down)
+        corner = (moved.left + margin, moved.top + margin)
+        box = (*corner, corner[0] + self.crop_width, corner[1] + self.crop_height)
+        return padded.crop(box), moved
+
+    def _resized(self, image: Image, frame: Frame) -> PIL.Image.Image:
+        """The whole picture with its short side as the model wants it."""
+        size = [self.resize] if image.full_size is None else [frame.resized_height, frame.resized_width]
+        resized: PIL.Image.Image = F.resize(
+            image.pil, size, interpolation=_TORCHVISION[self.interpolation], antialias=True
+        )
+        return resized
+
+    def _see_extreme(self, image: Image, frame: Frame) -> PIL.Image.Image:
+        """Resize only the part of a very long picture that the crop needs: 1 x 5000 would otherwise become
+        327 MP.
+        """
+        if max(image.width, image.height) > MAX_SIDE:
+            raise ImageTooLarge(
+                f"The picture is {image.width} x {image.height}; its limit is {MAX_SIDE:,} a side."
+            )
+        # Shares of the picture, which may have been decoded smaller than it is.
+        across, down = image.pil.width / image.width, image.pil.height / image.height
+        x0, y0, x1, y1 = frame.seen_box
+        return image.pil.resize(
+            (self.crop_width, self.crop_height),
+            _PILLOW[self.interpolation],
+            box=(x0 * across, y0 * down, x1 * across, y1 * down),
+            reducing_gap=None,
+        )
+
+    def normalise(self, picture: PIL.Image.Image) -> Tensor:
+        """A crop as float32 (3, height, width): scaled to [0, 1], then (x - mean) / std."""
+        scaled = F.convert_image_dtype(F.pil_to_tensor(picture), torch.float32)
+        normalised: Tensor = F.normalize(scaled, mean=list(self.mean), std=list(self.std))
+        return normalised
+
+    def prepare(self, image: Image) -> tuple[Tensor, Frame]:
+        """The tensor (3, height, width) that the model takes, and the Frame that leads back to the
+        picture.
+        """
+        picture, frame = self.see(image)
+        return self.normalise(picture), frame

@@ -1,0 +1,86 @@
+"""Grad-CAM's five steps for one picture and class, with everything that passes from one to the next.
+
+(1) forward: the block's activations and the scores; (2) the gradient of the class's logit at the block;
+(3) its signed mean per channel; (4) the weighted sum of the activations, and its positive part; (5) laid over
+the picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from models.attribution.forward import ForwardPass
+from models.attribution.registry import attribute_each
+from models.attribution.result import Attribution
+from models.attribution.targets import Target
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelTrace:
+    """One channel on its way through the steps."""
+
+    index: int
+    activation: np.ndarray = field(repr=False)
+    """Step 1, float32 (rows, cols)."""
+    gradient: np.ndarray = field(repr=False)
+    """Step 2, float32 (rows, cols)."""
+    weight: float
+    """Step 3: the mean of the gradient."""
+    share: float
+    """Of the sum of the whole map, what this channel's weighted activation adds; below 0 it takes away."""
+
+
+@dataclass(frozen=True, slots=True)
+class GradCamTrace:
+    """The five steps."""
+
+    target: Target
+    block: str
+    logit: float
+    """Of the target."""
+    score: float
+    channels: int
+    """Of the block; those below are the most important ones."""
+    speaking_for: tuple[ChannelTrace, ...]
+    """Channels that add most to the map, strongest first."""
+    speaking_against: tuple[ChannelTrace, ...]
+    """Channels that take most away, strongest first."""
+    weights: np.ndarray = field(repr=False)
+    """Step 3 for all channels, float32 (channels,)."""
+    attribution: Attribution
+    """Step 4: the signed map; step 5 is its overlay."""
+
+
+def trace_grad_cam(evidence: ForwardPass, item: int, target: Target, *, channels: int = 4) -> GradCamTrace:
+    """Follow Grad-CAM through one picture of the evidence."""
+    attribution = attribute_each(evidence, [target] * len(evidence.x))[item]
+    gradient = evidence.gradient([target] * len(evidence.x))[item]
+    activation = evidence.map.detach()[item]
+    weights = gradient.mean(dim=(1, 2))
+    sums = weights * activation.sum(dim=(1, 2))
+    total = float(sums.sum()) or 1.0
+    order = sums.argsort(descending=True, stable=True).tolist()
+
+    def traced(index: int) -> ChannelTrace:
+        return ChannelTrace(
+            index=index,
+            activation=activation[index].float().cpu().numpy(),
+            gradient=gradient[index].float().cpu().numpy(),
+            weight=float(weights[index]),
+            share=float(sums[index]) / abs(total),
+        )
+
+    scores = evidence.model.scoring.scores(evidence.logits[item])
+    return GradCamTrace(
+        target=target,
+        block=evidence.block,
+        logit=float(target.of(evidence.logits[item])),
+        score=float(target.of(scores)),
+        channels=len(weights),
+        speaking_for=tuple(traced(i) for i in order[:channels] if float(sums[i]) > 0),
+        speaking_against=tuple(traced(i) for i in order[::-1][:channels] if float(sums[i]) < 0),
+        weights=weights.float().cpu().numpy(),
+        attribution=attribution,
+    )

@@ -1,0 +1,1 @@
+"""Checks of an attribution: faithfulness, agreement, stability, randomization, localization."""

@@ -1,0 +1,68 @@
+"""One picture explained at each stage of the network: edges at first, parts at last (topic of depth)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.attribution.forward import run_forward
+from models.attribution.registry import DEFAULT_METHOD, attribute_each
+from models.attribution.result import Attribution
+from models.attribution.targets import Target
+from models.backends.base import Backend
+from models.metrics.faithfulness import FaithfulnessResult, measure_faithfulness
+from models.networks.transfer_model import TransferModel
+
+
+@dataclass(frozen=True, slots=True)
+class SweepStage:
+    """One stage's map."""
+
+    attribution: Attribution
+    faithfulness: FaithfulnessResult | None
+    """None where there is no map to judge."""
+
+
+def stage_ends(model: TransferModel, x: Tensor) -> list[str]:
+    """The last block of each spatial size, from the input up; of one size throughout, every third block."""
+    sizes: dict[str, tuple[int, ...]] = {}
+    with torch.no_grad():
+        for name, value in model.walk(x[:1]):
+            if name in model.block_names:
+                sizes[name] = tuple(model.as_map(name, value).shape[2:])
+    names = list(sizes)
+    ends = [a for a, b in zip(names, [*names[1:], ""], strict=True) if sizes[a] != sizes.get(b)]
+    if len(ends) < 3:
+        ends = names[::-3][::-1]
+    return sorted({*ends, model.cam_block} - _blocks_above_cam(model), key=model.index_of)
+
+
+def _blocks_above_cam(model: TransferModel) -> set[str]:
+    """Blocks above the Grad-CAM block, which was chosen as the last that has something to say."""
+    return set(model.block_names[model.index_of(model.cam_block) + 1 :])
+
+
+def run_layer_sweep(
+    engine: Backend,
+    x: Tensor,
+    target: Target,
+    *,
+    method: str = DEFAULT_METHOD,
+    steps: int = 8,
+    random_maps: int = 9,
+) -> list[SweepStage]:
+    """Explain one picture (3, H, W) at the end of each stage, each map with its faithfulness."""
+    stages = []
+    for block in stage_ends(engine.model, x[None]):
+        found = attribute_each(
+            run_forward(engine.model, x[None], block=block, engine=engine), [target], method=method
+        )[0]
+        judged = (
+            measure_faithfulness(engine, x, found, steps=steps, random_maps=random_maps)
+            if found.status == "ok"
+            else None
+        )
+        stages.append(SweepStage(found, judged))
+    return stages

@@ -1,0 +1,132 @@
+"""Whether a method's maps depend on what the model has learnt (Adebayo et al. 2018).
+
+The weights are shuffled from the head downwards, and the same pictures are explained after each step. A map
+that stays as it was does not show the model but the picture; the method is then barred for that model.
+Shuffling within each tensor, rather than drawing anew, keeps the sizes of the signals, so that the shuffled
+network is no dead one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.attribution.cells import average_cells
+from models.attribution.forward import ForwardPass, run_forward
+from models.attribution.perturbation import QUICK
+from models.attribution.registry import METHODS
+from models.attribution.targets import make_target
+from models.bundle import MethodCheck, RandomizationCheck
+from models.errors import ExplanationError
+from models.metrics.agreement import rank_correlation
+from models.networks.transfer_model import HEAD, TransferModel
+
+DISABLED_FROM = 0.5
+"""Rank correlation with the trained model's maps when all weights are shuffled."""
+_CLASS_BLIND_FROM = 0.9
+_REPEATS = 2
+_COSTLY_IMAGES = 2
+"""For methods that take many forwards a picture."""
+
+
+def shuffle_weights(model: TransferModel, start: str, *, seed: int) -> TransferModel:
+    """A copy with the weights of the head and of every block from ``start`` upwards shuffled within each
+    tensor.
+    """
+    made = copy.deepcopy(model).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    first = len(model.block_names) if start == HEAD else model.index_of(start)
+    parts = [made.classifier, *(made.block(name) for name in model.block_names[first:])]
+    for part in parts:
+        for weights in part.parameters():
+            order = torch.randperm(weights.numel(), generator=generator)
+            weights.copy_(weights.flatten()[order].view_as(weights))
+    return made
+
+
+def check_randomization(
+    model: TransferModel,
+    x: Tensor,
+    *,
+    methods: Sequence[str] = tuple(METHODS),
+    seed: int = 0,
+    report: Callable[[str, int, int], None] | None = None,
+) -> RandomizationCheck:
+    """Check methods on some pictures (N, 3, H, W), each explained for the class that the model predicts.
+
+    Methods that read a block are asked after each step of two shufflings, those that cost many forwards
+    after the first and the last step of one, on two pictures. Methods that do not apply to the network are
+    left out.
+    """
+    count = len(model.block_names)
+    starts = [HEAD, *(model.block_names[count * share // 4] for share in (3, 2, 1)), model.block_names[0]]
+    found: dict[str, MethodCheck] = {}
+    trained = run_forward(model, x)
+    targets = trained.logits.argmax(1).tolist()
+    before = {name: maps for name in methods if (maps := _maps(name, trained, targets)) is not None}
+    alike: dict[str, dict[str, list[float]]] = {name: {} for name in before}
+    for number, start in enumerate(starts):
+        for turn in range(_REPEATS):
+            able = [name for name in before if _is_checked_at(name, start in (starts[0], starts[-1]), turn)]
+            if able:
+                other = run_forward(shuffle_weights(model, start, seed=seed + turn), x)
+            for name in able:
+                changed = _maps(name, other, targets)
+                alike[name].setdefault(start, []).extend(_similarities(before[name], changed or []))
+        if report:
+            report("sanity of the methods", number + 1, len(starts))
+    for name, steps in alike.items():
+        found[name] = _verdict({start: values for start, values in steps.items() if values})
+    return RandomizationCheck(found, len(x), seed)
+
+
+def _is_checked_at(name: str, at_an_end: bool, turn: int) -> bool:
+    return METHODS[name].grid == "block" or (at_an_end and turn == 0)
+
+
+def _maps(name: str, evidence: ForwardPass, targets: Sequence[int]) -> list[np.ndarray] | None:
+    """What of each picture's map could be blind to the weights; None where the method does not apply."""
+    row = METHODS[name]
+    if row.grid == "input":
+        targets = targets[:_COSTLY_IMAGES]
+        evidence = run_forward(evidence.model, evidence.x[:_COSTLY_IMAGES])
+    rows = [[make_target(evidence.model.classes, index) for index in targets]]
+    try:
+        found = (row.core or row.run)(evidence, rows, QUICK)[0]
+    except ExplanationError:
+        return None
+    if row.grid == "input":
+        found = average_cells(found, QUICK.cell, adds_up=row.adds_up)
+    return [values.float().cpu().numpy() for values in found]
+
+
+def _similarities(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> list[float]:
+    """Of each pair of maps, 0 for one turned round: that it changed is all that is asked. A map that came out
+    empty or not finite says nothing about whether the method would have changed, and is left out.
+    """
+    pairs = [
+        (a, b)
+        for a, b in zip(before, after, strict=True)
+        if np.isfinite(a).all() and np.isfinite(b).all() and a.any() and b.any()
+    ]
+    return [max(rank_correlation(a, b), 0.0) for a, b in pairs]
+
+
+def _verdict(alike: Mapping[str, Sequence[float]]) -> MethodCheck:
+    similarity = {start: float(np.mean(values)) for start, values in alike.items()}
+    if not similarity:
+        return MethodCheck({}, False, "It could not be checked: its maps came out empty.")
+    last = list(similarity.values())[-1]
+    barred = last >= DISABLED_FROM
+    said = "hardly change" if barred else "change"
+    reason = f"Its maps {said} when every weight is shuffled (rank correlation {last:.2f})"
+    if barred:
+        return MethodCheck(similarity, True, f"{reason}: it shows the picture, not the model.")
+    head = similarity.get(HEAD, 0.0)
+    if head >= _CLASS_BLIND_FROM:
+        reason += f", but hardly when only the head's are ({head:.2f}): it says little about which class"
+    return MethodCheck(similarity, False, f"{reason}.")

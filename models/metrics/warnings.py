@@ -1,0 +1,95 @@
+"""What a reader should know before trusting one map: at the border, saturated, negative, faint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.attribution.result import STATUS_MEANINGS, Attribution
+from models.images.decode import Image
+from models.images.geometry import Frame
+
+_MAX_HIDDEN_SHARE = 0.25
+_SATURATED = 0.999
+_FAINT = 0.1
+_BORDER_OF_INPUT = 1 / 7
+"""How wide the rim of a map of pixels is, of its side: as wide as a cell of a usual last block."""
+
+
+@dataclass(frozen=True, slots=True)
+class BorderAudit:
+    """How much of a map's positive evidence lies in the rim that zero padding feeds (topic of padding).
+
+    There a network sees less picture and more zeros, and evidence is often an artefact of the edge.
+    """
+
+    mass: float
+    """Share of the positive evidence in the outermost cells, 0 to 1."""
+    area: float
+    """Share of the cells that are outermost: what an even map would have there."""
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether the rim holds more than half of what could be inside it beyond its area."""
+        return self.mass > (1 + self.area) / 2
+
+
+def audit_border(attribution: Attribution) -> BorderAudit:
+    """Of the outermost ring of a block's cells, or of as wide a ring of a map of pixels."""
+    positive = np.maximum(attribution.values, 0.0)
+    pixels = attribution.grid == "input"
+    width = max(1, round(min(positive.shape) * _BORDER_OF_INPUT)) if pixels else 1
+    inner = np.zeros(positive.shape, dtype=bool)
+    inner[width:-width, width:-width] = True
+    total = float(positive.sum())
+    return BorderAudit(
+        mass=float(positive[~inner].sum()) / total if total > 0 else 0.0, area=float((~inner).mean())
+    )
+
+
+def image_warnings(image: Image, frame: Frame) -> list[str]:
+    """What is lost between the picture and what the model saw."""
+    found = list(image.notes)
+    x0, y0, x1, y1 = frame.seen_box
+    unseen = 1.0 - (x1 - x0) * (y1 - y0) / (image.width * image.height)
+    if unseen > _MAX_HIDDEN_SHARE:
+        found.append(
+            f"The model saw only the middle of the picture: {unseen:.0%} of its area was cropped away."
+        )
+    if min(x1 - x0, y1 - y0) < min(frame.crop_width, frame.crop_height) / 4:
+        found.append(
+            f"The picture is small: {image.width} x {image.height} pixels were enlarged for the model, "
+            "so its details are not evidence."
+        )
+    return found
+
+
+def map_warnings(attribution: Attribution, score: float, full_scale: float | None = None) -> list[str]:
+    """What is odd about one map; ``score`` is its class's, ``full_scale`` what it is drawn to."""
+    name = attribution.target.name
+    if attribution.status != "ok":
+        return [f"{name}: {STATUS_MEANINGS[attribution.status]}"]
+    found = []
+    rim = audit_border(attribution)
+    if rim.suspicious:
+        found.append(
+            f"{name}: {rim.mass:.0%} of the evidence lies in the outermost cells ({rim.area:.0%} of the "
+            "area), where the network sees its own padding; it may be an artefact of the edge."
+        )
+    if score >= _SATURATED and attribution.unit == "score":
+        found.append(
+            f"{name}: The score is {score:.3f}, as high as it can be; covering a part hardly "
+            "lowers it, so the map is mostly noise."
+        )
+    elif score >= _SATURATED:
+        found.append(
+            f"{name}: The score is {score:.3f}, as high as it can be; the map shows what raises the "
+            "logit, of which there is more than the score needs."
+        )
+    if full_scale is not None and attribution.maximum < _FAINT * full_scale:
+        found.append(
+            f"{name}: The evidence is faint, at most {attribution.maximum / full_scale:.0%} of the strongest "
+            "map beside it."
+        )
+    return found

@@ -1,1 +1,0 @@
-"""Pictures for people: colour maps, overlays, contact sheets."""

@@ -1,0 +1,1 @@
+"""Figures for people: colour maps, overlays, contact sheets, network drawings."""

@@ -1,0 +1,185 @@
+"""Sheets for a person to look at: the steps of Grad-CAM, the stages of a network, methods side by side, the
+parts of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+from PIL import ImageDraw
+
+from models.attribution.result import Attribution, shared_scale
+from models.images.decode import Image
+from models.images.geometry import Frame
+from models.introspection.decomposition import Decomposition
+from models.introspection.gradcam_trace import ChannelTrace, GradCamTrace
+from models.metrics.layer_sweep import SweepStage
+from models.networks.receptive_field import ReceptiveField
+from models.visualization.colormaps import apply_contrast_colormap, apply_evidence_colormap
+from models.visualization.contact_sheet import Tile, draw_contact_sheet
+from models.visualization.overlay import draw_overlay, shrink_to_fit
+
+_SIDE = 240
+_BOX = (255, 176, 0)
+
+
+def draw_evidence_map(values: np.ndarray, top: float) -> PIL.Image.Image:
+    """Values of 0 or more as square cells, full colour at ``top``."""
+    return _draw_cells(
+        apply_evidence_colormap(np.maximum(values, 0.0) / top if top > 0 else np.zeros_like(values))
+    )
+
+
+def draw_signed_map(values: np.ndarray, top: float) -> PIL.Image.Image:
+    """Signed values as square cells: orange for, blue against, full colour at ``top`` either way."""
+    return _draw_cells(apply_contrast_colormap(values / top if top > 0 else np.zeros_like(values)))
+
+
+def draw_trace_figure(image: Image, frame: Frame, trace: GradCamTrace) -> PIL.Image.Image:
+    """Grad-CAM's five steps: a row for each traced channel, then the sum, its positive part and the
+    overlay.
+    """
+    traced = [*trace.speaking_for, *trace.speaking_against]
+    activation = max((float(np.abs(each.activation).max()) for each in traced), default=0.0)
+    gradient = max((float(np.abs(each.gradient).max()) for each in traced), default=0.0)
+    added = max((float(np.abs(each.weight * each.activation).max()) for each in traced), default=0.0)
+    tiles: list[Tile] = []
+    for each in traced:
+        tiles += _channel_tiles(each, activation, gradient, added)
+    values = trace.attribution.values
+    top = float(np.abs(values).max())
+    tiles += [
+        Tile(draw_signed_map(values, top), f"4  sum of all {trace.channels} channels", _format_range(values)),
+        Tile(
+            draw_evidence_map(values, float(values.max())), "4  its positive part", f"max {values.max():.3g}"
+        ),
+        Tile(
+            draw_overlay(image, frame, trace.attribution, max_side=600),
+            "5  over the picture",
+            trace.attribution.status,
+        ),
+        Tile(image.pil, "the picture", f"{image.width} x {image.height}"),
+    ]
+    title = f"Grad-CAM for {trace.target.name} at {trace.block}, step by step (logit {trace.logit:.2f})"
+    return draw_contact_sheet(tiles, columns=4, side=190, title=title)
+
+
+def _channel_tiles(each: ChannelTrace, activation: float, gradient: float, added: float) -> list[Tile]:
+    product = each.weight * each.activation
+    return [
+        Tile(
+            draw_evidence_map(each.activation, activation),
+            f"1  channel {each.index} answers",
+            _format_range(each.activation),
+        ),
+        Tile(
+            draw_signed_map(each.gradient, gradient),
+            "2  gradient of the logit there",
+            _format_range(each.gradient),
+        ),
+        Tile(_draw_bar(each.weight, gradient), f"3  its mean: {each.weight:+.2e}", "of all positions"),
+        Tile(draw_signed_map(product, added), "4  weight x activation", f"{each.share:+.1%} of the map"),
+    ]
+
+
+def draw_sweep_figure(image: Image, frame: Frame, stages: Sequence[SweepStage]) -> PIL.Image.Image:
+    """The map of each stage, with how far the model reacts to it."""
+    tiles = [Tile(image.pil, "the picture", stages[0].attribution.target.name if stages else "")]
+    for stage in stages:
+        found, judged = stage.attribution, stage.faithfulness
+        said = (
+            f"score {judged.score:+.2f}, beats {judged.percentile:.0f} %"
+            if judged is not None
+            else found.status
+        )
+        shown = draw_overlay(image, frame, found, max_side=600)
+        tiles.append(Tile(shown, f"{found.block}  ({found.rows} x {found.cols})", said))
+    return draw_contact_sheet(
+        tiles,
+        columns=min(len(tiles), 4),
+        side=_SIDE,
+        title="From edges to parts: the same picture at each stage",
+    )
+
+
+def draw_methods_figure(
+    image: Image,
+    frame: Frame,
+    attributions: Sequence[Attribution],
+    *,
+    titles: Sequence[str],
+    details: Sequence[str] = (),
+) -> PIL.Image.Image:
+    """Maps of several methods, each to its own full scale, for their units differ."""
+    tiles = [Tile(image.pil, "the picture", attributions[0].target.name if attributions else "")]
+    for number, (found, title) in enumerate(zip(attributions, titles, strict=True)):
+        detail = details[number] if details else _format_range(found.values)
+        tiles.append(Tile(draw_overlay(image, frame, found, max_side=600), title, detail))
+    return draw_contact_sheet(tiles, columns=3, side=_SIDE + 40, title="One picture, several methods")
+
+
+def draw_decomposition_figure(
+    image: Image, frame: Frame, split: Decomposition, parts: Sequence[Attribution]
+) -> PIL.Image.Image:
+    """What came through each part of a block, on one scale."""
+    scale = shared_scale(list(parts))
+    tiles = [Tile(image.pil, "the picture", f"{split.target.name}, logit {split.logit:.2f}")]
+    for part, found in zip(split.parts, parts, strict=True):
+        shown = draw_overlay(image, frame, found, max_side=600, full_scale=scale)
+        tiles.append(Tile(shown, part.name, f"sum {part.total:+.2f}; without it {part.without:.2f}"))
+    title = f"{split.block}: the evidence by {'branch' if split.kind == 'inception' else 'skip and branch'}"
+    return draw_contact_sheet(tiles, columns=len(tiles), side=_SIDE, title=title)
+
+
+def draw_receptive_field(
+    image: Image, frame: Frame, field: ReceptiveField, row: int, col: int
+) -> PIL.Image.Image:
+    """The picture with what one cell of a map sees of it: its receptive field, and the cell's own place."""
+    picture, frame = shrink_to_fit(image.pil, frame, 1000)
+    drawn = picture.convert("RGB")
+    draw = ImageDraw.Draw(drawn)
+    x0, y0, x1, y1 = frame.to_picture(field.box(row, col))
+    edge = (max(0, x0), max(0, y0), min(drawn.width - 1, x1), min(drawn.height - 1, y1))
+    width = max(2, round(min(drawn.size) / 120))
+    draw.rectangle(edge, outline=_BOX, width=width)
+    middle_x, middle_y = (x0 + x1) / 2, (y0 + y1) / 2
+    half_x, half_y = (
+        axis.jump / 2 * size / resized
+        for axis, size, resized in (
+            (field.cols, frame.width, frame.resized_width),
+            (field.rows, frame.height, frame.resized_height),
+        )
+    )
+    draw.rectangle(
+        (middle_x - half_x, middle_y - half_y, middle_x + half_x, middle_y + half_y),
+        outline=(255, 255, 255),
+        width=width,
+    )
+    return drawn
+
+
+def _draw_cells(pixels: np.ndarray) -> PIL.Image.Image:
+    picture = PIL.Image.fromarray(pixels)
+    scale = max(1, 190 // max(picture.size))
+    return picture.resize((picture.width * scale, picture.height * scale), PIL.Image.Resampling.NEAREST)
+
+
+def _draw_bar(value: float, top: float) -> PIL.Image.Image:
+    """A signed number as a bar to the right (for) or to the left (against) of a middle line."""
+    side = 190
+    picture = PIL.Image.new("RGB", (side, side), (244, 243, 240))
+    draw = ImageDraw.Draw(picture)
+    middle = side // 2
+    length = round((middle - 12) * float(np.clip(value / top, -1, 1))) if top > 0 else 0
+    colour = tuple(int(v) for v in apply_contrast_colormap(np.array([1.0 if value > 0 else -1.0]))[0])
+    draw.rectangle(
+        (min(middle, middle + length), middle - 16, max(middle, middle + length), middle + 16), fill=colour
+    )
+    draw.line((middle, 30, middle, side - 30), fill=(120, 116, 128), width=1)
+    return picture
+
+
+def _format_range(values: np.ndarray) -> str:
+    return f"{values.min():.3g} … {values.max():.3g}"

@@ -1,0 +1,1 @@
+"""Batch explain jobs: any number of images into rows and overlays."""

@@ -1,0 +1,256 @@
+"""The commands that look at a model: explain a folder, inspect a picture, take the network apart, chart its
+filters.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from pipelines.cli.terminal import (
+    SPECIMENS,
+    console,
+    load_dataset,
+    progress_bars,
+    progress_reporter,
+    raise_if_stopped,
+)
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle
+    from pipelines.batch.local import JobResult
+
+
+class BatchRunner(StrEnum):
+    """What runs a batch."""
+
+    local = "local"
+    ray = "ray"
+
+
+Registered = Annotated[
+    str | None, typer.Option("--model", help="Registered model: NAME, NAME@alias or NAME/number.")
+]
+Folder = Annotated[
+    Path | None, typer.Option("--bundle", help="Bundle folder, instead of a registered model.")
+]
+Target = Annotated[
+    str | None, typer.Option(help="Class to explain; each picture's own prediction by default.")
+]
+Against = Annotated[str | None, typer.Option(help="A class that it is held against: why this, not that.")]
+Block = Annotated[str | None, typer.Option(help="Block to explain at.")]
+Method = Annotated[
+    str, typer.Option(help="grad_cam, hires_cam, layer_cam, integrated_gradients, occlusion, rise …")
+]
+
+
+def register_commands(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (explain, inspect, anatomy, atlas):
+        app.command()(command)
+
+
+def explain(
+    source: Annotated[Path, typer.Argument(help="Folder of pictures, or one picture.")],
+    out: Annotated[Path, typer.Option(help="New folder for rows, overlays and index.html.")],
+    model: Registered = None,
+    bundle: Folder = None,
+    target: Target = None,
+    against: Against = None,
+    block: Block = None,
+    method: Method = "grad_cam",
+    flip: Annotated[bool, typer.Option(help="Average over each picture and its mirror image.")] = False,
+    noise: Annotated[float, typer.Option(help="Average over noisy pictures; of the picture's range.")] = 0.0,
+    check: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="faithfulness, agreement, shifts, sweep or what_if; repeatable, some seconds each."
+        ),
+    ] = None,
+    sheet: Annotated[
+        list[str] | None,
+        typer.Option(help="Draw methods, sweep, trace or split of each picture; repeatable."),
+    ] = None,
+    on: Annotated[
+        BatchRunner, typer.Option(help="This process, or Ray workers (needs the extra 'ray').")
+    ] = BatchRunner.local,
+) -> None:
+    """Explain a folder of pictures into Parquet rows, overlays and a page to look at."""
+    from models.attribution.smoothing import Smoothing
+    from pipelines.batch.job import How, plan_job
+    from pipelines.batch.local import run_local
+
+    with bundle_of(model, bundle) as loaded, progress_bars() as progress:
+        how = How(
+            target,
+            against,
+            block,
+            method,
+            Smoothing(flip=flip, noise=noise),
+            tuple(check or ()),
+            tuple(sheet or ()),
+        )
+        job = plan_job(source, loaded, how)
+        task = progress.add_task("explaining", total=len(job.files))
+
+        def show(count: int, total: int) -> None:
+            raise_if_stopped()
+            progress.update(task, completed=count, total=total)
+
+        if on is BatchRunner.ray:
+            done = _ray_runner()(job, loaded, out, progress=show)
+        else:
+            done = run_local(job, loaded, out, progress=show)
+    already = f", {done.resumed} of them done before" if done.resumed else ""
+    console.print(f"{done.pictures} pictures{already}, {done.errors} could not be used.")
+    console.print(f"Look at {done.out / 'index.html'}", highlight=False)
+
+
+def inspect(
+    picture: Annotated[Path, typer.Argument(help="One picture.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("inspection.html"),
+    model: Registered = None,
+    bundle: Folder = None,
+    target: Target = None,
+    against: Against = None,
+    block: Block = None,
+    method: Annotated[str | None, typer.Option(help="The first that is not barred without.")] = None,
+) -> None:
+    """Put one picture to all the questions: faithfulness, sanity, agreement, shifts, stages, steps."""
+    from models.images.decode import read_image
+    from pipelines.reports.inspect import inspect_image, render_inspection
+
+    with bundle_of(model, bundle) as loaded, progress_reporter() as reporter:
+        found = inspect_image(
+            read_image(picture), picture.name, loaded,
+            target=target, against=against, method=method, block=block, report=reporter.step,
+        )  # fmt: skip
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(render_inspection(found, loaded))
+    judged = found.audit.faithfulness
+    console.print(f"{found.ranking[0].label} {found.ranking[0].score:.3f}", markup=False, highlight=False)
+    for said in (judged and judged.verdict, found.audit.agreement and found.audit.agreement.verdict):
+        if said:
+            console.print(said, markup=False, highlight=False)
+    for warning in found.warnings:
+        console.print(f"! {warning}", markup=False, highlight=False)
+    console.print(f"Look at {out}", highlight=False)
+
+
+def anatomy(
+    backbone: Annotated[str | None, typer.Argument(help="A backbone's name, without any weights.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for anatomy.json and flow.png.")] = None,
+    model: Registered = None,
+    bundle: Folder = None,
+) -> None:
+    """Take a network apart: shapes, receptive fields, parameters, multiply-adds and kinds of its blocks."""
+    from dataclasses import asdict
+
+    from models.networks.summary import summarize_network as take_apart
+    from models.networks.transfer_model import TransferModel
+    from models.visualization.architecture import draw_architecture
+
+    if backbone is not None:
+        found = take_apart(TransferModel.create(backbone, ["one", "other"], pretraining="none"))
+    else:
+        with bundle_of(model, bundle) as loaded:
+            found = take_apart(loaded.model)
+    height, width, channels = found.input
+    title = f"{found.backbone}, {height} x {width} x {channels}"
+    table = Table(
+        "block", "H x W x C", "sees px", "every px", "parameters", "multiply-adds", "kind", title=title
+    )
+    for block in (*found.blocks, found.head):
+        seen = f"{block.field.rows.size} x {block.field.cols.size}"
+        seen += " and more" if block.field.sees_all else ""
+        table.add_row(
+            block.name, " x ".join(map(str, block.shape)), seen, str(block.field.rows.jump),
+            f"{block.parameters:,}", f"{block.multiply_adds:,}", ", ".join(block.tags),
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"{found.parameters:,} parameters, {found.multiply_adds:,} multiply-adds a picture.", highlight=False
+    )
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "anatomy.json").write_text(json.dumps(asdict(found), indent=2))
+        draw_architecture(found).save(out / "flow.png")
+        console.print(f"Look at {out / 'flow.png'}", highlight=False)
+
+
+def atlas(
+    block: Annotated[str, typer.Argument(help="Block whose channels are charted.")],
+    data: Annotated[str, typer.Option(help="Data set whose training pictures are searched.")] = SPECIMENS,
+    out: Annotated[Path, typer.Option(help="Folder for index.html, sheet.png and atlas.json.")] = Path(
+        "atlas"
+    ),
+    model: Registered = None,
+    bundle: Folder = None,
+    channels: Annotated[str, typer.Option(help="Channel numbers with commas between.")] = "",
+    count: Annotated[int, typer.Option(min=1, max=64, help="How many channels, if none are named.")] = 12,
+) -> None:
+    """Chart what channels of a block look for, beside the patches that they answer most."""
+    from models.errors import UnknownChoice
+    from pipelines.reports.filter_atlas import atlas_to_json, build_atlas, draw_atlas_figure, render_atlas
+
+    try:
+        named = [int(part) for part in channels.split(",") if part.strip()]
+    except ValueError as error:
+        raise UnknownChoice("channels", channels, ("numbers with commas between",)) from error
+    found = load_dataset(data)
+    with bundle_of(model, bundle) as loaded, progress_reporter() as reporter:
+        charted = build_atlas(
+            loaded.model, found, block, channels=named or None, count=count, report=reporter.step
+        )
+        origin = loaded.provenance
+        facts = {
+            "model": origin.model,
+            "version": origin.version or "not from a registry",
+            "bundle digest": origin.digest,
+            "data set": found.name,
+            "data set's digest": found.digest,
+        }
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "index.html").write_text(render_atlas(charted, facts))
+        draw_atlas_figure(charted).save(out / "sheet.png")
+        (out / "atlas.json").write_text(json.dumps({**atlas_to_json(charted), "provenance": facts}, indent=2))
+    console.print(
+        f"{len(charted.entries)} of {charted.channels} channels; {len(charted.dead)} never answer, "
+        f"{len(charted.duplicates)} pairs answer alike.", highlight=False,
+    )  # fmt: skip
+    console.print(f"Look at {out / 'index.html'}", highlight=False)
+
+
+@contextmanager
+def bundle_of(model: str | None, bundle: Path | None) -> Iterator[Bundle]:
+    """A registered model's bundle or that of a folder, checked."""
+    from models.bundle import load_bundle
+
+    if (model is None) == (bundle is None):
+        raise typer.BadParameter("give either --model or --bundle")
+    with tempfile.TemporaryDirectory() as aside:
+        yield load_bundle(bundle if bundle is not None else fetch(str(model), Path(aside)))
+
+
+def fetch(reference: str, folder: Path) -> Path:
+    """A registered model's bundle, in a new folder within ``folder``."""
+    from pipelines.tracking.registry import fetch_bundle
+
+    return fetch_bundle(reference, folder / "bundle").folder
+
+
+def _ray_runner() -> Callable[..., JobResult]:
+    """Return the function that needs Ray, or raise a usage error that says how to have it."""
+    try:
+        from pipelines.batch.ray import run_on_ray
+    except ImportError as error:
+        raise typer.BadParameter("--on ray needs the extra: pip install 'camera-lucida[ray]'") from error
+    return run_on_ray

@@ -1,0 +1,80 @@
+"""The commands round a service: package what it serves, make keys for it, check what it has said."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.explain import Folder, Registered, bundle_of
+from pipelines.cli.terminal import console
+
+_FAILED = 2
+
+
+def register_commands(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (package, key, verify):
+        app.command()(command)
+
+
+def package(
+    model: Annotated[str, typer.Argument(help="Registered model; its champion is packaged.")],
+    atlas: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that `lucida atlas` made of this very version; GET /filters answers from it."
+        ),
+    ] = None,
+) -> None:
+    """Turn the champion into a Bento model and build the Bento that serves it."""
+    from pipelines.release.package import package as build
+    from pipelines.tracking.registry import CHAMPION_ALIAS
+
+    made = build(model if "@" in model or "/" in model else f"{model}@{CHAMPION_ALIAS}", atlas=atlas)
+    console.print(
+        f"{made.name} version {made.version} is Bento model {made.model_tag}, in Bento {made.bento_tag}.",
+        soft_wrap=True,
+        highlight=False,
+    )
+    console.print(f"Next: bentoml serve {made.bento_tag}", highlight=False)
+
+
+def key(
+    name: Annotated[str, typer.Argument(help="Whose key it is; it appears in the service's log.")],
+) -> None:
+    """Make an API key: the key itself, shown once, and the setting that lets the service know it."""
+    made = secrets.token_urlsafe(32)
+    setting = json.dumps({name: hashlib.sha256(made.encode()).hexdigest()})
+    console.print(f"Give to {name}, and keep nowhere else:\n{made}\n", highlight=False, soft_wrap=True)
+    console.print(f"For the service:\nLUCIDA_API_KEYS='{setting}'", highlight=False, soft_wrap=True)
+
+
+def verify(
+    answer: Annotated[Path, typer.Argument(help="An answer of the service, as JSON.")],
+    image: Annotated[Path, typer.Option(help="The picture that it was about.")],
+    model: Registered = None,
+    bundle: Folder = None,
+) -> None:
+    """Make an answer of the service again, and say whether it holds; exit code 2 where it does not."""
+    from pipelines.errors import DataError
+    from pipelines.release.verify import list_unverified
+    from pipelines.release.verify import verify_answer as check
+
+    for path in (answer, image):
+        if not path.is_file():
+            raise DataError(f"There is no file {path}.")
+    text = answer.read_text()
+    with bundle_of(model, bundle) as known:
+        found = check(text, image, known)
+    for each in found:
+        mark = "[green]holds[/green]" if each.holds else "[red]does not hold[/red]"
+        console.print(f"{each.what}: {mark}. {each.says}", highlight=False, soft_wrap=True)
+    console.print(f"Not made again: {'; '.join(list_unverified(text))}.", highlight=False, soft_wrap=True)
+    if not all(each.holds for each in found):
+        raise typer.Exit(_FAILED)
+    console.print("The answer holds.", highlight=False)

@@ -1,0 +1,143 @@
+"""What the commands share: bars and tables on the terminal, heeding a request to stop, reading a data
+folder.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from pipelines.data.dataset import Dataset
+    from pipelines.evaluation.classification import Evaluation
+    from pipelines.progress import EpochResult, Reporter
+
+
+SPECIMENS = "specimens"
+
+console = Console()
+_asked: list[int] = []
+
+
+def handle_stop_signal(number: int, frame: object) -> None:
+    """Remember the signal and stop: as KeyboardInterrupt for Ctrl-C, as exit code 143 for SIGTERM."""
+    _asked.append(number)
+    raise_if_stopped()
+
+
+def raise_if_stopped() -> None:
+    """Stop if a signal asked for it.
+
+    An interrupt that falls into a library's clean-up is swallowed there: each progress report looks again.
+    """
+    if _asked:
+        if _asked[-1] == signal.SIGTERM:
+            sys.exit(143)
+        raise KeyboardInterrupt
+
+
+def load_dataset(data: str, *, val_share: float = 0.25) -> Dataset:
+    """Scan a folder, or draw the specimens first; say what was skipped."""
+    from pipelines.data.dataset import scan_folder
+    from pipelines.data.synthetic import SpecimenPlan, write_specimens
+
+    root = Path(data)
+    with progress_bars() as progress:
+        if data == SPECIMENS and not (root / "train").is_dir():
+            drawing = progress.add_task("drawing specimens", total=None)
+            write_specimens(
+                SpecimenPlan(),
+                root,
+                progress=lambda done, total: progress.update(drawing, completed=done, total=total),
+            )
+        task = progress.add_task("reading pictures", total=None)
+        found = scan_folder(
+            root,
+            val_share=val_share,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    counts = ", ".join(
+        f"{len(found.samples(split))} {split}" for split in ("train", "val", "test") if found.samples(split)
+    )
+    console.print(f"{found.name}: {len(found.classes)} classes, {counts}.", highlight=False, markup=False)
+    for item in found.skipped[:5]:
+        console.print(f"[yellow]skipped[/yellow] {escape(item.name)}: {escape(item.reason)}", highlight=False)
+    if len(found.skipped) > 5:
+        console.print(
+            f"[yellow]skipped[/yellow] {len(found.skipped)} files in all; dataset.json in the run names each."
+        )
+    for trained, held_out in found.shared[:5]:
+        console.print(
+            f"[yellow]same picture on both sides[/yellow] {escape(trained)} and {escape(held_out)}",
+            highlight=False,
+        )
+    return found
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """Bars with count, time so far and time left."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield progress
+
+
+@contextmanager
+def progress_reporter() -> Iterator[Reporter]:
+    """A reporter that shows one bar for each kind of work and one for each phase."""
+    from pipelines.progress import Reporter
+
+    with progress_bars() as progress:
+        tasks = {}
+
+        def step(what: str, done: int, total: int) -> None:
+            raise_if_stopped()
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        def epoch(news: EpochResult) -> None:
+            raise_if_stopped()
+            bar = f"phase {news.phase}"
+            if bar in tasks:
+                progress.update(tasks[bar], description=f"{bar}: val accuracy {news.val_accuracy:.3f}")
+                if news.number == news.of:
+                    progress.update(tasks[bar], completed=progress.tasks[tasks[bar]].total)
+
+        yield Reporter(
+            epoch=epoch,
+            step=step,
+            say=lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False),
+        )
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Metrics of a split, and of its classes when they are few."""
+    table = Table(title=f"{evaluation.split}: {len(evaluation.judged)} pictures", title_justify="left")
+    for name in evaluation.metrics:
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_row(*(f"{value:.3f}" for value in evaluation.metrics.values()))
+    console.print(table)

@@ -1,0 +1,1 @@
+"""The training configuration and where it is loaded from."""

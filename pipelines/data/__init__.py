@@ -1,0 +1,1 @@
+"""Labelled image folders, their augmentation, and the embedded synthetic data set."""

@@ -1,0 +1,192 @@
+"""Varied views of training pictures, and batches of them read ahead of the one who trains.
+
+What a view does to a picture is drawn from (seed, picture, view) alone: the same view is the same on every
+thread, in every order and after every restart, and nobody else's random numbers are touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+from models.images.decode import read_image
+from models.images.geometry import Geometry
+from models.visualization.contact_sheet import Tile, draw_contact_sheet
+from pipelines.config.schema import Augmentation, TrainConfig
+from pipelines.data.dataset import Dataset, Sample
+
+_ASPECT = (3 / 4, 4 / 3)
+"""Narrowest and widest crop, width to height before it is resized to the model's input."""
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentedView:
+    """What one view does to one picture, in this order; boxes are shares of the picture or of the crop."""
+
+    rotate_degrees: float
+    shift: tuple[float, float]
+    shear_degrees: tuple[float, float]
+    crop: tuple[float, float, float, float]
+    """x0, y0, width, height."""
+    mirror: bool
+    upside_down: bool
+    brightness: float
+    contrast: float
+    saturation: float
+    erased: tuple[float, float, float, float] | None
+
+
+def draw_view(policy: Augmentation, rng: np.random.Generator, aspect: float) -> AugmentedView:
+    """Draw a view within the policy for a picture of that width to height.
+
+    Every number is drawn whether or not it is used, so that turning one change off leaves the others as they
+    were.
+    """
+    turn, dx, dy, shear_x, shear_y = rng.uniform(-1, 1, 5)
+    crop = _box(rng, rng.uniform(policy.min_crop_area, 1.0), aspect)
+    mirror, upside_down, covered = rng.random(3) < 0.5
+    brightness, contrast, saturation = 1 + policy.colour * rng.uniform(-1, 1, 3)
+    hole = _box(rng, max(policy.erase, 1e-6) * rng.uniform(0.1, 1.0), 1.0)
+    return AugmentedView(
+        rotate_degrees=float(turn * policy.rotate_degrees),
+        shift=(float(dx * policy.shift), float(dy * policy.shift)),
+        shear_degrees=(float(shear_x * policy.shear_degrees), float(shear_y * policy.shear_degrees)),
+        crop=crop,
+        mirror=bool(policy.flip and mirror),
+        upside_down=bool(policy.flip_vertical and upside_down),
+        brightness=float(brightness),
+        contrast=float(contrast),
+        saturation=float(saturation),
+        erased=hole if policy.erase and covered else None,
+    )
+
+
+def _box(rng: np.random.Generator, area: float, aspect: float) -> tuple[float, float, float, float]:
+    """A box of that share of the area at a random place; its shape varies within _ASPECT as far as it
+    fits.
+    """
+    shape = math.exp(rng.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1]))) / aspect
+    # A side that would reach beyond the picture ends at its edge, and the other takes what is left of the
+    # area.
+    width = min(max(math.sqrt(area * shape), area), 1.0)
+    height = area / width
+    return float(rng.uniform(0, 1 - width)), float(rng.uniform(0, 1 - height)), width, height
+
+
+class Augmenter:
+    """Varied views of a picture as the geometry's tensors."""
+
+    def __init__(self, geometry: Geometry, policy: Augmentation, *, seed: int) -> None:
+        self.geometry, self.policy, self.seed = geometry, policy, seed
+        self._fill = [round(channel * 255) for channel in geometry.mean]
+        self._mode = (
+            InterpolationMode.BICUBIC if geometry.interpolation == "bicubic" else InterpolationMode.BILINEAR
+        )
+
+    def view(self, sample: Sample, number: int, aspect: float) -> AugmentedView:
+        """What view ``number`` (from 1) does to a picture of that width to height."""
+        digest = hashlib.sha256(f"{self.seed}/{sample.sha256}/{number}".encode()).digest()
+        return draw_view(self.policy, np.random.default_rng(int.from_bytes(digest[:16], "big")), aspect)
+
+    def picture(self, sample: Sample, number: int) -> PIL.Image.Image:
+        """View 0 is the picture as the model will see it in service; the others are varied."""
+        image = read_image(sample.path)
+        if number == 0:
+            return self.geometry.see(image)[0]
+        return self._vary(image.pil, self.view(sample, number, image.width / image.height))
+
+    def tensor(self, sample: Sample, number: int) -> Tensor:
+        """(3, H, W) float32."""
+        return self.geometry.normalise(self.picture(sample, number))
+
+    def _vary(self, picture: PIL.Image.Image, view: AugmentedView) -> PIL.Image.Image:
+        width, height = picture.size
+        if view.rotate_degrees or any(view.shift) or any(view.shear_degrees):
+            picture = TF.affine(
+                picture,
+                angle=view.rotate_degrees,
+                translate=[round(view.shift[0] * width), round(view.shift[1] * height)],
+                scale=1.0,
+                shear=list(view.shear_degrees),
+                interpolation=InterpolationMode.BILINEAR,
+                fill=self._fill,
+            )
+        left, top, wide, high = _pixels(view.crop, width, height)
+        size = [self.geometry.crop_height, self.geometry.crop_width]
+        picture = TF.resized_crop(picture, top, left, high, wide, size, self._mode)
+        if view.mirror:
+            picture = TF.horizontal_flip(picture)
+        if view.upside_down:
+            picture = TF.vertical_flip(picture)
+        if self.policy.colour:
+            picture = TF.adjust_brightness(picture, view.brightness)
+            picture = TF.adjust_contrast(picture, view.contrast)
+            picture = TF.adjust_saturation(picture, view.saturation)
+        if view.erased is not None:
+            left, top, wide, high = _pixels(view.erased, *picture.size)
+            picture.paste(tuple(self._fill), (left, top, left + wide, top + high))
+        varied: PIL.Image.Image = picture
+        return varied
+
+
+def _pixels(box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
+    """(left, top, width, height) in whole pixels, at least one each way."""
+    wide, high = max(1, round(box[2] * width)), max(1, round(box[3] * height))
+    return min(round(box[0] * width), width - wide), min(round(box[1] * height), height - high), wide, high
+
+
+def draw_views_figure(geometry: Geometry, data: Dataset, config: TrainConfig) -> PIL.Image.Image:
+    """A few training pictures, each as the model will see it in service and in three varied views."""
+    augmenter = Augmenter(geometry, config.augmentation, seed=config.seed)
+    by_class: dict[tuple[int, ...], Sample] = {}
+    for sample in data.train:
+        by_class.setdefault(sample.labels, sample)
+    tiles = [
+        Tile(
+            augmenter.picture(sample, view),
+            " + ".join(data.classes[label] for label in labels) or "none",
+            "as served" if view == 0 else f"view {view}",
+        )
+        for labels, sample in list(by_class.items())[:6]
+        for view in range(4)
+    ]
+    return draw_contact_sheet(tiles, columns=8, side=150, title=f"Training views of {data.name}")
+
+
+def read_batches(
+    augmenter: Augmenter, samples: Sequence[Sample], views: Sequence[int], batch_size: int
+) -> Iterator[Tensor]:
+    """Tensors (N, 3, H, W) in the order of the samples, read by threads while the caller works.
+
+    Bounded: at most two batches are in memory beside the caller's.
+    """
+
+    def read(start: int) -> Tensor:
+        part = range(start, min(start + batch_size, len(samples)))
+        return torch.stack([augmenter.tensor(samples[i], views[i]) for i in part])
+
+    coming: deque[Future[Tensor]] = deque()
+    starts = iter(range(0, len(samples), batch_size))
+    with ThreadPoolExecutor(min(2, os.cpu_count() or 1), thread_name_prefix="read") as readers:
+        try:
+            for start in starts:
+                coming.append(readers.submit(read, start))
+                if len(coming) == 2:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            for waiting in coming:
+                waiting.cancel()

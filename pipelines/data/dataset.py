@@ -1,0 +1,176 @@
+"""A labelled folder as a data set: every picture read once, split by content where the folder does not say,
+broken files named.
+
+Where there is no split, a picture's side is chosen by the hash of its bytes, so that the same picture lands
+on the same side on every machine, under every name and however the folder grows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from models.errors import ImageError
+from models.images.decode import read_image
+from models.networks.scoring import Task
+from pipelines.data.labels import SPLITS, LabelledFile, SkippedFile, list_folder
+from pipelines.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One readable picture."""
+
+    path: Path
+    name: str
+    """Path within the data set, with forward slashes."""
+    labels: tuple[int, ...]
+    """Indices of the classes that hold: exactly one, unless the task is multilabel."""
+    sha256: str
+
+    @property
+    def label(self) -> int:
+        """The class of a picture that has exactly one."""
+        (only,) = self.labels
+        return only
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples by split; the digest names exactly this content, labels and split."""
+
+    name: str
+    root: Path
+    task: Task
+    classes: list[str]
+    train: list[Sample]
+    val: list[Sample]
+    test: list[Sample]
+    skipped: list[SkippedFile]
+    shared: list[tuple[str, str]]
+    """(train name, held-out name) of pictures that are on both sides: what is measured on them is no
+    evidence.
+    """
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over split, class and content of every sample."""
+        lines = [
+            f"{split}\t{';'.join(self.classes[label] for label in sample.labels)}\t{sample.sha256}"
+            for split in SPLITS
+            for sample in self.samples(split)
+        ]
+        return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+    def samples(self, split: str) -> list[Sample]:
+        """The samples of "train", "val" or "test"."""
+        found: list[Sample] = getattr(self, split)
+        return found
+
+    def mask(self, sample: Sample) -> Path | None:
+        """The object mask that lies beside the set for this sample, if there is one."""
+        path = (self.root / "masks" / sample.name).with_suffix(".png")
+        return path if path.is_file() else None
+
+    def summary(self) -> dict[str, object]:
+        """Counts and digest, for a manifest."""
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "task": self.task,
+            **{split: len(self.samples(split)) for split in SPLITS},
+            "skipped": len(self.skipped),
+        }
+
+
+def scan_folder(
+    root: Path, *, val_share: float = 0.25, progress: Callable[[int, int], None] | None = None
+) -> Dataset:
+    """Read every picture once, and sort it by class and split.
+
+    Layouts are those of :mod:`pipelines.data.labels`. Files that are no readable picture are listed in
+    ``skipped``. Raises DataError for a folder that cannot be trained on: missing, empty, one class only, a
+    class without pictures on one side, train and val with other classes.
+    """
+    name, root = root.absolute().name, root.resolve()
+    if not root.is_dir():
+        raise DataError(f"The data folder {root} does not exist.")
+    listed = list_folder(root)
+    found: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    skipped = list(listed.skipped)
+    for done, entry in enumerate(listed.entries, start=1):
+        inner = entry.path.relative_to(root).as_posix()
+        read = _read(entry, inner, val_share)
+        if isinstance(read, SkippedFile):
+            skipped.append(read)
+        else:
+            split, sample = read
+            found[split].append(sample)
+        if progress:
+            progress(done, len(listed.entries))
+    _check_classes_in_splits(found, listed.classes, skipped, divided=listed.divided)
+    return Dataset(
+        name=name,
+        root=root,
+        task=listed.task,
+        classes=listed.classes,
+        skipped=skipped,
+        shared=_shared(found),
+        **found,
+    )
+
+
+def with_task(data: Dataset, task: str) -> Dataset:
+    """The data set as an answer to another kind of question; "auto" leaves it as its labels are.
+
+    Raises DataError where the labels do not allow it.
+    """
+    if task in ("auto", data.task):
+        return data
+    if task == "binary" and len(data.classes) != 2:
+        raise DataError(f"task is 'binary', but the data has {len(data.classes)} classes: {data.classes}.")
+    samples = [sample for split in SPLITS for sample in data.samples(split)]
+    if task != "multilabel" and (odd := [each for each in samples if len(each.labels) != 1]):
+        raise DataError(
+            f"task is {task!r}, but {odd[0].name} has {len(odd[0].labels)} labels; it needs exactly one each."
+        )
+    if task == "multilabel" and data.task == "binary":
+        raise DataError("task is 'multilabel', but the data answers one yes-or-no question; use 'binary'.")
+    return replace(data, task=task)  # type: ignore[arg-type]
+
+
+def _read(entry: LabelledFile, inner: str, val_share: float) -> tuple[str, Sample] | SkippedFile:
+    """(split, sample), or why there is none."""
+    try:
+        inner.encode()
+    except UnicodeEncodeError:
+        shown = inner.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        return SkippedFile(shown, "The file's name is not valid UTF-8; rename it.")
+    try:
+        digest = read_image(entry.path).sha256
+    except ImageError as error:
+        return SkippedFile(inner, str(error))
+    split = entry.split or ("val" if int(digest[:8], 16) / 2**32 < val_share else "train")
+    return split, Sample(path=entry.path, name=inner, labels=entry.labels, sha256=digest)
+
+
+def _check_classes_in_splits(
+    found: dict[str, list[Sample]], classes: list[str], skipped: list[SkippedFile], *, divided: bool
+) -> None:
+    for split in ("train", "val"):
+        counts = Counter(label for sample in found[split] for label in sample.labels)
+        if empty := [name for label, name in enumerate(classes) if not counts[label]]:
+            broken = f" ({len(skipped)} files were left out, such as {skipped[0].name})" if skipped else ""
+            advice = "" if divided else "; with so few pictures, make train/ and val/ folders yourself"
+            raise DataError(
+                f"The {split} split has no readable picture of {', '.join(empty)}{broken}{advice}."
+            )
+
+
+def _shared(found: dict[str, list[Sample]]) -> list[tuple[str, str]]:
+    trained = {sample.sha256: sample.name for sample in found["train"]}
+    held_out = [sample for split in ("val", "test") for sample in found[split]]
+    return [(trained[sample.sha256], sample.name) for sample in held_out if sample.sha256 in trained]

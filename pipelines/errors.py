@@ -1,0 +1,25 @@
+"""Exceptions that only pipelines raise; the tree goes on from :mod:`models.errors`."""
+
+from __future__ import annotations
+
+from models.errors import LucidaError
+
+
+class DataError(LucidaError):
+    """A data set that cannot be trained or explained."""
+
+
+class TrainingError(LucidaError):
+    """Training had to stop."""
+
+
+class LossNotFinite(TrainingError):
+    """The loss became infinite or no number; the best state before is kept."""
+
+
+class TrackerUnavailable(LucidaError):
+    """The experiment tracker is away, locked or full; nothing that was meant for it is lost."""
+
+
+class RegistryError(LucidaError):
+    """A run, model version or alias that is not there or may not be changed."""

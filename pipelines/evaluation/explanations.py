@@ -1,0 +1,150 @@
+"""What a run finds out about its own explanations: which methods depend on what was learnt, and whether the
+maps lie on the objects.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+
+from models.attribution.forward import run_forward
+from models.attribution.registry import DEFAULT_METHOD, METHODS, attribute_each
+from models.bundle import RandomizationCheck
+from models.images.decode import read_image
+from models.metrics.layer_sweep import stage_ends
+from models.metrics.localization import Localization, localize, mean_localization
+from models.metrics.randomization import check_randomization
+from models.networks.transfer_model import TransferModel
+from pipelines.data.dataset import Dataset, Sample
+
+_CHECK_IMAGES = 3
+_MOST_LOCALISED = 200
+_BATCH = 16
+FINE_METHOD = "hires_cam"
+"""What is asked at the stage before the last, whose cells are half as large: Grad-CAM's mean over the
+positions says little there."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalizationResult:
+    """The mean over a split's pictures that have a mask."""
+
+    split: str
+    what: str
+    """"object", or the folder under masks/ that names the part, such as "mark"."""
+    method: str
+    block: str
+    pictures: int
+    found: Localization
+
+    @property
+    def name(self) -> str:
+        """Of its metrics: split_what, with _fine for the finer map."""
+        return f"{self.split}_{self.what}" + ("" if self.method == DEFAULT_METHOD else "_fine")
+
+    def metrics(self) -> dict[str, float]:
+        """Energy inside against area by chance, pointing game against the centre."""
+        return {f"{self.name}_{key}": value for key, value in asdict(self.found).items()}
+
+
+def check_methods(
+    model: TransferModel,
+    probes: Sequence[Sample],
+    which: str,
+    *,
+    report: Callable[[str, int, int], None] | None = None,
+) -> RandomizationCheck | None:
+    """The sanity check of a config: of "all" methods, of those that read a "block" and cost little, or of
+    "none".
+    """
+    if which == "none":
+        return None
+    cheap = [name for name, row in METHODS.items() if row.grid == "block"]
+    x = torch.stack([_prepared(model, sample) for sample in probes[:_CHECK_IMAGES]])
+    return check_randomization(model, x, methods=cheap if which == "block" else list(METHODS), report=report)
+
+
+def measure_localization(model: TransferModel, data: Dataset, split: str) -> list[LocalizationResult]:
+    """Hold the evidence for the true class against every tree of masks that the set has, at the Grad-CAM
+    block and at the stage before it; at most 200 pictures, chosen by their digests. Empty without masks.
+    """
+    samples = sorted(data.samples(split), key=lambda sample: sample.sha256)[:_MOST_LOCALISED]
+    trees = {"object": data.root / "masks", **_part_trees(data)}
+    masked = {what: [sample for sample in samples if _mask(tree, sample)] for what, tree in trees.items()}
+    masked = {what: found for what, found in masked.items() if found}
+    if not masked:
+        return []
+    ends = stage_ends(model, _prepared(model, samples[0])[None])
+    looks = [(DEFAULT_METHOD, model.cam_block)] + ([(FINE_METHOD, ends[-2])] if len(ends) > 1 else [])
+    found = []
+    for what, of_tree in masked.items():
+        for method, block in looks:
+            each = _localize_samples(model, of_tree, trees[what], method, block)
+            if each:
+                found.append(
+                    LocalizationResult(split, what, method, block, len(each), mean_localization(each))
+                )
+    return found
+
+
+def localization_to_json(located: Sequence[LocalizationResult]) -> str:
+    """As JSON, for a run's files."""
+    return json.dumps([asdict(each) for each in located], indent=2)
+
+
+def _localize_samples(
+    model: TransferModel, samples: Sequence[Sample], tree: Path, method: str, block: str
+) -> list[Localization]:
+    made = []
+    for start in range(0, len(samples), _BATCH):
+        part = samples[start : start + _BATCH]
+        x = torch.stack([_prepared(model, sample) for sample in part])
+        maps = attribute_each(
+            run_forward(model, x, block=block), [sample.labels[0] for sample in part], method=method
+        )
+        for sample, found in zip(part, maps, strict=True):
+            path = _mask(tree, sample)
+            image = read_image(sample.path)
+            frame = model.geometry.frame(image.width, image.height)
+            mask = _read_mask(path, (image.width, image.height)) if path is not None else None
+            if mask is not None and (each := localize(found, frame, mask)) is not None:
+                made.append(each)
+    return made
+
+
+def _part_trees(data: Dataset) -> dict[str, Path]:
+    """Trees of masks of parts: folders under masks/ that are no split."""
+    root = data.root / "masks"
+    if not root.is_dir():
+        return {}
+    tops = {sample.name.split("/")[0] for split in ("train", "val", "test") for sample in data.samples(split)}
+    return {
+        folder.name: folder
+        for folder in sorted(root.iterdir())
+        if folder.is_dir() and folder.name not in tops and folder.name.isidentifier()
+    }
+
+
+def _mask(tree: Path, sample: Sample) -> Path | None:
+    path = (tree / sample.name).with_suffix(".png")
+    return path if sample.labels and path.is_file() else None
+
+
+def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """A mask as booleans in the size of its picture, which may have been made larger or smaller since."""
+    picture = read_image(path).pil.convert("L")
+    if picture.size != size:
+        picture = picture.resize(size, PIL.Image.Resampling.BILINEAR)
+    mask: np.ndarray = np.asarray(picture) > 127
+    return mask
+
+
+def _prepared(model: TransferModel, sample: Sample) -> torch.Tensor:
+    x, _ = model.geometry.prepare(read_image(sample.path))
+    return x

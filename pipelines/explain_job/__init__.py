@@ -1,1 +1,0 @@
-"""Explaining whole folders of pictures into rows and overlays."""

@@ -1,0 +1,37 @@
+"""Where news of long work goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EpochResult:
+    """What one epoch came to."""
+
+    phase: str
+    number: int
+    """From 1; 0 is the state that the phase began with."""
+    of: int
+    train_loss: float | None
+    """None for epoch 0."""
+    val_loss: float
+    val_accuracy: float
+    rates: dict[str, float]
+    """Learning rate of each part, from the lowest trained block to the head, at the end of the epoch."""
+    best: bool
+    """Whether this is the lowest validation loss of the phase so far."""
+    ended_ms: int = 0
+    """When, in ms since 1970: news of one epoch that is told twice stays one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reporter:
+    """Where news of the work goes; the defaults keep silent."""
+
+    epoch: Callable[[EpochResult], None] = lambda epoch: None
+    step: Callable[[str, int, int], None] = lambda what, done, total: None
+    """(what is being done, done, total), often."""
+    say: Callable[[str], None] = lambda sentence: None
+    """A sentence that the user should read."""

@@ -1,0 +1,1 @@
+"""From a registered version to a served one: promote, package, verify."""

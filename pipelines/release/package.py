@@ -1,0 +1,75 @@
+"""From the registry to something that serves by itself: a Bento model of the champion, and the Bento around
+it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import bentoml
+
+import models
+from models.bundle import ATLAS_FILE, load_bundle
+from pipelines.errors import DataError, RegistryError
+from pipelines.tracking.registry import fetch_bundle
+
+BENTO_MODEL = "camera-lucida"
+"""Name of the Bento model that the service loads; its labels say which registered model and version it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedModel:
+    """Tags of what was made."""
+
+    model_tag: str
+    bento_tag: str
+    name: str
+    version: str
+    digest: str
+
+
+def package(reference: str, *, build: bool = True, atlas: Path | None = None) -> PackagedModel:
+    """Import a registered version's checked bundle as a Bento model and build the Bento that serves it.
+
+    The service answers GET /filters from the folder ``atlas``; raises DataError for one of another model.
+    The Bento holds the model and the code; it needs neither MLflow nor the network to run.
+    """
+    project = Path(models.__file__).resolve().parents[1]
+    bentofile = project / "bentofile.yaml"
+    if build and not bentofile.is_file():
+        raise RegistryError(
+            f"There is no bentofile.yaml in {project}; build the Bento from a clone of the project."
+        )
+    with tempfile.TemporaryDirectory() as aside:
+        ref = fetch_bundle(reference, Path(aside) / "bundle")
+        checked = load_bundle(ref.folder)
+        labels = {
+            "model": ref.name,
+            "version": ref.version,
+            "run_id": ref.run_id[:63],
+            "digest": checked.provenance.digest[:63],
+        }
+        with bentoml.models.create(
+            BENTO_MODEL, labels=labels, metadata=dict(checked.manifest["metrics"])
+        ) as made:
+            shutil.copytree(ref.folder, made.path, dirs_exist_ok=True)
+            if atlas is not None:
+                _check_atlas(atlas, checked.provenance.digest)
+                shutil.copyfile(atlas / ATLAS_FILE, Path(made.path) / ATLAS_FILE)
+    tag = ""
+    if build:
+        tag = str(bentoml.bentos.build_bentofile(str(bentofile), build_ctx=str(project)).tag)
+    return PackagedModel(str(made.tag), tag, ref.name, ref.version, checked.provenance.digest)
+
+
+def _check_atlas(folder: Path, digest: str) -> None:
+    try:
+        of = json.loads((folder / ATLAS_FILE).read_text())["provenance"]["bundle digest"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"There is no {ATLAS_FILE} of `lucida atlas` in {folder}.") from error
+    if of != digest:
+        raise DataError(f"The atlas in {folder} is of the bundle {of[:12]}, not of {digest[:12]}.")

@@ -1,0 +1,179 @@
+"""An answer of the service made again from its picture and its bundle: does it still hold?
+
+Nothing of the service is used: the picture is decoded, prepared, run and explained by the models package,
+with the settings that the answer names. What cannot be made again is said to be so, not passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.attribution.forward import run_forward
+from models.attribution.perturbation import Effort
+from models.attribution.result import INPUT_BLOCK, Attribution
+from models.attribution.scaling import attribute_scaled
+from models.attribution.smoothing import Smoothing
+from models.attribution.targets import choose_targets
+from models.backends.base import Backend
+from models.backends.registry import create_backend
+from models.bundle import Bundle
+from models.errors import LucidaError
+from models.images.decode import DraftSize, decode_image
+from models.networks.predictions import Prediction, rank_classes
+from pipelines.errors import DataError
+
+TOLERANCE = 0.02
+"""Of scores, and of maps as a share of their largest value: between processors and engines in fp32."""
+_COARSE = 0.15
+"""The same where the answer was computed in bfloat16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was compared."""
+
+    what: str
+    holds: bool
+    says: str
+
+
+def verify_answer(text: str, picture: Path, bundle: Bundle) -> list[Finding]:
+    """Compare an answer, as JSON, with the same computed anew; raises DataError for what is no answer."""
+    answer = _read(text)
+    try:
+        return _compared(answer, picture, bundle)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"The answer does not have the shape of one: {type(error).__name__} {error}."
+        ) from error
+
+
+def list_unverified(text: str) -> list[str]:
+    """What an answer holds that :func:`verify` does not make again: checks of many forwards, for the most
+    part.
+    """
+    answer = _read(text)
+    found = [name for name in ("agreement", "shifts", "sweep") if answer.get(name)]
+    found += [
+        f"{name} of the map for {item['label']}"
+        for item in answer.get("evidence", ())
+        for name in ("faithfulness", "sanity", "overlay")
+        if item.get(name)
+    ]
+    return [*found, "warnings, timing"]
+
+
+def _compared(answer: Mapping[str, Any], picture: Path, bundle: Bundle) -> list[Finding]:
+    told = answer["provenance"]
+    found = [
+        _same("bundle", told["digest"], bundle.provenance.digest),
+        _same("picture", told["image_sha256"], hashlib.sha256(picture.read_bytes()).hexdigest()),
+    ]
+    if not all(each.holds for each in found):
+        return found
+    known = bundle.provenance
+    found.append(_same("run", str(told["run_id"]), str(known.run_id)))
+    if known.version is not None:
+        found.append(_same("version", f"{told['model']}/{told['version']}", f"{known.model}/{known.version}"))
+    image = decode_image(picture.read_bytes(), enough=_as_decoded(answer))
+    model = bundle.model
+    engine = create_backend("eager", model, probe=bundle.probe[0])
+    x, frame = model.geometry.prepare(image)
+    evidence = run_forward(engine.model, x[None], engine=engine)
+    ranking = rank_classes(evidence.logits[0], model.classes, model.scoring)
+    allowed = _COARSE if told.get("precision") == "bf16" else TOLERANCE
+    found.append(_scores(answer["predictions"], ranking, allowed))
+    for item in answer.get("evidence", ()):
+        name = f"map for {item['label']} by {item['method']} at {item['block']}"
+        try:
+            again = _again(item, engine, x, ranking)
+        except LucidaError as error:
+            found.append(Finding(name, False, f"It cannot be made again: {error}"))
+            continue
+        found.append(_map(name, item, again, allowed))
+        score = next(each.score for each in ranking if each.label == item["label"])
+        found.append(
+            Finding(
+                f"score of the {name}",
+                abs(item["score"] - score) <= allowed,
+                f"It is {score:.4f}, the answer says {item['score']:.4f}.",
+            )
+        )
+        box = np.abs(np.array(item["seen_box"]) - np.array(frame.seen_box)).max()
+        found.append(
+            Finding(f"place of the {name}", bool(box < 0.01), f"Its box is off by {box:.3f} pixels.")
+        )
+    return found
+
+
+def _read(text: str) -> Mapping[str, Any]:
+    try:
+        answer = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"The answer is not JSON: {error}.") from error
+    missing = (
+        {"provenance", "predictions", "image"} - set(answer) if isinstance(answer, dict) else {"provenance"}
+    )
+    if missing:
+        raise DataError(f"This is no answer about a picture: {', '.join(sorted(missing))} is missing.")
+    known: Mapping[str, Any] = answer
+    return known
+
+
+def _as_decoded(answer: Mapping[str, Any]) -> DraftSize | None:
+    """What makes the decoder leave out as many pixels as it did then."""
+    reduction = int(answer["provenance"].get("reduction", 1))
+    sides = (int(answer["image"]["width"]), int(answer["image"]["height"]))
+    return DraftSize(min(sides) // reduction, max(sides) // reduction) if reduction > 1 else None
+
+
+def _again(item: Mapping[str, Any], engine: Backend, x: Any, ranking: list[Prediction]) -> Attribution:
+    """The map of one item of evidence, with its own settings."""
+    model = engine.model
+    block = None if item["block"] == INPUT_BLOCK else item["block"]
+    evidence = run_forward(model, x[None], block=block, engine=engine)
+    targets = choose_targets(model.classes, ranking, name=item["label"], against=item.get("against"))
+    settings = item.get("settings", {})
+    names = {field.name for field in fields(Effort)}
+    effort = Effort(**{name: value for name, value in settings.items() if name in names})
+    smoothing = Smoothing(
+        flip=bool(settings.get("flip", False)),
+        noise=float(settings.get("noise", 0.0)),
+        seed=int(settings.get("noise_seed", 0)),
+    )
+    (((again,), _),) = attribute_scaled(
+        evidence, [targets], method=item["method"], smoothing=smoothing, effort=effort
+    )
+    return again
+
+
+def _same(what: str, told: str, found: str) -> Finding:
+    says = (
+        "It is the one that the answer names." if told == found else f"The answer names {told}, not {found}."
+    )
+    return Finding(what, told == found, says)
+
+
+def _scores(told: list[Mapping[str, Any]], ranking: list[Prediction], allowed: float) -> Finding:
+    now = {item.label: item.score for item in ranking}
+    if {item["label"] for item in told} != set(now):
+        return Finding("scores", False, "The answer has other classes.")
+    worst = max(abs(item["score"] - now[item["label"]]) for item in told)
+    return Finding("scores", worst <= allowed, f"They differ by {worst:.2g} at most ({allowed} is allowed).")
+
+
+def _map(name: str, item: Mapping[str, Any], again: Attribution, allowed: float) -> Finding:
+    told = np.array(item["grid"]["values"], dtype=np.float64)
+    if told.shape != again.values.shape:
+        return Finding(name, False, f"Its grid is {told.shape}, made again it is {again.values.shape}.")
+    scale = max(float(np.abs(again.values).max()), 1e-12)
+    worst = float(np.abs(told - again.values).max()) / scale
+    holds = worst <= allowed and item["status"] == again.status
+    return Finding(name, holds, f"It differs by {worst:.2g} of its largest value ({allowed} is allowed).")

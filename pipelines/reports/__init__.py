@@ -1,0 +1,1 @@
+"""HTML reports: review, comparison, inspection of one image, filter atlas."""

@@ -1,0 +1,152 @@
+"""One judged picture to look at: where the answer comes from, where the truth would have, and the training
+pictures that the network finds most alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+from models.attribution.forward import run_forward
+from models.attribution.registry import attribute as explain_targets
+from models.attribution.result import STATUS_MEANINGS, Attribution
+from models.images.decode import read_image
+from models.networks.transfer_model import TransferModel
+from models.visualization.overlay import draw_contrast_overlay, draw_overlay
+from pipelines.data.dataset import Sample
+from pipelines.evaluation.classification import EvaluatedSample, embed_samples
+
+SHOWN_SIDE = 360
+_NEAREST = 3
+_NEAREST_SIDE = 150
+_MOST_COMPARED = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A training picture near to a judged one."""
+
+    picture: PIL.Image.Image
+    label: str
+    name: str
+    similarity: float
+    """Cosine of the angle between the two in the space that the head sees, -1 to 1."""
+    same_class: bool
+    """Whether it has a class that is true of the judged picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewCase:
+    """One picture of a review."""
+
+    judged: EvaluatedSample
+    split: str
+    picture: PIL.Image.Image
+    predicted: PIL.Image.Image
+    """Overlay for the answer."""
+    true: PIL.Image.Image
+    """Overlay for the true class, on the same scale."""
+    contrast: PIL.Image.Image
+    """Overlay of the difference: orange speaks for the answer, blue for the true class."""
+    neighbours: tuple[Neighbour, ...]
+    notes: tuple[str, ...]
+
+
+class NeighbourIndex:
+    """The training pictures in the space that the head sees."""
+
+    def __init__(
+        self, model: TransferModel, samples: Sequence[Sample], report: Callable[[int, int], None]
+    ) -> None:
+        """Embed the pictures, of a large set 4,000 drawn by their digests."""
+        self.classes = model.classes
+        self.samples = sorted(samples, key=lambda sample: sample.sha256)[:_MOST_COMPARED]
+        self._directions = torch.nn.functional.normalize(
+            embed_samples(model, self.samples, report=report), dim=1
+        )
+
+    def nearest(self, vector: Tensor, labels: Sequence[int], sha256: str) -> tuple[Neighbour, ...]:
+        """The most similar training pictures of one judged picture (features,), itself left out."""
+        cosine = self._directions @ torch.nn.functional.normalize(vector, dim=0)
+        found: list[Neighbour] = []
+        for place in torch.argsort(cosine, descending=True, stable=True).tolist():
+            sample = self.samples[place]
+            if sample.sha256 == sha256:
+                continue
+            picture = read_image(sample.path).pil
+            picture.thumbnail((_NEAREST_SIDE, _NEAREST_SIDE))
+            label = " + ".join(self.classes[each] for each in sample.labels) or "none"
+            alike = bool(set(labels) & set(sample.labels))
+            found.append(Neighbour(picture, label, sample.name, float(cosine[place]), alike))
+            if len(found) == _NEAREST:
+                break
+        return tuple(found)
+
+
+def explain_samples(
+    model: TransferModel,
+    judged: Sequence[EvaluatedSample],
+    split: str,
+    neighbours: NeighbourIndex,
+    report: Callable[[int, int], None],
+) -> list[ReviewCase]:
+    """Explain each judged picture."""
+    made: list[ReviewCase] = []
+    for item in judged:
+        (vector,) = embed_samples(model, [item.sample])
+        near = neighbours.nearest(vector, item.sample.labels, item.sample.sha256)
+        made.append(_case(model, item, split, near))
+        report(len(made), len(judged))
+    return made
+
+
+def _case(
+    model: TransferModel, judged: EvaluatedSample, split: str, near: tuple[Neighbour, ...]
+) -> ReviewCase:
+    image = read_image(judged.sample.path)
+    x, frame = model.geometry.prepare(image)
+    said, true = _two_maps(model, x, judged)
+    scale = max(said.maximum, true.maximum)
+    notes = dict.fromkeys(
+        f"{each.label}: {STATUS_MEANINGS[each.status]}" for each in (said, true) if each.status != "ok"
+    )
+    picture = image.pil.copy()
+    picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    return ReviewCase(
+        judged=judged,
+        split=split,
+        picture=picture,
+        predicted=draw_overlay(image, frame, said, max_side=SHOWN_SIDE, full_scale=scale),
+        true=draw_overlay(image, frame, true, max_side=SHOWN_SIDE, full_scale=scale),
+        contrast=draw_contrast_overlay(image, frame, said, true, max_side=SHOWN_SIDE),
+        neighbours=near,
+        notes=tuple(notes),
+    )
+
+
+def _two_maps(model: TransferModel, x: Tensor, judged: EvaluatedSample) -> list[Attribution]:
+    """Evidence for the answer and for the truth."""
+    evidence = run_forward(model, x.unsqueeze(0))
+    return explain_targets(evidence, [[judged.said.index, judged.true.index]])[0]
+
+
+def cases_to_columns(cases: Sequence[ReviewCase]) -> dict[str, list[object]]:
+    """The cases as columns of a table: picture and overlays as uint8 arrays (height, width, 3)."""
+    return {
+        "split": [case.split for case in cases],
+        "picture": [case.judged.sample.name for case in cases],
+        "truth": [case.judged.truth for case in cases],
+        "answer": [case.judged.answer for case in cases],
+        "score": [case.judged.said.score for case in cases],
+        "truth_score": [case.judged.truth_score for case in cases],
+        "sha256": [case.judged.sample.sha256 for case in cases],
+        "nearest": [", ".join(f"{n.name} ({n.similarity:.2f})" for n in case.neighbours) for case in cases],
+        "evidence_for_answer": [np.asarray(case.predicted) for case in cases],
+        "evidence_for_truth": [np.asarray(case.true) for case in cases],
+        "difference": [np.asarray(case.contrast) for case in cases],
+    }

@@ -1,0 +1,113 @@
+"""The review of a model: a summary to read in a minute, then its mistakes to look at, the worst first.
+
+Comes as one self-contained HTML page and as contact sheets. The two maps of a picture share one scale, so
+that a faint map looks faint beside a strong one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import PIL.Image
+
+from models.images.encode import to_data_uri
+from models.visualization.contact_sheet import Tile, draw_contact_sheet
+from pipelines.evaluation.classification import Evaluation
+from pipelines.reports.cases import ReviewCase
+from pipelines.reports.html import render_template
+
+_MOST_IN_TABLE = 40
+"""Classes of a confusion table that a page can show; of more, the rows of the classes say it."""
+
+
+def draw_gallery_figure(found: Sequence[ReviewCase], *, title: str) -> PIL.Image.Image:
+    """Rows of picture, map of the answer, map of the truth, and their difference."""
+    tiles: list[Tile] = []
+    for case in found:
+        said, true = case.judged.said, case.judged.true
+        tiles += [
+            Tile(case.picture, case.judged.sample.name.rsplit("/", 1)[-1], case.split),
+            Tile(case.predicted, f"answered {said.label}", f"{said.score:.0%}"),
+            Tile(case.true, f"true {case.judged.truth}", f"{true.score:.0%}"),
+            Tile(case.contrast, "the difference", f"orange {said.label}, blue {true.label}"),
+        ]
+    return draw_contact_sheet(tiles, columns=8 if len(found) > 1 else 4, title=title)
+
+
+def render_gallery(
+    evaluations: Sequence[Evaluation],
+    wrong: Sequence[ReviewCase],
+    close: Sequence[ReviewCase],
+    *,
+    title: str,
+    summary: Sequence[str],
+    facts: Mapping[str, Any],
+) -> str:
+    """The review as one HTML page without any outside reference; ``facts`` are shown as its provenance."""
+    return render_template(
+        "gallery.html.j2",
+        title=title,
+        summary=summary,
+        classes=evaluations[0].classes,
+        evaluations=[_split(each) for each in evaluations],
+        sections=[
+            {
+                "name": "Mistakes",
+                "lead": "The worst first.",
+                "cases": [_for_page(case) for case in wrong],
+            },
+            {
+                "name": "Close calls",
+                "lead": "Right answers, the least sure first: where the next mistakes will come from.",
+                "cases": [_for_page(case) for case in close],
+            },
+        ],
+        facts=facts,
+    )
+
+
+def _split(evaluation: Evaluation) -> dict[str, Any]:
+    shown = evaluation.confusion.ndim == 2 and len(evaluation.classes) <= _MOST_IN_TABLE
+    return {
+        "split": evaluation.split,
+        "count": len(evaluation.judged),
+        "wrong": len(evaluation.wrong),
+        "metrics": evaluation.metrics,
+        "classes": evaluation.classes,
+        "confusion": evaluation.confusion.tolist() if shown else [],
+        "answers": sum(each.answers for each in evaluation.reliability),
+        "table": [asdict(row) for row in evaluation.table],
+        "bins": [asdict(each) for each in evaluation.reliability if each.answers],
+    }
+
+
+def _for_page(case: ReviewCase) -> dict[str, Any]:
+    judged = case.judged
+    labels = {item.label for item in judged.ranking if item.index in judged.sample.labels}
+    said = {item.label for item in judged.ranking if item.accepted}
+    return {
+        "name": judged.sample.name,
+        "split": case.split,
+        "truth": judged.truth,
+        "true_label": judged.true.label,
+        "truth_score": judged.truth_score,
+        "answer": judged.answer,
+        "said": judged.said.label,
+        "said_score": judged.said.score,
+        "true_classes": sorted(labels),
+        "answered_classes": sorted(said),
+        "right": judged.right,
+        "picture": to_data_uri(case.picture),
+        "predicted_map": to_data_uri(case.predicted),
+        "true_map": to_data_uri(case.true),
+        "contrast": to_data_uri(case.contrast),
+        "one_class": judged.said.index == judged.true.index,
+        "neighbours": [
+            {"label": n.label, "name": n.name, "similarity": n.similarity, "same": n.same_class,
+             "picture": to_data_uri(n.picture)}
+            for n in case.neighbours
+        ],
+        "notes": case.notes,
+    }  # fmt: skip

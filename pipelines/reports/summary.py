@@ -1,0 +1,86 @@
+"""What a reviewer should know after one minute, in sentences that claim no more than was measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from pipelines.evaluation.classification import Evaluation
+
+_FEW = 50
+_BADLY_CALIBRATED = 0.1
+
+
+def summarize_evaluations(
+    evaluations: Sequence[Evaluation],
+    baseline: float | None = None,
+    *,
+    shared: Sequence[tuple[str, str]] = (),
+) -> list[str]:
+    """The state of a model from its judged splits; the last is the one to believe most.
+
+    ``baseline`` is the linear probe's accuracy on the first; ``shared`` are (train name, held-out name) of
+    pictures on both sides.
+    """
+    last = evaluations[-1]
+    found = [_result(each) for each in evaluations]
+    if baseline is not None:
+        gain = evaluations[0].metrics["accuracy"] - baseline
+        verdict = "no better than" if gain < 0.005 else f"{gain:.1%} above"
+        found.append(
+            f"The accuracy on {evaluations[0].split} is {verdict} that of a linear probe on the untouched "
+            f"features ({baseline:.1%})."
+        )
+    found += _confusions(last)
+    found += _weakest(last)
+    found += _calibration(last)
+    if shared:
+        many = f"{len(shared)} held-out pictures were" if len(shared) > 1 else "One held-out picture was"
+        found.append(
+            f"{many} trained on as well, such as {shared[0][1]}: what is measured on them is no evidence."
+        )
+    if len(last.judged) < _FEW:
+        found.append(
+            f"{last.split} has only {len(last.judged)} pictures: one more mistake would move its accuracy by "
+            f"{1 / len(last.judged):.1%}."
+        )
+    return found
+
+
+def _result(evaluation: Evaluation) -> str:
+    count, wrong = len(evaluation.judged), len(evaluation.wrong)
+    sure = sum(item.sure for item in evaluation.wrong)
+    said = f"{evaluation.split}: {count - wrong} of {count} pictures right"
+    if not wrong:
+        return f"{said}."
+    how = "with a score of 80% or more"
+    if wrong == 1:
+        return f"{said}; the one mistake was {'' if sure else 'not '}made {how}."
+    return f"{said}; {sure} of the {wrong} mistakes were made {how}."
+
+
+def _confusions(evaluation: Evaluation) -> list[str]:
+    pairs = Counter((item.truth, item.answer) for item in evaluation.wrong)
+    if not pairs:
+        return []
+    (truth, answer), count = pairs.most_common(1)[0]
+    if count < 2:
+        return [f"No mistake on {evaluation.split} was made twice."]
+    return [f"The most frequent mistake on {evaluation.split}: {truth} taken for {answer}, {count} times."]
+
+
+def _weakest(evaluation: Evaluation) -> list[str]:
+    shown = [(each.recall, each) for each in evaluation.table if each.recall is not None]
+    recall, row = min(shown, key=lambda pair: pair[0])
+    if recall >= 1:
+        return []
+    found = round(recall * row.pictures)
+    return [f"The class found least often: {row.label}, {found} of {row.pictures} on {evaluation.split}."]
+
+
+def _calibration(evaluation: Evaluation) -> list[str]:
+    error = evaluation.metrics["ece"]
+    before = evaluation.metrics.get("uncalibrated_ece")
+    was = f", {before:.1%} before calibration" if before is not None else ""
+    means = "do not mean what they say" if error > _BADLY_CALIBRATED else "are close to what they claim"
+    return [f"Scores on {evaluation.split} {means}: off by {error:.1%} on average{was}."]

@@ -1,1 +1,0 @@
-"""What a model gets wrong, and where it looked when it did."""

@@ -1,0 +1,1 @@
+"""Fine-tuning in phases, from cached features to a registered model version."""

@@ -1,0 +1,55 @@
+"""The linear probe: what the pretrained features alone can do, the baseline of every run."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from models.networks.transfer_model import HEAD, pool_to_vectors
+from pipelines.training.feature_cache import CachedFeatures
+from pipelines.training.features import Features
+
+_MOST_PICTURES, _CHUNK = 20_000, 256
+
+
+def fit_linear_probe(features: Features) -> float | None:
+    """Validation accuracy of a logistic regression on the pooled features of the unvaried training pictures,
+    before anything is trained (Alain & Bengio 2017); None when the set is too large for the cache.
+
+    For several labels, one regression each, and the share of label decisions that is right.
+    """
+    pooled = features.at(HEAD, views=1)
+    if not pooled.train or pooled.val is None:
+        return None
+    count = min(pooled.pictures, _MOST_PICTURES)
+    chosen = np.random.default_rng(0).permutation(pooled.pictures)[:count]
+    x = _vectors(pooled.train[0], np.sort(chosen))
+    wanted = features.targets[np.sort(chosen)].numpy()
+    held_out = _vectors(pooled.val, np.arange(len(pooled.val)))
+    truth = features.val_targets.numpy()
+    pooled.release()
+    several = features.data.task == "multilabel"
+    regression = LogisticRegression(C=0.1, max_iter=500)
+    probe = make_pipeline(StandardScaler(), OneVsRestClassifier(regression) if several else regression)
+    with warnings.catch_warnings():
+        # A baseline stopped a little early is still that baseline.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        probe.fit(x, wanted if several else wanted.argmax(1))
+    answer = probe.predict(held_out)
+    return float(np.mean(answer == truth) if several else np.mean(answer == truth.argmax(1)))
+
+
+def _vectors(stored: CachedFeatures, rows: np.ndarray) -> np.ndarray:
+    """One vector a picture, read in parts: a backbone that classifies maps has them averaged."""
+    starts = range(0, len(rows), _CHUNK)
+    averaged: np.ndarray = torch.cat(
+        [pool_to_vectors(stored.rows(rows[start : start + _CHUNK])) for start in starts]
+    ).numpy()
+    return averaged

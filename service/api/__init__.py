@@ -1,0 +1,1 @@
+"""HTTP routes: operations, reads, jobs, and the OpenAPI document."""

@@ -1,0 +1,237 @@
+"""The OpenAPI 3.1 document, made from the same tables that the routes are made from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from service import schemas
+from service.operations.forms import Form
+from service.operations.job_operations import JOB_OPERATIONS
+from service.operations.registry import OPERATIONS, Operation
+from service.settings import Settings
+
+_ERRORS = {
+    "400": "The form or the picture cannot be read.",
+    "401": "Where the service has API keys: there is none, or it is not known.",
+    "408": "The request did not come in time.",
+    "413": "Too many bytes, pixels or scans.",
+    "415": "Not a form, or not a picture in a supported format.",
+    "422": "A field is missing, unknown, of the wrong type, or none of the choices.",
+    "429": "Too many requests with this key, or too many jobs; Retry-After says when to come again.",
+    "503": "Too much to do at the moment; Retry-After says when to come again.",
+    "504": "The deadline came before there was anything to answer.",
+}
+_READ_ERRORS = ("401", "429")
+_PICTURE = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
+
+
+def build_openapi(settings: Settings, *, version: str, card: dict[str, Any]) -> dict[str, Any]:
+    """Of the service as it is set up, with the choices of the model that it serves."""
+    shapes: list[type[Any]] = [
+        schemas.ErrorAnswer, schemas.SeveralAnswers, schemas.JobAnswer, schemas.JobsAnswer,
+        schemas.JobResult,
+        *(verb.answer for verb in OPERATIONS.values() if verb.answer is not None),
+    ]  # fmt: skip
+    _, defined = models_json_schema(
+        [(shape, "serialization") for shape in shapes], ref_template="#/components/schemas/{model}"
+    )
+    paths: dict[str, Any] = {
+        verb.path: {"post": _verb(verb, settings, card)} for verb in OPERATIONS.values()
+    } | _reads(card)
+    if settings.max_jobs:
+        paths |= _jobs(settings, card)
+    found: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Camera Lucida",
+            "version": version,
+            "description": "Predictions of an image classifier, each with the evidence for it.",
+        },
+        "paths": paths,
+        "components": {"schemas": defined["$defs"]},
+    }
+    if settings.api_keys:
+        found["components"]["securitySchemes"] = {
+            "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            "bearer": {"type": "http", "scheme": "bearer"},
+        }
+        found["security"] = [{"key": []}, {"bearer": []}]
+    return found
+
+
+def _verb(verb: Operation, settings: Settings, card: dict[str, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        kind: {"schema": {"type": "string", "format": "binary"}} for kind in verb.drawn
+    }
+    if verb.answer is not None:
+        shape = _ref(verb.answer)
+        content["application/json"] = {
+            "schema": {"anyOf": [shape, _ref(schemas.SeveralAnswers)]} if verb.many else shape
+        }
+    answered: dict[str, Any] = {"description": "The answer.", "content": content}
+    if verb.headers:
+        answered["headers"] = {name: {"schema": {"type": "string"}} for name in verb.headers}
+    return {
+        "operationId": verb.name,
+        "summary": verb.summary,
+        "requestBody": _body(_fields(verb.form, settings, card), settings.most_pictures if verb.many else 1),
+        "responses": {"200": answered, **_failures(tuple(_ERRORS))},
+    }
+
+
+def _fields(form: type[Form], settings: Settings, card: dict[str, Any]) -> dict[str, Any]:
+    """The text fields as JSON schema, with the choices that this model has."""
+    defined = form.model_json_schema()["properties"]
+    fields = {name: _plain(field) for name, field in defined.items()}
+    choices = {"block": card["blocks"], "method": card["methods"], "target": card["classes"],
+               "against": card["classes"]}  # fmt: skip
+    for name, known in choices.items():
+        if name in fields:
+            fields[name]["enum"] = list(known)
+    if "top_k" in fields:
+        fields["top_k"]["maximum"] = settings.max_top_k
+    for name, known in (("checks", list(schemas.CHECKS)), ("blocks", card["blocks"])):
+        if name in fields:
+            fields[name]["examples"] = [",".join(known[:2])]
+    return fields
+
+
+def _plain(field: dict[str, Any]) -> dict[str, Any]:
+    """Without null, which a form cannot send: a field that is not given is left out."""
+    found = {name: value for name, value in field.items() if name not in {"title", "anyOf", "default"}}
+    for option in field.get("anyOf", ()):
+        if option.get("type") != "null":
+            found |= option
+    if field.get("default") not in (None, ""):
+        found["default"] = field["default"]
+    return found
+
+
+def _body(fields: dict[str, Any], most: int) -> dict[str, Any]:
+    image: dict[str, Any] = {**_PICTURE, "description": "The picture: JPEG, PNG, WebP, GIF, BMP or TIFF."}
+    if most > 1:
+        image = {
+            "type": "array",
+            "items": _PICTURE,
+            "minItems": 1,
+            "maxItems": most,
+            "description": "One picture, or several: the field once for each.",
+        }
+    shape = {
+        "type": "object",
+        "properties": {"image": image, **fields} if most else fields,
+        "required": ["image"] if most else [],
+        "additionalProperties": False,
+    }
+    return {"required": True, "content": {"multipart/form-data": {"schema": shape}}}
+
+
+def _reads(card: dict[str, Any]) -> dict[str, Any]:
+    picture = {
+        "name": "picture",
+        "in": "query",
+        "description": "Answer with a PNG instead of JSON.",
+        "schema": {"type": "boolean"},
+    }
+    png = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
+    thing = {"application/json": {"schema": {"type": "object"}}}
+    filters = [
+        {"name": "block", "in": "query", "schema": {"type": "string", "enum": list(card["blocks"])}},
+        {
+            "name": "channels", "in": "query", "description": "Numbers with commas between, 8 at most.",
+            "schema": {"type": "string", "examples": ["0", "1,2"]},
+        },
+        {"name": "steps", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 256}},
+    ]  # fmt: skip
+    return {
+        "/model": {"get": _get("model", "What is served: the model's card.", thing)},
+        "/anatomy": {
+            "get": _get(
+                "anatomy", "Blocks and layers, shapes and receptive fields.", thing | png, [picture], ("422",)
+            )
+        },
+        "/filters": {
+            "get": _get(
+                "filters",
+                "What channels look for: the bundle's atlas, or made on the spot.",
+                thing,
+                filters,
+                ("422", "503", "504"),
+            )
+        },
+    }
+
+
+def _jobs(settings: Settings, card: dict[str, Any]) -> dict[str, Any]:
+    named = [{"name": "job", "in": "path", "required": True, "schema": {"type": "string"}}]
+    job = {"application/json": {"schema": _ref(schemas.JobAnswer)}}
+    gone = ("404",)
+    submitted: dict[str, Any] = {}
+    for verb in JOB_OPERATIONS.values():
+        fields = _fields(verb.form, settings, card)
+        fields.pop("picture", None)
+        submitted[f"/jobs/{verb.name}"] = {
+            "post": {
+                "operationId": f"submit_{verb.name}",
+                "summary": f"In the background: {verb.summary}",
+                "requestBody": _body(fields, settings.max_job_pictures if verb.pictures else 0),
+                "responses": {
+                    "202": {"description": "Accepted.", "content": job},
+                    **_failures(tuple(_ERRORS)),
+                },
+            }
+        }
+    return {
+        **submitted,
+        "/jobs": {
+            "get": _get(
+                "list_jobs",
+                "The jobs of this key, latest first.",
+                {"application/json": {"schema": _ref(schemas.JobsAnswer)}},
+            ),
+        },
+        "/jobs/{job}": {
+            "get": _get("job", "Its status and progress.", job, named, gone),
+            "delete": _get("cancel_job", "Cancel it, or forget it once it has ended.", job, named, gone),
+        },
+        "/jobs/{job}/result": {
+            "get": _get(
+                "job_result",
+                "What it has found so far, picture by picture.",
+                {"application/json": {"schema": _ref(schemas.JobResult)}},
+                named,
+                gone,
+            )
+        },
+    }
+
+
+def _get(
+    name: str,
+    summary: str,
+    content: dict[str, Any],
+    parameters: list[dict[str, Any]] | None = None,
+    failures: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    return {
+        "operationId": name,
+        "summary": summary,
+        "parameters": parameters or [],
+        "responses": {
+            "200": {"description": "The answer.", "content": content},
+            **_failures((*_READ_ERRORS, *failures)),
+        },
+    }
+
+
+def _failures(codes: tuple[str, ...]) -> dict[str, Any]:
+    shape = {"application/json": {"schema": _ref(schemas.ErrorAnswer)}}
+    return {
+        code: {"description": _ERRORS.get(code, "There is no such job."), "content": shape} for code in codes
+    }
+
+
+def _ref(shape: type[Any]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{shape.__name__}"}

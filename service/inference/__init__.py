@@ -1,0 +1,1 @@
+"""What answers a request: predictor, model manager, batcher, admission control."""

@@ -1,0 +1,1 @@
+"""ASGI middleware: gateway, API keys, rate limit, connection balance."""

@@ -1,0 +1,48 @@
+"""Who may ask, and how often.
+
+Keys are kept as their SHA-256 only; they are long random texts, so that a slow hash would protect nothing.
+The count of a key's requests is one for all workers of the service: a few bytes in a file that they share.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+
+from starlette.datastructures import Headers
+
+
+def read_key(headers: Headers) -> str | None:
+    """The key that a request brings: as a bearer token, as X-API-Key, or as the password that a browser
+    asks for.
+    """
+    if "x-api-key" in headers:
+        return headers["x-api-key"]
+    scheme, _, rest = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return rest.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(rest, validate=True).decode().partition(":")[2]
+        except ValueError:
+            return None
+    return None
+
+
+class ApiKeys:
+    """The keys of the settings, {name: sha256 in hexadecimal}."""
+
+    def __init__(self, keys: dict[str, str]) -> None:
+        self._keys = keys
+
+    @property
+    def names(self) -> list[str]:
+        """In the order of the settings."""
+        return list(self._keys)
+
+    def owner(self, key: str | None) -> str | None:
+        """Whose key it is; None for nobody's. Takes as long whichever it is."""
+        digest = hashlib.sha256((key or "").encode("utf-8", "surrogateescape")).hexdigest()
+        found = [name for name, known in self._keys.items() if hmac.compare_digest(known, digest)]
+        return found[0] if found else None

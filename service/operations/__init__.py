@@ -1,0 +1,1 @@
+"""What can be asked about an image: one file for each operation."""
