@@ -45,14 +45,14 @@ def models_of(name: str) -> tuple[torch.nn.Module, TransferModel]:
     ).eval()
 
 
-def ours(engine: Backend, x: torch.Tensor, *, block: str | None = None, classes: int = 1) -> Way:
+def ours(backend: Backend, x: torch.Tensor, *, block: str | None = None, classes: int = 1) -> Way:
     """Prediction and the maps of the highest classes."""
 
     def run() -> object:
-        evidence = run_forward(engine.model, x, engine=engine, block=block)
+        forward = run_forward(backend.model, x, backend=backend, block=block)
         if classes == 1:
-            return attribute_each(evidence, evidence.logits.argmax(1).tolist())
-        return attribute(evidence, evidence.logits.topk(classes).indices.tolist())
+            return attribute_each(forward, forward.logits.argmax(1).tolist())
+        return attribute(forward, forward.logits.topk(classes).indices.tolist())
 
     return run
 
@@ -128,13 +128,13 @@ def whole(name: str, batch: int, options: argparse.Namespace) -> None:
     x = torch.randn(batch, 3, 224, 224)
     layer = layer_of(network, name)
     prepared = {
-        f"{engine} {precision}".replace("eager fp32", "eager"): create_backend(
-            engine, model, probe=x[:1], threads=options.threads, precision=precision
+        f"{backend} {precision}".replace("eager fp32", "eager"): create_backend(
+            backend, model, probe=x[:1], threads=options.threads, precision=precision
         )
-        for engine, precision in (("eager", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
+        for backend, precision in (("eager", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
     }
     timed = {"bare forward": bare(network, x)}
-    timed |= {label: ours(engine, x) for label, engine in prepared.items()}
+    timed |= {label: ours(backend, x) for label, backend in prepared.items()}
     timed |= {
         "Captum on the whole model": captum(network, layer, x),
         "pytorch-grad-cam": pytorch_grad_cam(network, layer, x),
@@ -145,7 +145,7 @@ def whole(name: str, batch: int, options: argparse.Namespace) -> None:
 
 def same_weights(network: torch.nn.Module, model: TransferModel) -> dict[str, torch.Tensor]:
     """The network's weights under the names of the cut model."""
-    cut = TransferModel(model.row, network, classes=model.classes, keep_classifier=True)
+    cut = TransferModel(model.backbone, network, classes=model.classes, keep_classifier=True)
     state = {key: value.clone() for key, value in cut.state_dict().items()}
     # Building the cut model turned the network channels last; the peer runs it as torch builds it.
     network.to(memory_format=torch.contiguous_format)
@@ -157,12 +157,12 @@ def deep_and_several(options: argparse.Namespace) -> None:
     network, model = models_of("resnet18")
     model.load_state_dict(same_weights(network, model))
     x = torch.randn(8, 3, 224, 224)
-    engine = create_backend("eager", model, probe=x[:1], threads=options.threads)
-    timed = {"one class": ours(engine, x), "five classes": ours(engine, x, classes=5)}
+    backend = create_backend("eager", model, probe=x[:1], threads=options.threads)
+    timed = {"one class": ours(backend, x), "five classes": ours(backend, x, classes=5)}
     show("resnet18 b8: five classes : one (bar 1.10)", medians(timed, options.rounds, "one class"))
     timed = {
         "Captum on the whole model, layer2": captum(network, network.get_submodule("layer2.1"), x),
-        "eager, layer2.1": ours(engine, x, block="layer2.1"),
+        "eager, layer2.1": ours(backend, x, block="layer2.1"),
     }
     show("resnet18 b8: a deep cut : Captum (bar 0.45)", medians(timed, options.rounds, next(iter(timed))))
 

@@ -97,12 +97,12 @@ def drive(way: Way, picture: bytes, clients: int, seconds: float) -> tuple[float
     return asyncio.run(run()), times
 
 
-def in_process(folder: str, engine: str, precision: str, clients: int, seconds: float) -> None:
+def in_process(folder: str, backend: str, precision: str, clients: int, seconds: float) -> None:
     """Print the rate of the engine alone, asked by threads of this process."""
     from service.inference.predictor import Engine
     from service.settings import Settings
 
-    own = Engine(Path(folder), Settings(engine=engine, precision=precision))  # type: ignore[arg-type]
+    own = Engine(Path(folder), Settings(backend=backend, precision=precision))  # type: ignore[arg-type]
     picture = photograph()
     own.explain(picture)
     end = time.perf_counter() + seconds
@@ -119,11 +119,11 @@ def in_process(folder: str, engine: str, precision: str, clients: int, seconds: 
     print(json.dumps(len(done) / (time.perf_counter() - began)))
 
 
-def rate_alone(folder: str, engine: str, precision: str, clients: int, seconds: float) -> float:
+def rate_alone(folder: str, backend: str, precision: str, clients: int, seconds: float) -> float:
     """Of the engine asked by so many threads, in as many processes as the service has workers."""
     processes = min(cores(), clients)
     # -P: this file must not be taken for the package of its name.
-    command = [sys.executable, "-P", __file__, "--in-process", folder, engine, precision]
+    command = [sys.executable, "-P", __file__, "--in-process", folder, backend, precision]
     command += [str(clients // processes), str(seconds)]
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
     running = [
@@ -177,8 +177,8 @@ def main() -> None:
     parser.add_argument("--in-process", nargs=5, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.in_process:
-        folder, engine, precision, clients, seconds = asked.in_process
-        in_process(folder, engine, precision, int(clients), float(seconds))
+        folder, backend, precision, clients, seconds = asked.in_process
+        in_process(folder, backend, precision, int(clients), float(seconds))
         return
     peers = not asked.no_peers and asked.backbone == "resnet18"
     if peers and not (PEERS / "litserve").is_dir():
@@ -202,12 +202,12 @@ def compare(backbone: str, rounds: int, seconds: float, peers: bool, aside: Path
     servers: list[subprocess.Popen[bytes]] = []
     alone: dict[tuple[str, int], list[float]] = {}
     try:
-        for n, (name, (engine, precision)) in enumerate(engines.items()):
+        for n, (name, (backend, precision)) in enumerate(engines.items()):
             port = 3410 + n
             servers.append(
                 started(
                     [str(BIN / "bentoml"), "serve", ".", "--port", str(port)], port, "/readyz",
-                    LUCIDA_BUNDLE=str(folder), LUCIDA_ENGINE=engine, LUCIDA_PRECISION=precision,
+                    LUCIDA_BUNDLE=str(folder), LUCIDA_ENGINE=backend, LUCIDA_PRECISION=precision,
                     LUCIDA_JOBS=str(aside / f"jobs{n}"), LUCIDA_LOG_REQUESTS="false",
                     BENTOML_HOME=str(aside / "bentoml"),
                 )
@@ -236,9 +236,9 @@ def compare(backbone: str, rounds: int, seconds: float, peers: bool, aside: Path
                     rate, times = drive(way, picture, clients, seconds)
                     way.rates.setdefault(clients, []).append(rate)
                     way.times.setdefault(clients, []).extend(times)
-                for name, (engine, precision) in engines.items():
+                for name, (backend, precision) in engines.items():
                     if clients <= 8:
-                        rate = rate_alone(str(folder), engine, precision, clients, seconds)
+                        rate = rate_alone(str(folder), backend, precision, clients, seconds)
                         alone.setdefault((name, clients), []).append(rate)
             print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
     finally:

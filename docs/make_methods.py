@@ -44,24 +44,24 @@ def main() -> None:
     model = TransferModel.imagenet("efficientnet_lite0").requires_grad_(False)
     image = read_image(PHOTOGRAPH)
     x, frame = model.geometry.prepare(image)
-    engine = create_backend("eager", model, probe=x[None])
-    evidence = run_forward(engine.model, x[None], engine=engine)
+    backend = create_backend("eager", model, probe=x[None])
+    forward = run_forward(backend.model, x[None], backend=backend)
     goal = make_target(model.classes, model.classes.index(CLASS))
     contrast = make_target(model.classes, goal.index, model.classes.index(OTHER))
-    maps = [attribute_each(evidence, [goal], method=name)[0] for name in METHODS]
-    maps.append(attribute_each(evidence, [contrast])[0])
+    maps = [attribute_each(forward, [goal], method=name)[0] for name in METHODS]
+    maps.append(attribute_each(forward, [contrast])[0])
     titles = [row.title for row in METHODS.values()] + [f"Grad-CAM, {contrast.name}"]
-    found = run_audit(image, evidence, maps[0], barred={})
-    parts = decompose(engine.model, x, goal, "stage6.3", engine=engine)
+    found = run_audit(image, forward, maps[0], disabled={})
+    parts = decompose(backend.model, x, goal, "stage6.3", backend=backend)
     split_maps = [
         make_attribution(goal, part.values, method="grad_cam", block=parts.block) for part in parts.parts
     ]
     save(draw_methods_figure(image, frame, maps, titles=titles), "methods")
-    save(draw_trace_figure(image, frame, trace_grad_cam(evidence, 0, goal, channels=2)), "trace")
+    save(draw_trace_figure(image, frame, trace_grad_cam(forward, 0, goal, channels=2)), "trace")
     save(draw_sweep_figure(image, frame, found.sweep or ()), "sweep")
     save(draw_decomposition_figure(image, frame, parts, split_maps), "split")
     save(draw_architecture(summarize_network(model)), "flow")
-    save(filters(engine.model), "filters")
+    save(filters(backend.model), "filters")
     save(draw_overlay(image, frame, maps[0]), "overlay")
     said = [
         found.faithfulness.verdict if found.faithfulness else "",

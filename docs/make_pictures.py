@@ -76,7 +76,7 @@ def explained(model: TransferModel, found: Dataset) -> PIL.Image.Image:
     tiles = [Tile(read_image(item.sample.path).pil, item.truth, SPECIES[item.truth]) for item in chosen]
     tiles += [
         Tile(
-            evidence(model, item.sample, item.top.index), f"{item.top.label} {item.top.score:.0%}", "evidence"
+            forward(model, item.sample, item.top.index), f"{item.top.label} {item.top.score:.0%}", "evidence"
         )
         for item in chosen
     ]
@@ -96,12 +96,12 @@ def shortcut(model: TransferModel, found: Dataset) -> PIL.Image.Image:
     for sample in planted:
         tiles += [
             Tile(read_image(sample.path).pil, "cincta, with a label"),
-            Tile(evidence(model, sample, target), "evidence for cincta"),
+            Tile(forward(model, sample, target), "evidence for cincta"),
         ]
     return draw_contact_sheet(tiles, columns=6, side=190)
 
 
-def evidence(model: TransferModel, sample: Sample, target: int) -> PIL.Image.Image:
+def forward(model: TransferModel, sample: Sample, target: int) -> PIL.Image.Image:
     """The overlay of one class."""
     image = read_image(sample.path)
     x, frame = model.geometry.prepare(image)

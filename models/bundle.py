@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -28,6 +25,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from models.atomic_write import atomic_folder
 from models.errors import BundleError, ConfigError, UnknownChoice
 from models.images.decode import decode_image
 from models.images.encode import encode_image
@@ -109,7 +107,7 @@ def save_bundle(
         "format": BUNDLE_FORMAT,
         "name": name,
         "classes": model.classes,
-        "backbone": model.row.name,
+        "backbone": model.backbone.name,
         "blocks": list(model.block_names),
         "cam_block": model.cam_block,
         "scoring": asdict(model.scoring),
@@ -186,20 +184,9 @@ def write_registration(folder: Path, *, name: str, version: str, source: str) ->
 
 
 def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files into a sibling folder, flush them to disk, and rename it into place."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with atomic_folder(folder) as aside:
         for name, data in files.items():
-            with (aside / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        aside.chmod(0o755)
-        aside.rename(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+            (aside / name).write_bytes(data)
 
 
 def _read_file(folder: Path, name: str) -> bytes:
@@ -281,7 +268,8 @@ def _read_state(folder: Path, model: TransferModel) -> dict[str, Tensor]:
     wanted = model.state_dict()
     if missing := sorted(set(wanted) ^ set(state)):
         raise BundleError(
-            f"{WEIGHTS_FILE} and the backbone {model.row.name} differ in {len(missing)} names: {missing[:3]}."
+            f"{WEIGHTS_FILE} and the backbone {model.backbone.name} "
+            f"differ in {len(missing)} names: {missing[:3]}."
         )
     for key, value in state.items():
         if value.shape != wanted[key].shape or value.dtype != wanted[key].dtype:
@@ -340,7 +328,7 @@ class MethodCheck:
     similarity: Mapping[str, float]
     """Mean rank correlation of its maps with those of the trained model, when everything from the named block
     (or the head) upwards is shuffled; from the head down to all."""
-    barred: bool
+    disabled: bool
     reason: str
 
 
@@ -352,14 +340,19 @@ class RandomizationCheck:
     pictures: int
     seed: int
 
-    def barred(self) -> dict[str, str]:
+    def disabled(self) -> dict[str, str]:
         """Methods that may not be used with this model, with the reason."""
-        return {name: each.reason for name, each in self.methods.items() if each.barred}
+        return {name: each.reason for name, each in self.methods.items() if each.disabled}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         methods = {
-            name: {**asdict(each), "similarity": dict(each.similarity)} for name, each in self.methods.items()
+            name: {
+                "similarity": dict(check.similarity),
+                "barred": check.disabled,
+                "reason": check.reason,
+            }
+            for name, check in self.methods.items()
         }
         return {"methods": methods, "pictures": self.pictures, "seed": self.seed}
 
@@ -370,7 +363,7 @@ class RandomizationCheck:
             methods = {
                 str(name): MethodCheck(
                     similarity={str(stop): float(value) for stop, value in each["similarity"].items()},
-                    barred=bool(each["barred"]),
+                    disabled=bool(each["barred"]),
                     reason=str(each["reason"]),
                 )
                 for name, each in data["methods"].items()

@@ -22,6 +22,7 @@ import httpx
 
 from models.bundle import Bundle, load_bundle
 from models.errors import LucidaError
+from models.explainer import Explainer
 from models.images.decode import IMAGE_SUFFIXES, read_image
 from pipelines.batch.job import plan_job
 from pipelines.batch.local import run_local
@@ -60,9 +61,7 @@ class Demo:
 def run_demo(out: Path, say: Callable[[str], None], reporter: Reporter) -> Demo:
     """Do everything once under ``out`` and leave nothing running; a second run trains another version."""
     say("1/6  Drawing butterflies whose diagnostic mark is known to the pixel")
-    root = write_specimens(
-        SpecimenPlan(), out / "specimens", progress=lambda d, t: reporter.step("drawing specimens", d, t)
-    )
+    root = write_specimens(SpecimenPlan(), out / "specimens", progress=reporter.step)
     found = scan_folder(root)
     _samples(root / "test", out / "samples")
     say("2/6  Fine-tuning: first the head on a frozen backbone, then the top blocks")
@@ -199,7 +198,7 @@ def _champion(out: Path, name: str) -> tuple[Bundle, str]:
 
 def _inspect(picture: Path, out: Path, name: str, reporter: Reporter) -> Path:
     loaded, _ = _champion(out, name)
-    found = inspect_image(read_image(picture), picture.name, loaded, report=reporter.step)
+    found = inspect_image(read_image(picture), picture.name, loaded, progress=reporter.step)
     page = out / "inspection.html"
     page.write_text(render_inspection(found, loaded))
     return page
@@ -209,5 +208,6 @@ def _batch(source: Path, out: Path, name: str, reporter: Reporter) -> Path:
     """Explain a folder with the champion; each champion's rows go to a folder of its own."""
     loaded, number = _champion(out, name)
     target = out / f"batch-v{number}"
-    planned = plan_job(source, loaded)
-    return run_local(planned, loaded, target, progress=lambda d, t: reporter.step("explaining", d, t)).out
+    explainer = Explainer(loaded)
+    job = plan_job(source, explainer)
+    return run_local(job, loaded, target, explainer=explainer, progress=reporter.step).out

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from models.progress import Progress, no_progress
+
 
 @dataclass(frozen=True, slots=True)
 class EpochResult:
@@ -31,7 +33,6 @@ class Reporter:
     """Where news of the work goes; the defaults keep silent."""
 
     epoch: Callable[[EpochResult], None] = lambda epoch: None
-    step: Callable[[str, int, int], None] = lambda what, done, total: None
-    """(what is being done, done, total), often."""
+    step: Progress = no_progress
     say: Callable[[str], None] = lambda sentence: None
     """A sentence that the user should read."""

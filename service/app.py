@@ -1,8 +1,9 @@
-"""The BentoML service: its worker processes, its health checks and metrics, and our routes within it.
+"""The ASGI application of a worker, and the BentoML service that runs it.
 
 The routes are ours and not BentoML's, for its parser fetches what a text in a file field names, and its
-batches cannot hold requests with different options (docs/decisions/0012). Torch and the model are loaded in
-``__init__``, in the worker, not on import.
+batches cannot hold requests with different options (docs/decisions/0012). Importing this module reads no
+setting and loads no model: BentoML asks for the attribute ``CameraLucida``, which is made from the settings
+then, and the model is loaded when a worker starts.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import bentoml
 from bentoml.models import BentoModel
 from starlette.applications import Starlette
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.middleware.auth import ApiKeys
 from service.middleware.connection_balance import ConnectionBalance
@@ -26,147 +30,195 @@ from service.middleware.rate_limit import RateLimit
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from bentoml import Service
-
     from service.inference.model_manager import ModelManager
+    from service.jobs.supervisor import JobSupervisor
+    from service.metrics import Metrics
 
 log = logging.getLogger("lucida.service")
 
 _MODEL = "camera-lucida"
 """Name of the Bento model, as `lucida package` makes it."""
 
-settings = Settings()
-routes = Starlette()
-keys = ApiKeys(settings.api_keys)
 
+class Application:
+    """A worker's ASGI application with all that runs beside its requests.
 
-@bentoml.service(
-    name="camera_lucida",
-    workers=settings.workers,
-    # Ours ends the work with the request; this one would only answer for it. It keeps a timer for each
-    # request until then, however soon that is answered, so it is not much longer than the longest of ours.
-    traffic={"timeout": settings.upload_seconds + settings.deadline_ms / 1000 + 30},
-    # BentoML's keeps a series for every path that anybody has asked for, for ever.
-    metrics={"enabled": False},
-    http={"host": "127.0.0.1", "port": 3000},
-    logging={"access": {"enabled": False}},
-    # Read by the C libraries when a worker starts. A thread that waits for work should not spin, for its core
-    # is another worker's; and threads that take turns at large pictures should share the memory for them.
-    envs=[
-        {"name": "OMP_WAIT_POLICY", "value": "PASSIVE"},
-        {"name": "OMP_NUM_THREADS", "value": str(settings.torch_threads)},
-        {"name": "MALLOC_ARENA_MAX", "value": "2"},
-    ],
-)
-@bentoml.asgi_app(routes, path="/")
-class CameraLucida:
-    """Predictions, explanations and doubts about them, and the inside of one fine-tuned classifier."""
+    Until :meth:`start` it has no routes, so that a supervisor can hold one without loading the model.
+    """
 
-    if settings.bundle is None:
-        stored = BentoModel(f"{_MODEL}:latest")
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.keys = ApiKeys(settings.api_keys)
+        self.models: ModelManager | None = None
+        self.metrics: Metrics | None = None
+        self.rate_limit: RateLimit | None = None
+        self.balance: ConnectionBalance | None = None
+        self._supervisor: JobSupervisor | None = None
+        self._routes: list[BaseRoute] = []
+        self._starlette: ASGIApp = Starlette()
 
-    def __init__(self) -> None:
-        """Load the bundle, check it, and explain its probe once; the service is ready after that.
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        await self._starlette(scope, receive, send)
 
-        A bundle that cannot be served ends the service with one sentence: its supervisor would start the
-        worker again for ever.
-        """
-        _log_plainly()
-        try:
-            self._start()
-        except Exception as error:
-            print(f"camera-lucida cannot start: {error}", file=sys.stderr, flush=True)
-            _end_supervisor()
-            raise SystemExit(1) from error
-
-    def _start(self) -> None:
-        from service.api.jobs import JobApi, job_routes
+    def start(self, source: Callable[[], Path]) -> None:
+        """Load the bundle that ``source`` names and begin to answer; raises BundleError."""
+        from service.api.jobs import JobApi
         from service.api.reads import read_routes
         from service.api.routes import AppState, operation_routes
-        from service.inference.admission import AdmissionControl, give_back_memory
+        from service.inference.admission import AdmissionControl, release_memory
         from service.inference.model_manager import ModelManager
         from service.jobs.supervisor import JobSupervisor
         from service.metrics import get_metrics
 
-        counts = get_metrics()
-        balance = _balance()
-
-        def observe(pictures: int) -> None:
-            counts.places.set(pictures)
-            if balance is not None:
-                balance.tell(pictures)
-
-        self.champion: ModelManager = ModelManager(self._source, settings, counts)
-        state = AppState(settings, self.champion, AdmissionControl(settings, observe), counts)
-        routes.state.shared = state
-        routes.router.routes.extend([*operation_routes(), *read_routes()])
-        self.keeper = JobSupervisor(settings, lambda: self.champion.folder)
+        settings = self.settings
+        self.metrics = get_metrics()
+        self.balance = _connection_balance(settings)
+        self.models = models = ModelManager(source, settings, self.metrics)
+        admission = AdmissionControl(settings, self._observe_places)
+        state = AppState(settings, models, admission, self.metrics)
+        self._routes = [*operation_routes(state), *read_routes(state)]
         if settings.max_jobs:
-            routes.state.jobs = JobApi(state)
-            routes.router.routes.extend(job_routes())
-            self.keeper.start()
+            self._routes += JobApi(state).routes()
+            self._supervisor = JobSupervisor(settings, lambda: models.folder)
+            self._supervisor.start()
         if settings.api_keys:
-            routes.state.allowance = RateLimit(settings.jobs, keys.names, settings.key_per_minute)
-        self.champion.watch()
-        give_back_memory()
+            self.rate_limit = RateLimit(settings.jobs, self.keys.names, settings.key_per_minute)
+        self._starlette = Starlette(routes=self._routes)
+        models.watch()
+        release_memory()
 
-    def __is_ready__(self) -> bool:
-        """Whether /readyz answers 200."""
-        return self.champion.engine.ready
+    @property
+    def ready(self) -> bool:
+        """Whether the model is loaded and has explained its probe."""
+        return self.models is not None and self.models.predictor.ready
 
-    @bentoml.on_shutdown
     def stop(self) -> None:
         """End what runs beside the requests."""
-        self.champion.close()
-        if settings.max_jobs:
-            self.keeper.close()
+        if self.models is not None:
+            self.models.close()
+        if self._supervisor is not None:
+            self._supervisor.close()
 
-    def _source(self) -> Path:
-        """The bundle folder that is to be served now: a Bento's own model, or the store's latest."""
-        if settings.bundle is not None:
-            return settings.bundle
-        bento = cast("Service[CameraLucida]", CameraLucida).bento
-        pinned = {model.tag.name: model.tag for model in bento.info.all_models} if bento else {}
-        return Path(BentoModel(pinned.get(_MODEL, f"{_MODEL}:latest")).resolve().path)
+    def route_name(self, path: str) -> str | None:
+        """Return the name under which a path is counted and logged; None for one that is not ours."""
+        if path in BENTOML_ROUTES:
+            return path
+        scope = {"type": "http", "path": path, "method": "GET"}
+        for route in self._routes:
+            if route.matches(scope)[0] is not Match.NONE:
+                return str(getattr(route, "path", path))
+        return None
+
+    def _observe_places(self, places: int) -> None:
+        assert self.metrics is not None
+        self.metrics.places.set(places)
+        if self.balance is not None:
+            self.balance.report(places)
 
 
-def _balance() -> ConnectionBalance | None:
-    """Among the workers; none for one alone, and none where there is no place for what they share."""
+def create_app(settings: Settings, source: Callable[[], Path] | None = None) -> ASGIApp:
+    """Return a started application behind its gateway, for any ASGI server.
+
+    ``source`` names the bundle folder, LUCIDA_BUNDLE without. Raises ValueError where there is neither, and
+    BundleError for a bundle that cannot be served. BentoML's own routes, /livez and /readyz, are not in it.
+    """
+    bundle = settings.bundle
+    if source is None and bundle is None:
+        raise ValueError("Name the bundle folder to serve: set LUCIDA_BUNDLE, or give source.")
+    application = Application(settings)
+    application.start(source or (lambda: Path(str(bundle))))
+    return Gateway(application, state=application)
+
+
+def create_service(settings: Settings) -> Any:
+    """Return the BentoML service: its worker processes, health checks, and our application within it."""
+    application = Application(settings)
+
+    @bentoml.service(
+        name="camera_lucida",
+        workers=settings.workers,
+        # Ours ends the work with the request; this one would only answer for it. It keeps a timer for each
+        # request until then, however soon that is answered, so it is not much longer than our longest.
+        traffic={"timeout": settings.upload_seconds + settings.deadline_ms / 1000 + 30},
+        # BentoML's keeps a series for every path that anybody has asked for, for ever.
+        metrics={"enabled": False},
+        http={"host": "127.0.0.1", "port": 3000},
+        logging={"access": {"enabled": False}},
+        # Read by the C libraries when a worker starts. A thread that waits for work should not spin, for its
+        # core is another worker's; and threads that take turns at large images should share the memory.
+        envs=[
+            {"name": "OMP_WAIT_POLICY", "value": "PASSIVE"},
+            {"name": "OMP_NUM_THREADS", "value": str(settings.torch_threads)},
+            {"name": "MALLOC_ARENA_MAX", "value": "2"},
+        ],
+    )
+    @bentoml.asgi_app(application, path="/")
+    class CameraLucida:
+        """Predictions and explanations of one fine-tuned classifier, checks of them, and its inside."""
+
+        if settings.bundle is None:
+            stored = BentoModel(f"{_MODEL}:latest")
+
+        def __init__(self) -> None:
+            """Start the application; a bundle that cannot be served ends the service with one sentence.
+
+            Its supervisor would start the worker again for ever.
+            """
+            _configure_logging()
+            try:
+                application.start(lambda: _bundle_folder(application.settings, service))
+            except Exception as error:
+                print(f"camera-lucida cannot start: {error}", file=sys.stderr, flush=True)
+                _end_supervisor()
+                raise SystemExit(1) from error
+
+        def __is_ready__(self) -> bool:
+            """Return whether /readyz answers 200."""
+            return application.ready
+
+        @bentoml.on_shutdown
+        def stop(self) -> None:
+            """End what runs beside the requests."""
+            application.stop()
+
+    service: Any = CameraLucida
+    service.add_asgi_middleware(Gateway, state=application)
+    return service
+
+
+def __getattr__(name: str) -> Any:
+    """Make the service when BentoML asks for it, and not when this module is imported."""
+    if name != "CameraLucida":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # BentoML looks for the service among this module's variables.
+    globals()[name] = service = create_service(Settings())
+    return service
+
+
+def _bundle_folder(settings: Settings, service: Any) -> Path:
+    """Return the bundle folder that is to be served now: a Bento's own model, or the store's latest."""
+    if settings.bundle is not None:
+        return settings.bundle
+    bento = service.bento
+    pinned = {model.tag.name: model.tag for model in bento.info.all_models} if bento else {}
+    return Path(BentoModel(pinned.get(_MODEL, f"{_MODEL}:latest")).resolve().path)
+
+
+def _connection_balance(settings: Settings) -> ConnectionBalance | None:
+    """Return the balance among the workers; None for one alone, or where there is no folder to share."""
     if settings.workers == 1:
         return None
     try:
-        balance = routes.state.balance = ConnectionBalance(settings.jobs, settings.workers)
+        return ConnectionBalance(settings.jobs, settings.workers)
     except OSError as error:
         log.warning("Clients are not spread over the workers: %s", error)
         return None
-    return balance
 
 
-def _known(path: str) -> str | None:
-    """The name under which a path is counted and logged; None for one that is not ours."""
-    if path in BENTOML_ROUTES:
-        return path
-    for route in routes.router.routes:
-        pattern = getattr(route, "path_regex", None)
-        if pattern is not None and pattern.match(path):
-            return str(getattr(route, "path", path))
-    return None
-
-
-cast("Service[CameraLucida]", CameraLucida).add_asgi_middleware(
-    Gateway,
-    known=_known,
-    keys=keys,
-    allowance=lambda: getattr(routes.state, "allowance", None),
-    count=lambda: routes.state.shared.metrics.count if hasattr(routes.state, "shared") else None,
-    shed=lambda: hasattr(routes.state, "balance") and routes.state.balance.sheds(),
-    log_requests=settings.log_requests,
-)
-
-
-def _log_plainly() -> None:
-    """Our lines on standard error as they are: a request's is JSON already."""
-    # What is wrong with a picture's tags is told in the answer.
+def _configure_logging() -> None:
+    """Write our lines to standard error as they are: a request's is JSON already."""
+    # What is wrong with an image's tags is said in the answer.
     warnings.filterwarnings("ignore", module="PIL")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))

@@ -39,7 +39,7 @@ INTERNAL_MESSAGE = "The service failed; the fault is not in the request."
 
 
 class HTTPError(Exception):
-    """A request that goes no further."""
+    """A request that is refused, as a status, a kind for programs and a sentence for people."""
 
     def __init__(
         self, status: HTTPStatus, kind: str, message: str, headers: Mapping[str, str] | None = None
@@ -49,11 +49,11 @@ class HTTPError(Exception):
 
     @property
     def body(self) -> ErrorAnswer:
-        """What it says."""
+        """JSON body of the response."""
         return ErrorAnswer(error=self.message, kind=self.kind)
 
-    def answer(self) -> JSONResponse:
-        """As HTTP."""
+    def response(self) -> JSONResponse:
+        """Return it as an HTTP response."""
         return JSONResponse(self.body.model_dump(), status_code=self.status, headers=self.headers)
 
 

@@ -28,34 +28,34 @@ _RETAIN_GRAPH = {"retain_graph": True}
 """The tail's graph serves several targets."""
 
 
-def grad_cam(evidence: ForwardPass, targets: Sequence[Target]) -> Tensor:
+def grad_cam(forward: ForwardPass, targets: Sequence[Target]) -> Tensor:
     """Signed maps (N, rows, cols), one target a picture, by Captum's LayerGradCam."""
-    tail = ScoreHead(evidence, targets)
+    tail = ScoreHead(forward, targets)
     with torch.enable_grad():
         maps = LayerGradCam(tail, tail.cut).attribute(
-            evidence.map, relu_attributions=False, grad_kwargs=_RETAIN_GRAPH
+            forward.map, relu_attributions=False, grad_kwargs=_RETAIN_GRAPH
         )
     return _single_tensor(maps)[:, 0]
 
 
-def hires_cam(evidence: ForwardPass, targets: Sequence[Target]) -> Tensor:
+def hires_cam(forward: ForwardPass, targets: Sequence[Target]) -> Tensor:
     """Signed maps (N, rows, cols), by Captum's LayerGradientXActivation summed over the channels."""
-    tail = ScoreHead(evidence, targets)
+    tail = ScoreHead(forward, targets)
     with torch.enable_grad():
         products = LayerGradientXActivation(tail, tail.cut, multiply_by_inputs=True).attribute(
-            evidence.map, grad_kwargs=_RETAIN_GRAPH
+            forward.map, grad_kwargs=_RETAIN_GRAPH
         )
     return _single_tensor(products).sum(1)
 
 
-def layer_cam(evidence: ForwardPass, targets: Sequence[Target]) -> Tensor:
+def layer_cam(forward: ForwardPass, targets: Sequence[Target]) -> Tensor:
     """Maps (N, rows, cols); what speaks against the target is left out by the method itself."""
-    return (evidence.gradient(targets).clamp(min=0) * evidence.map.detach()).sum(1)
+    return (forward.gradient(targets).clamp(min=0) * forward.map.detach()).sum(1)
 
 
-def grad_cam_plus_plus(evidence: ForwardPass, targets: Sequence[Target]) -> Tensor:
+def grad_cam_plus_plus(forward: ForwardPass, targets: Sequence[Target]) -> Tensor:
     """Maps (N, rows, cols)."""
-    gradient, activation = evidence.gradient(targets).double(), evidence.map.detach().double()
+    gradient, activation = forward.gradient(targets).double(), forward.map.detach().double()
     square = gradient**2
     below = 2 * square + gradient**3 * activation.sum(dim=(2, 3), keepdim=True)
     share = torch.where(below.abs() > 0, square / below, torch.zeros_like(square))

@@ -6,21 +6,28 @@ import torch
 from torch import Tensor
 
 
-def average_cells(maps: Tensor, side: int, *, adds_up: bool) -> Tensor:
-    """Maps (N, H, W) of pixels as cells of about ``side`` pixels: their sums, whose total stays the same, or
-    their means.
-    """
+def sum_cells(maps: Tensor, side: int) -> Tensor:
+    """Sum maps (N, H, W) of pixels over cells of about ``side`` pixels; the total of a map stays the same."""
+    down, across = _cell_weights(maps, side)
+    return down @ maps @ across.T
+
+
+def average_cells(maps: Tensor, side: int) -> Tensor:
+    """Average maps (N, H, W) of pixels over cells of about ``side`` pixels."""
+    down, across = _cell_weights(maps, side)
+    return down @ maps @ across.T / torch.outer(down.sum(1), across.sum(1))
+
+
+def _cell_weights(maps: Tensor, side: int) -> tuple[Tensor, Tensor]:
     height, width = maps.shape[1:]
-    down, across = (
+    return (
         _overlap_matrix(height, max(1, round(height / side))),
         _overlap_matrix(width, max(1, round(width / side))),
     )
-    sums = down @ maps @ across.T
-    return sums if adds_up else sums / torch.outer(down.sum(1), across.sum(1))
 
 
 def _overlap_matrix(pixels: int, cells: int) -> Tensor:
-    """(cells, pixels): how much of each pixel lies in each cell of an even division."""
+    """Return how much of each pixel lies in each cell of an even division, (cells, pixels)."""
     edges = torch.linspace(0, pixels, cells + 1)
     left = torch.arange(pixels)
     return (torch.minimum(edges[1:, None], left + 1) - torch.maximum(edges[:-1, None], left)).clamp(0, 1)

@@ -1,8 +1,8 @@
-"""One forward for a prediction and all its explanations, safe to call from many threads at once.
+"""One forward pass for a prediction and all its explanations, safe to call from many threads at once.
 
 The blocks up to the cut run without autograd, at the price of a prediction. What follows runs once with it;
-each target then costs one backward through that tail. Captum's hook sits on an ``Identity`` made for this
-one call: nothing is hooked on the shared model, so two requests never meet.
+each target then costs one backward through that rest. Captum's hook sits on an ``Identity`` made for this one
+call: nothing is hooked on the shared model, so two requests never meet.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ from models.cancellation import check_deadline
 from models.errors import ExplanationError
 from models.networks.transfer_model import TransferModel
 
+BATCH_SIZE = 8
+"""Images that the costly methods run at once."""
+
 
 class ForwardPass:
-    """A batch of pictures run once: its logits, and the map at a block, from which they can be derived."""
+    """A batch of images run once: their logits, and the map at a block to differentiate them by."""
 
-    def __init__(self, engine: Backend, block: str, x: Tensor, value: Tensor) -> None:
-        """Run what follows ``block`` on its ``value``, keeping the graph; raises ExplanationError when the
-        value is no map.
+    def __init__(self, backend: Backend, block: str, x: Tensor, value: Tensor) -> None:
+        """Run what follows ``block`` on its ``value``, keeping the graph.
+
+        Raises ExplanationError when the value is no map.
         """
-        self.engine, self.model, self.block, self.x = engine, engine.model, block, x
-        layout = self.model.row.layout
+        self.backend, self.model, self.block, self.x = backend, backend.model, block, x
+        layout = self.model.backbone.layout
         self.map = self.model.as_map(block, value).detach().requires_grad_()
         """The block's output as a map (N, channels, rows, cols), a leaf of autograd."""
         with torch.enable_grad():
@@ -36,86 +40,91 @@ class ForwardPass:
 
     @property
     def logits(self) -> Tensor:
-        """(N, classes), without autograd."""
+        """Logits (N, classes), without autograd."""
         return self._logits.detach()
 
     def scores(self, targets: Sequence[Target]) -> Tensor:
-        """(N,) of one target for each picture, with autograd; may be derived any number of times."""
+        """Return the logit of one target for each image, (N,), with autograd, any number of times."""
         with torch.enable_grad():
-            chosen = [target.of(row) for target, row in zip(targets, self._logits, strict=True)]
-            return torch.stack(chosen)
+            return torch.stack(
+                [target.of(logits) for target, logits in zip(targets, self._logits, strict=True)]
+            )
 
     def gradient(self, targets: Sequence[Target]) -> Tensor:
-        """Of each picture's target score by its map, (N, channels, rows, cols)."""
+        """Return the gradient of each image's target logit by its map, (N, channels, rows, cols)."""
         with torch.enable_grad():
             total = self.scores(targets).sum()
-        (found,) = torch.autograd.grad(total, self.map, retain_graph=True)
-        return found
+        (gradient,) = torch.autograd.grad(total, self.map, retain_graph=True)
+        return gradient
 
 
 class ScoreHead(nn.Module):
-    """The rest of the network as Captum wants it: a module with a layer to hook, whose forward gives the
-    targets' scores. The forward has run already, so each call only hands out its result.
+    """The rest of the network as Captum wants it: a module with a layer to hook that returns the scores.
+
+    The forward has run already, so each call only hands out its result.
     """
 
-    def __init__(self, evidence: ForwardPass, targets: Sequence[Target]) -> None:
+    def __init__(self, forward: ForwardPass, targets: Sequence[Target]) -> None:
         super().__init__()
         self.cut = nn.Identity()
-        self._scores = evidence.scores(targets)
+        self._scores = forward.scores(targets)
 
     def forward(self, grid: Tensor) -> Tensor:
-        """(N, channels, rows, cols), the evidence's own map, to scores (N,)."""
+        """Return the scores (N,) for the forward pass's own map (N, channels, rows, cols)."""
         self.cut(grid)
         return self._scores
 
 
 def run_forward(
-    model: TransferModel, x: Tensor, *, block: str | None = None, engine: Backend | None = None
+    model: TransferModel, x: Tensor, *, block: str | None = None, backend: Backend | None = None
 ) -> ForwardPass:
-    """Run pictures (N, 3, H, W) once, ready to be explained at ``block``.
+    """Run images (N, 3, H, W) once, ready to be explained at ``block``.
 
-    With an ``engine`` its twin of the model is what runs and is explained; ``model`` itself otherwise.
+    With a ``backend`` its copy of the model is what runs and is explained; ``model`` itself otherwise.
 
-    Raises UnknownChoice for an unknown block, and ExplanationError for one whose output is no map or a
-    picture that is too small for the network.
+    Raises UnknownChoice for an unknown block, and ExplanationError for one whose output is no map or an
+    image that is too small for the network.
     """
     check_deadline()
-    engine = engine or EagerBackend(model)
+    backend = backend or EagerBackend(model)
     block = block or model.cam_block
     model.index_of(block)
     try:
-        value = engine.until(block, x)
+        value = backend.until(block, x)
     except RuntimeError as error:
         geometry = model.geometry
         if x.shape[-2] < geometry.crop_height or x.shape[-1] < geometry.crop_width:
             raise ExplanationError(
-                f"A picture of {x.shape[-1]} x {x.shape[-2]} is too small for {model.row.name}, which was "
-                f"made for {geometry.crop_width} x {geometry.crop_height}: {str(error).splitlines()[0]}"
+                f"A picture of {x.shape[-1]} x {x.shape[-2]} is too small for {model.backbone.name}, which "
+                f"was made for {geometry.crop_width} x {geometry.crop_height}: {str(error).splitlines()[0]}"
             ) from error
         raise
-    evidence = ForwardPass(engine, block, x, value)
-    settled = engine.settled(block, x, value, evidence.logits)
-    return evidence if settled is None else ForwardPass(engine, block, x, settled)
+    forward = ForwardPass(backend, block, x, value)
+    refined = backend.refine_low_margin(block, x, value, forward.logits)
+    return forward if refined is None else ForwardPass(backend, block, x, refined)
 
 
-def predict_logits(engine: Backend, x: Tensor) -> Tensor:
-    """Logits (N, classes) of pictures (N, 3, H, W), without autograd."""
+def predict_logits(backend: Backend, x: Tensor) -> Tensor:
+    """Return logits (N, classes) of images (N, 3, H, W), without autograd."""
     check_deadline()
-    model, block = engine.model, engine.model.cam_block
+    model, block = backend.model, backend.model.cam_block
     with torch.no_grad():
-        value = engine.until(block, x)
+        value = backend.until(block, x)
         logits = model.after(block, value)
-        settled = engine.settled(block, x, value, logits)
-        return logits if settled is None else model.after(block, settled)
+        refined = backend.refine_low_margin(block, x, value, logits)
+        return logits if refined is None else model.after(block, refined)
 
 
-def score_function(evidence: ForwardPass, target: Target) -> Callable[[Tensor], Tensor]:
-    """(N, 3, H, W) to the target's logit (N,), by the fast engine where no gradient is asked for."""
+def score_function(forward: ForwardPass, target: Target) -> Callable[[Tensor], Tensor]:
+    """Return a function from images (N, 3, H, W) to the target's logits (N,).
+
+    It runs on the fast backend where no gradient is asked for.
+    """
 
     def score(x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             check_deadline()
-            return target.of(evidence.model(x))
-        return target.of(predict_logits(evidence.engine, x))
+            return target.of(forward.model(x))
+        return target.of(predict_logits(forward.backend, x))
 
     return score

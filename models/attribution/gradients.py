@@ -1,8 +1,9 @@
-"""Guided backpropagation (Springenberg et al. 2015): gradients in which no ReLU passes a negative one down.
+"""Methods that differentiate the score by the pixels: integrated gradients and Guided Grad-CAM.
 
-Captum and its peers hook the ReLU modules of the shared model, so that two requests spoil each other, and
-miss ReLUs that are called as functions, and ReLU6. Here the rule is put where the function is called, in the
-calling thread only, and the model stays as it is.
+Guided backpropagation (Springenberg et al. 2015) lets no ReLU pass a negative gradient down. Captum and its
+peers hook the ReLU modules of the shared model, so that two requests spoil each other, and miss ReLU6 and
+ReLUs that are called as functions. Here the rule is applied where the function is called, in the calling
+thread only, and the model stays as it is.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 from models.attribution.activation_functions import RELU, RELU6
 from models.attribution.cam import grad_cam
-from models.attribution.forward import ForwardPass, score_function
-from models.attribution.perturbation import Effort
+from models.attribution.cells import sum_cells
+from models.attribution.forward import BATCH_SIZE, ForwardPass, score_function
+from models.attribution.parameters import GuidedGradCamParameters, IntegratedGradientsParameters
 from models.attribution.targets import Target
 from models.errors import ExplanationError
 from models.networks.transfer_model import TransferModel
@@ -28,7 +30,7 @@ _UNGUIDED = (nn.SiLU, nn.GELU, nn.Hardswish)
 
 
 class _GuidedClamp(torch.autograd.Function):
-    """min(max(x, 0), top), whose backward passes a gradient only where it and the input are positive."""
+    """Clamp min(max(x, 0), top) whose backward passes a gradient only where it and the input are positive."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, top: float) -> Tensor:
@@ -43,7 +45,7 @@ class _GuidedClamp(torch.autograd.Function):
 
 
 class _GuidedBackpropagation(TorchFunctionMode):
-    """While entered, this thread's ReLUs follow the rule."""
+    """Mode in which this thread's ReLUs follow the guided rule."""
 
     def __torch_function__(
         self,
@@ -60,49 +62,62 @@ class _GuidedBackpropagation(TorchFunctionMode):
 
 
 def guided_gradient(model: TransferModel, x: Tensor, targets: Sequence[Target]) -> Tensor:
-    """Of each picture's target score by its pixels, (N, 3, H, W), under the guided rule.
+    """Return the guided gradient of each image's target logit by its pixels, (N, 3, H, W).
 
     Raises ExplanationError for a network whose activations are not ReLUs: the rule is not defined there.
     """
     if odd := sorted({type(module).__name__ for module in model.modules() if isinstance(module, _UNGUIDED)}):
         raise ExplanationError(
-            f"Guided backpropagation is defined by ReLUs; {model.row.name} has {', '.join(odd)}. "
+            f"Guided backpropagation is defined by ReLUs; {model.backbone.name} has {', '.join(odd)}. "
             "Choose another method."
         )
     pixels = x.detach().clone().requires_grad_()
     with torch.enable_grad(), _GuidedBackpropagation():
         logits = model(pixels)
-        score = torch.stack([target.of(row) for target, row in zip(targets, logits, strict=True)]).sum()
-    found: Tensor = torch.autograd.grad(score, pixels)[0]
-    return found
+        score = torch.stack([target.of(item) for target, item in zip(targets, logits, strict=True)]).sum()
+    gradient: Tensor = torch.autograd.grad(score, pixels)[0]
+    return gradient
 
 
-def guided_grad_cam(evidence: ForwardPass, targets: Sequence[Target]) -> Tensor:
-    """Maps (N, H, W) of the input: the length of the guided gradient over the colours, within the positive
-    part of Grad-CAM. They say where the score hangs on the pixels, not whether for or against.
-    """
-    cams = grad_cam(evidence, targets).clamp(min=0)
-    size = (evidence.x.shape[2], evidence.x.shape[3])
-    within = F.interpolate(cams[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    return guided_gradient_norm(evidence, targets) * within
-
-
-def guided_gradient_norm(evidence: ForwardPass, targets: Sequence[Target]) -> Tensor:
-    """(N, H, W): how long the guided gradient is over the colours."""
-    length: Tensor = guided_gradient(evidence.model, evidence.x, targets).norm(dim=1)
+def guided_gradient_norm(forward: ForwardPass, targets: Sequence[Target]) -> Tensor:
+    """Return the length of the guided gradient over the colours, (N, H, W)."""
+    length: Tensor = guided_gradient(forward.model, forward.x, targets).norm(dim=1)
     return length
 
 
-def integrated_gradients(evidence: ForwardPass, targets: Sequence[Target], effort: Effort) -> Tensor:
-    """Signed maps (N, H, W), by Captum (Sundararajan et al. 2017), summed over the colours: shares of the
-    logit's rise from the mean colour to the picture, which they add up to as the steps grow.
+def guided_grad_cam(
+    forward: ForwardPass, targets: Sequence[Target], parameters: GuidedGradCamParameters
+) -> Tensor:
+    """Return maps (N, rows, cols): the guided gradient's length within the positive part of Grad-CAM.
+
+    They show where the score depends on the pixels, not whether a pixel counts for or against the target.
+    """
+    cams = grad_cam(forward, targets).clamp(min=0)
+    size = (forward.x.shape[2], forward.x.shape[3])
+    region = F.interpolate(cams[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    return sum_cells(guided_gradient_norm(forward, targets) * region, parameters.cell)
+
+
+def guided_cells(
+    forward: ForwardPass, targets: Sequence[Target], parameters: GuidedGradCamParameters
+) -> Tensor:
+    """Return the guided gradient's length alone, (N, rows, cols): which may be blind to the weights."""
+    return sum_cells(guided_gradient_norm(forward, targets), parameters.cell)
+
+
+def integrated_gradients(
+    forward: ForwardPass, targets: Sequence[Target], parameters: IntegratedGradientsParameters
+) -> Tensor:
+    """Return signed maps (N, rows, cols) by Captum (Sundararajan et al. 2017), summed over the colours.
+
+    The path begins at the mean colour of the preprocessing. The cells are shares of the logit's rise from
+    there to the image, and add up to it as the steps grow.
     """
     maps = []
-    for x, target in zip(evidence.x, targets, strict=True):
-        explainer = IntegratedGradients(score_function(evidence, target))
+    for x, target in zip(forward.x, targets, strict=True):
         with torch.enable_grad():
-            found = explainer.attribute(
-                x[None], n_steps=effort.steps, internal_batch_size=effort.batch, method="gausslegendre"
+            shares = IntegratedGradients(score_function(forward, target)).attribute(
+                x[None], n_steps=parameters.steps, internal_batch_size=BATCH_SIZE, method="gausslegendre"
             )
-        maps.append(found.detach()[0].sum(0))
-    return torch.stack(maps).float()
+        maps.append(shares.detach()[0].sum(0))
+    return sum_cells(torch.stack(maps).float(), parameters.cell)

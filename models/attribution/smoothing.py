@@ -1,6 +1,6 @@
 """Maps averaged over flips and noise, each carried back to where it belongs.
 
-What only one slightly different picture shows is an accident; what they all show is steadier evidence
+What only one slightly different image shows is an accident; what they all show is steadier evidence
 (SmoothGrad; Smilkov et al. 2017).
 """
 
@@ -14,33 +14,33 @@ import torch
 from torch import Tensor
 
 from models.attribution.forward import ForwardPass, run_forward
-from models.attribution.perturbation import Effort
+from models.attribution.parameters import Parameters
 from models.attribution.registry import DEFAULT_METHOD, attribute
 from models.attribution.result import Attribution, make_attribution
 from models.attribution.targets import Target
 from models.errors import ConfigError
 
-_MOST = 64
+_MAX_SAMPLES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Smoothing:
-    """What is averaged over."""
+    """The variations of an image over which its maps are averaged."""
 
     flip: bool = False
-    """Each picture also mirrored left to right, its map mirrored back."""
+    """Each image also mirrored left to right, its map mirrored back."""
     noise: float = 0.0
-    """Standard deviation of Gaussian noise, of the range of the picture's values."""
+    """Standard deviation of Gaussian noise, as a share of the range of the image's values."""
     samples: int = 8
-    """Noisy pictures; without noise there is one."""
+    """Noisy images; without noise there is one."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Raise ConfigError for figures out of range."""
         if not 0.0 <= self.noise <= 1.0:
             raise ConfigError(f"noise is {self.noise}; it must be from 0 to 1, of the picture's range.")
-        if not 1 <= self.samples <= _MOST:
-            raise ConfigError(f"samples is {self.samples}; it must be from 1 to {_MOST}.")
+        if not 1 <= self.samples <= _MAX_SAMPLES:
+            raise ConfigError(f"samples is {self.samples}; it must be from 1 to {_MAX_SAMPLES}.")
 
     @property
     def on(self) -> bool:
@@ -49,28 +49,28 @@ class Smoothing:
 
     @property
     def variations(self) -> int:
-        """How many pictures are explained in the place of one."""
+        """Number of images that are explained in the place of one."""
         return (self.samples if self.noise > 0 else 1) * (2 if self.flip else 1)
 
 
 def attribute_smoothed(
-    evidence: ForwardPass,
+    forward: ForwardPass,
     targets: Sequence[Sequence[Target | int]],
     smoothing: Smoothing,
     *,
     method: str = DEFAULT_METHOD,
-    effort: Effort | None = None,
+    parameters: Parameters | None = None,
 ) -> list[list[Attribution]]:
     """Attribute as :func:`models.attribution.registry.attribute`, averaged over variations of the images."""
-    variations = _variations(evidence.x, smoothing)
+    variations = _variations(forward.x, smoothing)
     sums: list[list[np.ndarray]] = []
-    found: list[list[Attribution]] = []
+    latest: list[list[Attribution]] = []
     for x, mirrored in variations:
-        varied = run_forward(evidence.model, x, block=evidence.block, engine=evidence.engine)
-        found = attribute(varied, targets, method=method, effort=effort)
-        maps = [[each.values[:, ::-1] if mirrored else each.values for each in row] for row in found]
+        varied = run_forward(forward.model, x, block=forward.block, backend=forward.backend)
+        latest = attribute(varied, targets, method=method, parameters=parameters)
+        maps = [[item.values[:, ::-1] if mirrored else item.values for item in row] for row in latest]
         sums = [_add_maps(*pair) for pair in zip(sums, maps, strict=True)] if sums else maps
-    how = {
+    averaged = {
         "flip": smoothing.flip,
         "noise": smoothing.noise,
         "noise_seed": smoothing.seed,
@@ -79,33 +79,33 @@ def attribute_smoothed(
     return [
         [
             make_attribution(
-                each.target,
+                item.target,
                 total / len(variations),
-                method=each.method,
-                block=each.block,
-                unit=each.unit,
-                settings={**each.settings, **how},
-                grid=each.grid,
+                method=item.method,
+                block=item.block,
+                unit=item.unit,
+                settings={**item.settings, **averaged},
+                grid=item.grid,
             )
-            for each, total in zip(row, of_one, strict=True)
+            for item, total in zip(row, image_sums, strict=True)
         ]
-        for row, of_one in zip(found, sums, strict=True)
+        for row, image_sums in zip(latest, sums, strict=True)
     ]
 
 
 def _add_maps(sums: list[np.ndarray], maps: list[np.ndarray]) -> list[np.ndarray]:
-    return [total + each for total, each in zip(sums, maps, strict=True)]
+    return [total + values for total, values in zip(sums, maps, strict=True)]
 
 
 def _variations(x: Tensor, smoothing: Smoothing) -> list[tuple[Tensor, bool]]:
-    """(pictures, whether they are mirrored)."""
+    """Return (images, whether they are mirrored) for each variation."""
     generator = torch.Generator().manual_seed(smoothing.seed)
     ranges = x.amax(dim=(1, 2, 3), keepdim=True) - x.amin(dim=(1, 2, 3), keepdim=True)
-    made = []
+    variations = []
     for _ in range(smoothing.samples if smoothing.noise > 0 else 1):
-        # The same noise for every picture, so that none depends on its neighbours in a batch.
+        # The same noise for every image, so that none depends on its neighbours in a batch.
         noisy = x + smoothing.noise * ranges * torch.randn(x.shape[1:], generator=generator)
-        made.append((noisy, False))
+        variations.append((noisy, False))
         if smoothing.flip:
-            made.append((noisy.flip(3), True))
-    return made
+            variations.append((noisy.flip(3), True))
+    return variations

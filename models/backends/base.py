@@ -31,12 +31,12 @@ class Backend(Protocol):
         """The block's value for pictures (N, 3, H, W), without autograd."""
         ...
 
-    def settled(self, block: str, x: Tensor, value: Tensor, logits: Tensor) -> Tensor | None:
+    def refine_low_margin(self, block: str, x: Tensor, value: Tensor, logits: Tensor) -> Tensor | None:
         """A value to be taken instead, where ``logits`` that followed from ``value`` are too close a call for
         the precision; None where they stand.
         """
         ...
 
-    def ran(self, block: str, x: Tensor) -> tuple[BackendName, BackendPrecision]:
+    def execution_info(self, block: str, x: Tensor) -> tuple[BackendName, BackendPrecision]:
         """What :meth:`until` computes that with: itself, or torch's twin for what it was not made for."""
         ...

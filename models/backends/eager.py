@@ -23,10 +23,10 @@ class EagerBackend:
         with torch.no_grad():
             return self.model.until(block, x)
 
-    def settled(self, block: str, x: Tensor, value: Tensor, logits: Tensor) -> Tensor | None:
+    def refine_low_margin(self, block: str, x: Tensor, value: Tensor, logits: Tensor) -> Tensor | None:
         """In fp32 every call stands."""
         return None
 
-    def ran(self, block: str, x: Tensor) -> tuple[BackendName, BackendPrecision]:
+    def execution_info(self, block: str, x: Tensor) -> tuple[BackendName, BackendPrecision]:
         """Always this."""
         return self.name, self.precision

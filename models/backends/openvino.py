@@ -48,18 +48,18 @@ class OpenVinoBackend:
                 return self.model.until(block, x)
         return self._fast(x)
 
-    def settled(self, block: str, x: Tensor, value: Tensor, logits: Tensor) -> Tensor | None:
+    def refine_low_margin(self, block: str, x: Tensor, value: Tensor, logits: Tensor) -> Tensor | None:
         """In bf16, the value with its close calls run again in fp32."""
         if self._fast is self._exact or not self._made_for(block, x):
             return None
         close = self.model.scoring.margin(logits) < _LOW_MARGIN * logits.abs().amax(dim=1)
         if not bool(close.any()):
             return None
-        settled = value.clone()
-        settled[close] = self._exact(x[close])
-        return settled
+        refined = value.clone()
+        refined[close] = self._exact(x[close])
+        return refined
 
-    def ran(self, block: str, x: Tensor) -> tuple[BackendName, BackendPrecision]:
+    def execution_info(self, block: str, x: Tensor) -> tuple[BackendName, BackendPrecision]:
         """OpenVINO at the Grad-CAM block and the model's size, torch in fp32 anywhere else."""
         return (self.name, self.precision) if self._made_for(block, x) else ("eager", "fp32")
 

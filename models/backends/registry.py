@@ -38,21 +38,23 @@ def create_backend(
     if name == "eager":
         if precision != "fp32":
             raise ConfigError(f"The engine eager computes in fp32, not {precision}; openvino has both.")
-        engine: Backend = EagerBackend(folded)
+        backend: Backend = EagerBackend(folded)
     else:
-        engine = OpenVinoBackend(folded, threads=threads, precision="bf16" if precision == "bf16" else "fp32")
-    _check_logits(engine, model, probe)
-    return engine
+        backend = OpenVinoBackend(
+            folded, threads=threads, precision="bf16" if precision == "bf16" else "fp32"
+        )
+    _check_logits(backend, model, probe)
+    return backend
 
 
-def _check_logits(engine: Backend, model: TransferModel, probe: Tensor) -> None:
+def _check_logits(backend: Backend, model: TransferModel, probe: Tensor) -> None:
     with torch.no_grad():
         expected = model(probe)
-        found = engine.model.after(model.cam_block, engine.until(model.cam_block, probe))
-    allowed = _TOLERANCE[engine.precision] * max(1.0, float(expected.abs().max()))
+        found = backend.model.after(model.cam_block, backend.until(model.cam_block, probe))
+    allowed = _TOLERANCE[backend.precision] * max(1.0, float(expected.abs().max()))
     worst = float((found - expected).abs().max())
     if not worst <= allowed:
         raise BundleError(
-            f"The engine {engine.name} ({engine.precision}) gives logits that are off by {worst:.3g}, more "
+            f"The engine {backend.name} ({backend.precision}) gives logits that are off by {worst:.3g}, more "
             f"than {allowed:.3g}; it is not used."
         )

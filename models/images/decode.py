@@ -131,11 +131,11 @@ def decode_image(
     data: bytes,
     *,
     limits: Limits | None = None,
-    enough: DraftSize | None = None,
-    room: PixelBudget | None = None,
+    draft: DraftSize | None = None,
+    budget: PixelBudget | None = None,
 ) -> Image:
-    """Decode an encoded picture (first frame) into an upright RGB :class:`Image`, whole unless less is
-    ``enough``. Its pixels take their place in ``room`` until nobody holds ``pil`` any more.
+    """Decode an encoded picture (first frame) into an upright RGB :class:`Image`, whole unless a ``draft``
+    size is enough. Its pixels count against ``budget`` until nobody holds ``pil`` any more.
 
     Raises UnsupportedFormat, ImageTooLarge or UnreadableImage, each with one sentence that says what is
     wrong.
@@ -148,24 +148,24 @@ def decode_image(
     opened = _open(data)
     scans = _check_header(opened, data, limits)
     full_size: tuple[int, int] | None = None
-    if enough is not None and opened.format in _JPEGS:
+    if draft is not None and opened.format in _JPEGS:
         width, height = opened.size
-        factor = enough.factor(width, height)
+        factor = draft.factor(width, height)
         if factor > 1:
             opened.draft(None, (width // factor, height // factor))
             full_size = (width, height)
-    if room is None:
+    if budget is None:
         return _load_pixels(opened, data, full_size)
     # The coefficients of several scans are kept at full size, however small they are decoded.
     full = full_size if full_size is not None and scans > 1 else opened.size
     pixels = full[0] * full[1]
-    room.take(pixels)
+    budget.acquire(pixels)
     try:
         image = _load_pixels(opened, data, full_size)
     except BaseException:
-        room.give(pixels)
+        budget.release(pixels)
         raise
-    room.give_with(image.pil, pixels)
+    budget.release_with(image.pil, pixels)
     return image
 
 

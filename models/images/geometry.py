@@ -9,7 +9,9 @@ Coordinates are continuous: pixel ``i`` covers ``[i, i + 1)`` and has its centre
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +22,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from models.errors import BundleError, ImageTooLarge
-from models.images.decode import MAX_SIDE, Image
+from models.images.decode import MAX_SIDE, Image, read_image
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -257,6 +259,10 @@ class Geometry:
         scaled = F.convert_image_dtype(F.pil_to_tensor(picture), torch.float32)
         normalised: Tensor = F.normalize(scaled, mean=list(self.mean), std=list(self.std))
         return normalised
+
+    def prepare_files(self, paths: Iterable[Path]) -> Tensor:
+        """Read image files and prepare them as one batch (N, 3, height, width)."""
+        return torch.stack([self.prepare(read_image(path))[0] for path in paths])
 
     def prepare(self, image: Image) -> tuple[Tensor, Frame]:
         """The tensor (3, height, width) that the model takes, and the Frame that leads back to the

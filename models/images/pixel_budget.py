@@ -26,7 +26,7 @@ class PixelBudget:
         self.taken = 0
         self._change = threading.Condition()
 
-    def take(self, pixels: int) -> None:
+    def acquire(self, pixels: int) -> None:
         """Wait until there is room for so many and take it; raises Stopped where the deadline comes first."""
         with self._change:
             collected = time.monotonic()
@@ -39,15 +39,15 @@ class PixelBudget:
                     collected = time.monotonic()
             self.taken += pixels
 
-    def give(self, pixels: int) -> None:
+    def release(self, pixels: int) -> None:
         """Let others have them."""
         with self._change:
             self.taken -= pixels
             self._change.notify_all()
 
-    def give_with(self, owner: object, pixels: int) -> None:
+    def release_with(self, owner: object, pixels: int) -> None:
         """Let others have them when nobody holds ``owner`` any more."""
-        weakref.finalize(owner, self.give, pixels).atexit = False
+        weakref.finalize(owner, self.release, pixels).atexit = False
 
     def _fits(self, pixels: int) -> bool:
         return self.taken == 0 or self.taken + pixels <= self.pixels

@@ -99,7 +99,7 @@ def mask_from_map(frame: Frame, attribution: Attribution, *, share: float = 0.15
     return mask
 
 
-def run_cover_test(engine: Backend, image: Image, mask: np.ndarray, *, cover: str = "blur") -> CoverTest:
+def run_cover_test(backend: Backend, image: Image, mask: np.ndarray, *, cover: str = "blur") -> CoverTest:
     """Cover what ``mask`` (height, width) marks of the upright picture, and ask the model again.
 
     Raises UnknownChoice for the cover.
@@ -108,9 +108,9 @@ def run_cover_test(engine: Backend, image: Image, mask: np.ndarray, *, cover: st
     whole = covered_image(image.pil, how)
     edited = PIL.Image.composite(whole, image.pil, PIL.Image.fromarray((mask * 255).astype(np.uint8)))
     changed = replace(image, pil=edited)
-    frame = engine.model.geometry.frame(image.width, image.height)
+    frame = backend.model.geometry.frame(image.width, image.height)
     seen = frame.seen()
-    before, after = (_scores(engine, each) for each in (image, changed))
+    before, after = (_scores(backend, each) for each in (image, changed))
     later = {item.index: item.score for item in after}
     return CoverTest(
         changes=tuple(ScoreChange(item.label, item.index, item.score, later[item.index]) for item in before),
@@ -120,10 +120,10 @@ def run_cover_test(engine: Backend, image: Image, mask: np.ndarray, *, cover: st
     )
 
 
-def _scores(engine: Backend, image: Image) -> list[Prediction]:
-    model = engine.model
+def _scores(backend: Backend, image: Image) -> list[Prediction]:
+    model = backend.model
     x, _ = model.geometry.prepare(image)
-    return rank_classes(predict_logits(engine, x[None])[0], model.classes, model.scoring)
+    return rank_classes(predict_logits(backend, x[None])[0], model.classes, model.scoring)
 
 
 def _pixels(start: float, stop: float, count: int) -> slice:

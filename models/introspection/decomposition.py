@@ -68,22 +68,22 @@ class Decomposition:
 
 
 def decompose(
-    model: TransferModel, x: Tensor, target: Target, block: str, *, engine: Backend | None = None
+    model: TransferModel, x: Tensor, target: Target, block: str, *, backend: Backend | None = None
 ) -> Decomposition:
     """Split the Grad-CAM evidence of one picture (3, H, W) at a block by its parts.
 
     Raises UnknownChoice for an unknown block, and ExplanationError for one that has no parts: the blocks that
     have are named.
     """
-    engine = engine or EagerBackend(model)
-    model = engine.model
+    backend = backend or EagerBackend(model)
+    model = backend.model
     opening, module = _split_opening(model.block(block))
     below = model.index_of(block)
     with torch.no_grad():
         entering = opening(model.run_blocks(x[None], 0, below))
         value = module(entering)
-    evidence = ForwardPass(engine, block, x[None], value)
-    weights = evidence.gradient([target]).mean(dim=(2, 3), keepdim=True)
+    forward = ForwardPass(backend, block, x[None], value)
+    weights = forward.gradient([target]).mean(dim=(2, 3), keepdim=True)
     if isinstance(module, _INCEPTION):
         kind = "inception"
         pieces: Sequence[Piece] = _branches(module, entering, value)
@@ -100,7 +100,7 @@ def decompose(
         with torch.no_grad():
             without = float(target.of(model.after(block, rest))[0])
         parts.append(DecompositionPart(name, written, grid.float().cpu().numpy(), without))
-    return Decomposition(target, block, kind, float(target.of(evidence.logits)[0]), tuple(parts))
+    return Decomposition(target, block, kind, float(target.of(forward.logits)[0]), tuple(parts))
 
 
 def has_parts(model: TransferModel, block: str) -> bool:

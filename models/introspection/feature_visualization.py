@@ -10,7 +10,7 @@ activation function, so that a channel that is silent at first still has a gradi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from models.cancellation import check_deadline
 from models.errors import ExplanationError, UnknownChoice
 from models.images.geometry import Geometry
 from models.networks.transfer_model import TransferModel
+from models.progress import Progress, no_progress
 
 # The Cholesky-like root of the covariance of photographs' colours (ImageNet), as colour axes.
 _COLOUR_ROOT = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
@@ -59,7 +60,7 @@ def synthesize_templates(
     steps: int = 160,
     side: int = 160,
     seed: int = 0,
-    report: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> list[FilterTemplate]:
     """Synthesise a picture for each channel of a block, all at once.
 
@@ -69,7 +70,7 @@ def synthesize_templates(
     level = model.index_of(block) + 1
     if not 32 <= side <= _MOST_SIDE or steps < 1:
         raise ExplanationError(f"side is {side} (from 32 to {_MOST_SIDE}), steps is {steps} (from 1).")
-    if model.row.layout.name == "tokens":
+    if model.backbone.layout.name == "tokens":
         side = model.geometry.crop_height
     generator = torch.Generator().manual_seed(seed)
     count = count_channels(model, block)
@@ -92,7 +93,8 @@ def synthesize_templates(
             start = response(_to_pixels(spectrum, side))
     except RuntimeError as error:
         raise ExplanationError(
-            f"A picture of {side} x {side} is too small for {model.row.name}: {str(error).splitlines()[0]}"
+            f"A picture of {side} x {side} is too small for {model.backbone.name}: "
+            f"{str(error).splitlines()[0]}"
         ) from error
     with torch.enable_grad():
         for step in range(steps):
@@ -101,8 +103,7 @@ def synthesize_templates(
             loss = -response(_jitter(_to_pixels(spectrum, side), generator)).sum()
             (spectrum.grad,) = torch.autograd.grad(loss, spectrum)
             optimiser.step()
-            if report:
-                report(step + 1, steps)
+            progress("templates", step + 1, steps)
     with torch.no_grad():
         found = _to_pixels(spectrum, side)
         last = response(found)

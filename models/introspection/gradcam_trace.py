@@ -53,11 +53,11 @@ class GradCamTrace:
     """Step 4: the signed map; step 5 is its overlay."""
 
 
-def trace_grad_cam(evidence: ForwardPass, item: int, target: Target, *, channels: int = 4) -> GradCamTrace:
+def trace_grad_cam(forward: ForwardPass, item: int, target: Target, *, channels: int = 4) -> GradCamTrace:
     """Follow Grad-CAM through one picture of the evidence."""
-    attribution = attribute_each(evidence, [target] * len(evidence.x))[item]
-    gradient = evidence.gradient([target] * len(evidence.x))[item]
-    activation = evidence.map.detach()[item]
+    attribution = attribute_each(forward, [target] * len(forward.x))[item]
+    gradient = forward.gradient([target] * len(forward.x))[item]
+    activation = forward.map.detach()[item]
     weights = gradient.mean(dim=(1, 2))
     sums = weights * activation.sum(dim=(1, 2))
     total = float(sums.sum()) or 1.0
@@ -72,11 +72,11 @@ def trace_grad_cam(evidence: ForwardPass, item: int, target: Target, *, channels
             share=float(sums[index]) / abs(total),
         )
 
-    scores = evidence.model.scoring.scores(evidence.logits[item])
+    scores = forward.model.scoring.scores(forward.logits[item])
     return GradCamTrace(
         target=target,
-        block=evidence.block,
-        logit=float(target.of(evidence.logits[item])),
+        block=forward.block,
+        logit=float(target.of(forward.logits[item])),
         score=float(target.of(scores)),
         channels=len(weights),
         speaking_for=tuple(traced(i) for i in order[:channels] if float(sums[i]) > 0),

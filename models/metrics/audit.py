@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from models.attribution.forward import ForwardPass
-from models.attribution.perturbation import QUICK
 from models.attribution.registry import METHODS, attribute_each
 from models.attribution.result import STATUS_MEANINGS, Attribution
 from models.attribution.targets import Target
@@ -17,6 +16,7 @@ from models.metrics.agreement import MethodAgreement, measure_agreement
 from models.metrics.faithfulness import FaithfulnessResult, measure_faithfulness
 from models.metrics.layer_sweep import SweepStage, run_layer_sweep
 from models.metrics.stability import ShiftTest, run_shift_test
+from models.progress import Progress, no_progress
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class Audit:
     """Methods that were not asked, with the reason."""
     shifts: ShiftTest | None = None
     sweep: tuple[SweepStage, ...] | None = None
-    cut: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     """Checks that were asked for and for which there was no time."""
 
 
@@ -50,76 +50,75 @@ def check_names(names: Collection[str]) -> tuple[str, ...]:
 
 def run_audit(
     image: Image,
-    evidence: ForwardPass,
+    forward: ForwardPass,
     attribution: Attribution,
     *,
-    barred: Mapping[str, str],
+    disabled: Mapping[str, str],
     checks: Collection[str] = (),
-    report: Callable[[str, int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> Audit:
     """Put one map of a single picture's evidence to the checks; ``barred`` methods are not asked.
 
-    Where the deadline of the work passes, what was found by then is returned, and ``cut`` names the rest.
+    Where the deadline of the work passes, what was found by then is returned, and ``skipped`` names the rest.
     Raises UnknownChoice for a check that does not exist.
     """
-    wanted, engine, target = check_names(checks), evidence.engine, attribution.target
-    method = _block_method(attribution.method, barred)
-    cut: list[str] = []
+    wanted, backend, target = check_names(checks), forward.backend, attribution.target
+    method = _block_method(attribution.method, disabled)
+    skipped: list[str] = []
 
     def run(name: str, check: Callable[[], T], *, able: bool = True) -> T | None:
         if name not in wanted or not able:
             return None
-        if report is not None:
-            report(name, wanted.index(name), len(wanted))
+        progress(name, wanted.index(name), len(wanted))
         try:
             return check()
         except DeadlineExceeded:
-            cut.append(name)
+            skipped.append(name)
             return None
 
     judged = run(
         "faithfulness",
-        lambda: measure_faithfulness(engine, evidence.x[0], attribution),
+        lambda: measure_faithfulness(backend, forward.x[0], attribution),
         able=attribution.status == "ok",
     )
-    asked = run("agreement", lambda: attribute_by_all_methods(evidence, target, barred))
+    asked = run("agreement", lambda: attribute_by_all_methods(forward, target, disabled))
     maps, left_out = asked if asked is not None else ((), {})
     stood = method or attribution.method
     moved = run(
         "shifts",
-        lambda: run_shift_test(engine, image, target, method=stood, block=evidence.block),
+        lambda: run_shift_test(backend, image, target, method=stood, block=forward.block),
         able=method is not None,
     )
     stages = run(
         "sweep",
-        lambda: tuple(run_layer_sweep(engine, evidence.x[0], target, method=stood)),
+        lambda: tuple(run_layer_sweep(backend, forward.x[0], target, method=stood)),
         able=method is not None,
     )
-    if report is not None:
-        report("checked", len(wanted), len(wanted))
+    progress("checked", len(wanted), len(wanted))
     agreed = measure_agreement(maps) if len(maps) > 1 else None
-    return Audit(attribution, judged, maps, agreed, left_out, moved, stages, tuple(cut))
+    return Audit(attribution, judged, maps, agreed, left_out, moved, stages, tuple(skipped))
 
 
-def _block_method(method: str, barred: Mapping[str, str]) -> str | None:
+def _block_method(method: str, disabled: Mapping[str, str]) -> str | None:
     """The method itself where it reads a block; what asks the pixels would cost minutes at every stage and
     shift, so the first allowed method that reads a block stands for it. None where there is none.
     """
-    able = [name for name, row in METHODS.items() if row.grid == "block" and name not in barred]
+    able = [name for name, row in METHODS.items() if row.grid == "block" and name not in disabled]
     return method if method in able else next(iter(able), None)
 
 
 def attribute_by_all_methods(
-    evidence: ForwardPass, target: Target, barred: Mapping[str, str]
+    forward: ForwardPass, target: Target, disabled: Mapping[str, str]
 ) -> tuple[tuple[Attribution, ...], dict[str, str]]:
     """A quick map by each method that may be used, and why the others were left out."""
-    left_out = dict(barred)
+    left_out = dict(disabled)
     maps: list[Attribution] = []
     for name in METHODS:
         if name in left_out:
             continue
         try:
-            (found,) = attribute_each(evidence, [target], method=name, effort=QUICK)
+            quick = METHODS[name].parameters.from_names({}, quick=True)
+            (found,) = attribute_each(forward, [target], method=name, parameters=quick)
         except ExplanationError as error:
             left_out[name] = str(error)
             continue

@@ -9,7 +9,6 @@ and contrast as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +22,7 @@ from models.attribution.result import STATUS_MEANINGS, Attribution
 from models.attribution.targets import Target
 from models.backends.base import Backend
 from models.errors import ExplanationError
+from models.progress import Progress, no_progress
 
 _HIGH_PERCENTILE, _MEDIUM_PERCENTILE = 95.0, 75.0
 _MAX_COUNT = 200
@@ -61,6 +61,11 @@ class FaithfulnessResult:
         return self.insertion.area - self.deletion.area
 
     @property
+    def random_maps(self) -> int:
+        """Number of the random maps."""
+        return len(self.random_scores)
+
+    @property
     def percentile(self) -> float:
         """Share of the random maps with a lower score, in percent; equal ones count half."""
         below = sum(other < self.score for other in self.random_scores)
@@ -83,7 +88,7 @@ class FaithfulnessResult:
 
 
 def measure_faithfulness(
-    engine: Backend,
+    backend: Backend,
     x: Tensor,
     attribution: Attribution,
     *,
@@ -92,7 +97,7 @@ def measure_faithfulness(
     cover: str = "blur",
     seed: int = 0,
     batch: int = 8,
-    report: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> FaithfulnessResult:
     """Judge one map of one picture (3, H, W), with (random_maps + 2) x 2 x steps forwards.
 
@@ -112,9 +117,8 @@ def measure_faithfulness(
     hidden = covered_input(x[None], how)[0]
     curves = []
     for number, order in enumerate(orders):
-        curves.append(_curves(engine, x, hidden, order, attribution.target, steps, batch))
-        if report:
-            report(number + 1, len(orders))
+        curves.append(_curves(backend, x, hidden, order, attribution.target, steps, batch))
+        progress("faithfulness", number + 1, len(orders))
     scores = [insertion.area - deletion.area for deletion, insertion in curves]
     deletion, insertion = curves[0]
     return FaithfulnessResult(deletion, insertion, tuple(sorted(scores[2:])), scores[1], how)
@@ -157,7 +161,7 @@ def _pixel_order(grid: np.ndarray, size: tuple[int, int]) -> Tensor:
 
 
 def _curves(
-    engine: Backend, x: Tensor, hidden: Tensor, order: Tensor, target: Target, steps: int, batch: int
+    backend: Backend, x: Tensor, hidden: Tensor, order: Tensor, target: Target, steps: int, batch: int
 ) -> tuple[ScoreCurve, ScoreCurve]:
     """Deletion and insertion along one order."""
     shares = torch.linspace(0, 1, steps + 1)
@@ -165,8 +169,8 @@ def _curves(
     # Deleting all and inserting nothing are the same picture, as are the two other ends.
     marked = torch.cat([first, ~first[1:-1]])[:, None]
     pictures = torch.where(marked, hidden, x)
-    logits = torch.cat([predict_logits(engine, part) for part in torch.split(pictures, batch)])
-    scores = target.of(engine.model.scoring.scores(logits)).tolist()
+    logits = torch.cat([predict_logits(backend, part) for part in torch.split(pictures, batch)])
+    scores = target.of(backend.model.scoring.scores(logits)).tolist()
     deleted, kept = scores[: steps + 1], scores[steps + 1 :]
     inserted = [deleted[-1], *kept, deleted[0]]
     along = tuple(shares.tolist())

@@ -45,7 +45,7 @@ def _blocks_above_cam(model: TransferModel) -> set[str]:
 
 
 def run_layer_sweep(
-    engine: Backend,
+    backend: Backend,
     x: Tensor,
     target: Target,
     *,
@@ -55,12 +55,12 @@ def run_layer_sweep(
 ) -> list[SweepStage]:
     """Explain one picture (3, H, W) at the end of each stage, each map with its faithfulness."""
     stages = []
-    for block in stage_ends(engine.model, x[None]):
+    for block in stage_ends(backend.model, x[None]):
         found = attribute_each(
-            run_forward(engine.model, x[None], block=block, engine=engine), [target], method=method
+            run_forward(backend.model, x[None], block=block, backend=backend), [target], method=method
         )[0]
         judged = (
-            measure_faithfulness(engine, x, found, steps=steps, random_maps=random_maps)
+            measure_faithfulness(backend, x, found, steps=steps, random_maps=random_maps)
             if found.status == "ok"
             else None
         )

@@ -9,21 +9,20 @@ network is no dead one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.attribution.cells import average_cells
 from models.attribution.forward import ForwardPass, run_forward
-from models.attribution.perturbation import QUICK
 from models.attribution.registry import METHODS
 from models.attribution.targets import make_target
 from models.bundle import MethodCheck, RandomizationCheck
 from models.errors import ExplanationError
 from models.metrics.agreement import rank_correlation
 from models.networks.transfer_model import HEAD, TransferModel
+from models.progress import Progress, no_progress
 
 DISABLED_FROM = 0.5
 """Rank correlation with the trained model's maps when all weights are shuffled."""
@@ -54,7 +53,7 @@ def check_randomization(
     *,
     methods: Sequence[str] = tuple(METHODS),
     seed: int = 0,
-    report: Callable[[str, int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> RandomizationCheck:
     """Check methods on some pictures (N, 3, H, W), each explained for the class that the model predicts.
 
@@ -77,8 +76,7 @@ def check_randomization(
             for name in able:
                 changed = _maps(name, other, targets)
                 alike[name].setdefault(start, []).extend(_similarities(before[name], changed or []))
-        if report:
-            report("sanity of the methods", number + 1, len(starts))
+        progress("sanity of the methods", number + 1, len(starts))
     for name, steps in alike.items():
         found[name] = _verdict({start: values for start, values in steps.items() if values})
     return RandomizationCheck(found, len(x), seed)
@@ -88,20 +86,22 @@ def _is_checked_at(name: str, at_an_end: bool, turn: int) -> bool:
     return METHODS[name].grid == "block" or (at_an_end and turn == 0)
 
 
-def _maps(name: str, evidence: ForwardPass, targets: Sequence[int]) -> list[np.ndarray] | None:
-    """What of each picture's map could be blind to the weights; None where the method does not apply."""
-    row = METHODS[name]
-    if row.grid == "input":
+def _maps(name: str, forward: ForwardPass, targets: Sequence[int]) -> list[np.ndarray] | None:
+    """Return the part of each image's map that could be blind to the weights.
+
+    None where the method does not apply to the network.
+    """
+    method = METHODS[name]
+    if method.grid == "input":
         targets = targets[:_COSTLY_IMAGES]
-        evidence = run_forward(evidence.model, evidence.x[:_COSTLY_IMAGES])
-    rows = [[make_target(evidence.model.classes, index) for index in targets]]
+        forward = run_forward(forward.model, forward.x[:_COSTLY_IMAGES])
+    rows = [[make_target(forward.model.classes, index) for index in targets]]
+    run = method.run_for_randomization or method.run
     try:
-        found = (row.core or row.run)(evidence, rows, QUICK)[0]
+        maps = run(forward, rows, method.parameters.from_names({}, quick=True))[0]
     except ExplanationError:
         return None
-    if row.grid == "input":
-        found = average_cells(found, QUICK.cell, adds_up=row.adds_up)
-    return [values.float().cpu().numpy() for values in found]
+    return [values.float().cpu().numpy() for values in maps]
 
 
 def _similarities(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> list[float]:
@@ -121,10 +121,10 @@ def _verdict(alike: Mapping[str, Sequence[float]]) -> MethodCheck:
     if not similarity:
         return MethodCheck({}, False, "It could not be checked: its maps came out empty.")
     last = list(similarity.values())[-1]
-    barred = last >= DISABLED_FROM
-    said = "hardly change" if barred else "change"
+    disabled = last >= DISABLED_FROM
+    said = "hardly change" if disabled else "change"
     reason = f"Its maps {said} when every weight is shuffled (rank correlation {last:.2f})"
-    if barred:
+    if disabled:
         return MethodCheck(similarity, True, f"{reason}: it shows the picture, not the model.")
     head = similarity.get(HEAD, 0.0)
     if head >= _CLASS_BLIND_FROM:

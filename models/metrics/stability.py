@@ -73,7 +73,7 @@ class ShiftTest:
 
 
 def run_shift_test(
-    engine: Backend,
+    backend: Backend,
     image: Image,
     target: Target,
     *,
@@ -82,14 +82,14 @@ def run_shift_test(
     block: str | None = None,
 ) -> ShiftTest:
     """Move a picture by each of so many pixels in four directions; one forward and map for each."""
-    geometry = engine.model.geometry
+    geometry = backend.model.geometry
     moves = [(0, 0)] + [move for far in pixels for move in ((far, 0), (-far, 0), (0, far), (0, -far))]
     seen = [geometry.see_moved(image, right, down) for right, down in moves]
     x = torch.stack([geometry.normalise(picture) for picture, _ in seen])
-    evidence = run_forward(engine.model, x, engine=engine, block=block)
-    maps = attribute_each(evidence, [target] * len(moves), method=method)
-    scores = target.of(engine.model.scoring.scores(evidence.logits)).tolist()
-    answers = _answers(engine, evidence.logits)
+    forward = run_forward(backend.model, x, backend=backend, block=block)
+    maps = attribute_each(forward, [target] * len(moves), method=method)
+    scores = target.of(backend.model.scoring.scores(forward.logits)).tolist()
+    answers = _answers(backend, forward.logits)
     laid = [_project_map(each, frame) for each, (_, frame) in zip(maps, seen, strict=True)]
     return ShiftTest(
         score=scores[0],
@@ -101,9 +101,9 @@ def run_shift_test(
     )
 
 
-def _answers(engine: Backend, logits: Tensor) -> list[tuple[int, ...]]:
+def _answers(backend: Backend, logits: Tensor) -> list[tuple[int, ...]]:
     """The accepted classes of each picture."""
-    model = engine.model
+    model = backend.model
     ranked = [rank_classes(row, model.classes, model.scoring) for row in logits]
     return [tuple(sorted(item.index for item in row if item.accepted)) for row in ranked]
 

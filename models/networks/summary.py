@@ -102,7 +102,11 @@ def summarize_network(model: TransferModel) -> NetworkSummary:
     """Take a model's network apart, at its own input size; the model itself is not run."""
     geometry = model.geometry
     bare = TransferModel(
-        model.row, model.row.outline(), classes=model.classes, keep_classifier=True, task=model.scoring.task
+        model.backbone,
+        model.backbone.outline(),
+        classes=model.classes,
+        keep_classifier=True,
+        task=model.scoring.task,
     ).eval()
     bare.classifier = copy.deepcopy(model.classifier).to("meta").eval()
     x = torch.zeros(1, 3, geometry.crop_height, geometry.crop_width, device="meta")
@@ -126,7 +130,9 @@ def summarize_network(model: TransferModel) -> NetworkSummary:
             replace(ReceptiveField(), sees_all=True),
             seen.take(),
         )
-    return NetworkSummary(model.row.name, (geometry.crop_height, geometry.crop_width, 3), tuple(blocks), head)
+    return NetworkSummary(
+        model.backbone.name, (geometry.crop_height, geometry.crop_width, 3), tuple(blocks), head
+    )
 
 
 def _block(

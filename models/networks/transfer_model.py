@@ -49,7 +49,7 @@ class TransferModel(nn.Module):
                 f"A binary model has two classes, the negative and the positive, not {classes}."
             )
         cut = row.cut(network)
-        self.row = row
+        self.backbone = row
         self.classes = list(classes)
         self.geometry: Geometry = row.geometry()
         self.block_names = tuple(cut.blocks)
@@ -141,7 +141,7 @@ class TransferModel(nn.Module):
 
         Raises ExplanationError for a value that is no map, or has a single position.
         """
-        grid = self.row.layout.to_map(value) if value.ndim > 2 else value
+        grid = self.backbone.layout.to_map(value) if value.ndim > 2 else value
         if grid.ndim != 4 or grid.shape[-1] * grid.shape[-2] < 2:
             raise ExplanationError(
                 f"Block {block!r} gives {tuple(value.shape[1:])}, which is no map (channels, rows, cols)."

@@ -10,10 +10,13 @@ import numpy as np
 import PIL.Image
 from PIL import ImageDraw
 
-from models.attribution.result import Attribution, shared_scale
+from models.attribution.forward import ForwardPass
+from models.attribution.registry import DEFAULT_METHOD
+from models.attribution.result import Attribution, make_attribution, shared_scale
+from models.attribution.targets import Target
 from models.images.decode import Image
 from models.images.geometry import Frame
-from models.introspection.decomposition import Decomposition
+from models.introspection.decomposition import Decomposition, decompose
 from models.introspection.gradcam_trace import ChannelTrace, GradCamTrace
 from models.metrics.layer_sweep import SweepStage
 from models.networks.receptive_field import ReceptiveField
@@ -131,6 +134,17 @@ def draw_decomposition_figure(
         tiles.append(Tile(shown, part.name, f"sum {part.total:+.2f}; without it {part.without:.2f}"))
     title = f"{split.block}: the evidence by {'branch' if split.kind == 'inception' else 'skip and branch'}"
     return draw_contact_sheet(tiles, columns=len(tiles), side=_SIDE, title=title)
+
+
+def draw_block_parts(
+    image: Image, frame: Frame, forward: ForwardPass, target: Target, block: str
+) -> PIL.Image.Image:
+    """Decompose the evidence at a block by its parts, and draw them."""
+    result = decompose(forward.model, forward.x[0], target, block, backend=forward.backend)
+    parts = [
+        make_attribution(target, part.values, method=DEFAULT_METHOD, block=block) for part in result.parts
+    ]
+    return draw_decomposition_figure(image, frame, result, parts)
 
 
 def draw_receptive_field(

@@ -1,25 +1,21 @@
-"""What a job may ask of each picture beyond its map: the same checks and sheets as for a single one."""
+"""What a job may ask of each image beyond its map: the same checks and figures as for a single one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
-from models.attribution.forward import ForwardPass, run_forward
-from models.attribution.registry import DEFAULT_METHOD, METHODS
-from models.attribution.result import Attribution, make_attribution
-from models.backends.base import Backend
+import PIL.Image
+
+from models.attribution.registry import METHODS
 from models.errors import UnknownChoice
-from models.images.decode import Image
-from models.images.encode import encode_image
-from models.images.geometry import Frame
+from models.explainer import Explainer, Explanation
 from models.introspection.cover_test import limit_size, mask_from_map, run_cover_test
-from models.introspection.decomposition import decompose, has_parts, last_block_with_parts
+from models.introspection.decomposition import has_parts, last_block_with_parts
 from models.introspection.gradcam_trace import trace_grad_cam
-from models.metrics.audit import run_audit
+from models.metrics.audit import Audit, run_audit
 from models.visualization.figures import (
-    draw_decomposition_figure,
+    draw_block_parts,
     draw_methods_figure,
     draw_sweep_figure,
     draw_trace_figure,
@@ -29,94 +25,105 @@ JobCheck = Literal["faithfulness", "agreement", "shifts", "sweep", "what_if"]
 JobFigure = Literal["methods", "sweep", "trace", "split"]
 JOB_CHECKS: tuple[JobCheck, ...] = get_args(JobCheck)
 JOB_FIGURES: tuple[JobFigure, ...] = get_args(JobFigure)
-_NEEDS = {"methods": "agreement", "sweep": "sweep"}
-"""Sheets that show what a check found."""
+_CHECK_OF_FIGURE = {"methods": "agreement", "sweep": "sweep"}
+"""Figures that show what a check measured."""
+CHECK_COLUMNS = (
+    "faithfulness",
+    "faithfulness_percentile",
+    "verdict",
+    "agreement",
+    "shift_spread",
+    "shift_correlation",
+    "best_stage",
+    "hottest_change",
+)
+"""Columns of a row that stay empty unless they are asked for."""
 
 
 def check_job_options(
-    checks: Sequence[str], sheets: Sequence[str]
+    checks: Sequence[str], figures: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names in a fixed order, each once; raises UnknownChoice."""
+    """Return the names in a fixed order, each once; raises UnknownChoice."""
     for name in checks:
         if name not in JOB_CHECKS:
             raise UnknownChoice("check", name, JOB_CHECKS)
-    for name in sheets:
+    for name in figures:
         if name not in JOB_FIGURES:
             raise UnknownChoice("sheet", name, JOB_FIGURES)
-    wanted = {*checks, *(_NEEDS[name] for name in sheets if name in _NEEDS)}
-    return tuple(name for name in JOB_CHECKS if name in wanted), tuple(
-        name for name in JOB_FIGURES if name in sheets
+    needed = {*checks, *(_CHECK_OF_FIGURE[name] for name in figures if name in _CHECK_OF_FIGURE)}
+    return (
+        tuple(name for name in JOB_CHECKS if name in needed),
+        tuple(name for name in JOB_FIGURES if name in figures),
     )
 
 
 def run_job_checks(
-    engine: Backend,
-    image: Image,
-    found: Attribution,
-    *,
-    block: str,
-    checks: Sequence[str],
-    sheets: Sequence[str],
-    barred: Mapping[str, str],
-    stem: Path,
-) -> dict[str, Any]:
-    """Columns of a row for what was asked; sheets are written as ``stem``-NAME.jpg."""
-    x, frame = engine.model.geometry.prepare(image)
-    evidence = run_forward(engine.model, x[None], block=block, engine=engine)
+    explainer: Explainer, explanation: Explanation, *, checks: Sequence[str], figures: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, PIL.Image.Image]]:
+    """Return columns of a row, and figures by name, for what was asked of one image."""
+    attribution = explanation.attributions[0]
     columns: dict[str, Any] = {}
+    drawings: dict[str, PIL.Image.Image] = {}
     audited = [name for name in checks if name != "what_if"]
     if audited:
-        result = run_audit(image, evidence, found, barred=barred, checks=audited)
-        if (judged := result.faithfulness) is not None:
-            columns |= {
-                "faithfulness": judged.score,
-                "faithfulness_percentile": judged.percentile,
-                "verdict": judged.verdict,
-            }
-        if result.agreement is not None:
-            columns["agreement"] = result.agreement.mean
-        if result.shifts is not None:
-            columns |= {
-                "shift_spread": result.shifts.spread,
-                "shift_correlation": result.shifts.correlation,
-            }
-        judged_stages = [stage for stage in result.sweep or () if stage.faithfulness is not None]
-        if judged_stages:
-            best = max(judged_stages, key=lambda stage: stage.faithfulness.score if stage.faithfulness else 0)
-            columns["best_stage"] = best.attribution.block
-        for name, sheet in (
-            ("methods", lambda: _methods(image, frame, result.maps)),
-            ("sweep", lambda: draw_sweep_figure(image, frame, result.sweep or ())),
-        ):
-            if name in sheets:
-                _write(stem, name, sheet())
-    if "what_if" in checks and found.status == "ok":
-        smaller, _ = limit_size(image)
-        within = engine.model.geometry.frame(smaller.width, smaller.height)
-        changes = run_cover_test(engine, smaller, mask_from_map(within, found)).changes
-        columns["hottest_change"] = next(item.change for item in changes if item.index == found.index)
-    if "trace" in sheets:
-        _write(stem, "trace", draw_trace_figure(image, frame, trace_grad_cam(evidence, 0, found.target)))
-    if "split" in sheets:
-        _split(image, frame, evidence, found, stem)
+        audit = run_audit(
+            explanation.image, explanation.forward, attribution, disabled=explainer.disabled, checks=audited
+        )
+        columns |= _audit_columns(audit)
+        drawings |= _audit_figures(explanation, audit, figures)
+    if "what_if" in checks and attribution.status == "ok":
+        columns["hottest_change"] = _hottest_change(explainer, explanation)
+    if "trace" in figures:
+        trace = trace_grad_cam(explanation.forward, 0, attribution.target)
+        drawings["trace"] = draw_trace_figure(explanation.image, explanation.frame, trace)
+    if "split" in figures:
+        model, own = explainer.model, explanation.forward.block
+        block = own if has_parts(model, own) else last_block_with_parts(model)
+        if has_parts(model, block):
+            drawings["split"] = draw_block_parts(explanation.image, explanation.frame, explanation.forward,
+                                                 attribution.target, block)  # fmt: skip
+    return columns, drawings
+
+
+def _audit_columns(audit: Audit) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    if audit.faithfulness is not None:
+        columns |= {
+            "faithfulness": audit.faithfulness.score,
+            "faithfulness_percentile": audit.faithfulness.percentile,
+            "verdict": audit.faithfulness.verdict,
+        }
+    if audit.agreement is not None:
+        columns["agreement"] = audit.agreement.mean
+    if audit.shifts is not None:
+        columns |= {"shift_spread": audit.shifts.spread, "shift_correlation": audit.shifts.correlation}
+    scores = {
+        stage.attribution.block: stage.faithfulness.score
+        for stage in audit.sweep or ()
+        if stage.faithfulness is not None
+    }
+    if scores:
+        columns["best_stage"] = max(scores, key=lambda block: scores[block])
     return columns
 
 
-def _methods(image: Image, frame: Frame, maps: Sequence[Attribution]) -> Any:
-    return draw_methods_figure(image, frame, maps, titles=[METHODS[each.method].title for each in maps])
+def _audit_figures(
+    explanation: Explanation, audit: Audit, figures: Sequence[str]
+) -> Mapping[str, PIL.Image.Image]:
+    image, frame = explanation.image, explanation.frame
+    drawings = {}
+    if "methods" in figures:
+        titles = [METHODS[item.method].title for item in audit.maps]
+        drawings["methods"] = draw_methods_figure(image, frame, audit.maps, titles=titles)
+    if "sweep" in figures:
+        drawings["sweep"] = draw_sweep_figure(image, frame, audit.sweep or ())
+    return drawings
 
 
-def _split(image: Image, frame: Frame, evidence: ForwardPass, found: Attribution, stem: Path) -> None:
-    model = evidence.model
-    block = evidence.block if has_parts(model, evidence.block) else last_block_with_parts(model)
-    if has_parts(model, block):
-        parts = decompose(model, evidence.x[0], found.target, block, engine=evidence.engine)
-        maps = [
-            make_attribution(found.target, part.values, method=DEFAULT_METHOD, block=block)
-            for part in parts.parts
-        ]
-        _write(stem, "split", draw_decomposition_figure(image, frame, parts, maps))
-
-
-def _write(stem: Path, name: str, picture: Any) -> None:
-    stem.with_name(f"{stem.name}-{name}.jpg").write_bytes(encode_image(picture))
+def _hottest_change(explainer: Explainer, explanation: Explanation) -> float:
+    """Return how far the target's score falls when the hottest part of the map is covered."""
+    attribution = explanation.attributions[0]
+    image, _ = limit_size(explanation.image)
+    frame = explainer.model.geometry.frame(image.width, image.height)
+    changes = run_cover_test(explainer.backend, image, mask_from_map(frame, attribution)).changes
+    return next(item.change for item in changes if item.index == attribution.index)

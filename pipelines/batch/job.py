@@ -1,39 +1,21 @@
-"""A batch of pictures to be explained: which, for what, by what."""
+"""A batch of images to be explained: which, for what, by what."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from models.attribution.registry import DEFAULT_METHOD, get_method
-from models.attribution.smoothing import Smoothing
-from models.attribution.targets import choose_targets
-from models.bundle import Bundle
+from models.attribution.registry import DEFAULT_METHOD
 from models.errors import ExplanationError
+from models.explainer import Explainer, ExplainOptions
 from models.images.decode import IMAGE_SUFFIXES, Limits
-from models.networks.predictions import class_index
 from pipelines.batch.checks import check_job_options
 from pipelines.errors import DataError
 
-
-@dataclass(frozen=True, slots=True)
-class How:
-    """What is explained in each picture, and by what."""
-
-    target: str | None = None
-    """A class in every picture; None explains each picture's own prediction."""
-    against: str | None = None
-    """A class that it is held against."""
-    block: str | None = None
-    """None takes the model's Grad-CAM block."""
-    method: str = DEFAULT_METHOD
-    smoothing: Smoothing = field(default_factory=Smoothing)
-    checks: tuple[str, ...] = ()
-    """Any of :data:`pipelines.batch.checks.JOB_CHECKS`; some cost hundreds of forwards a picture."""
-    sheets: tuple[str, ...] = ()
-    """Any of :data:`pipelines.batch.checks.JOB_FIGURES`, written beside the overlays."""
+_DEFAULT_SAMPLES = ExplainOptions().samples
 
 
 @dataclass(frozen=True)
@@ -43,39 +25,77 @@ class ExplainJob:
     source: Path
     files: tuple[str, ...]
     """Paths within the source, sorted."""
-    how: How
+    options: ExplainOptions
+    """As :meth:`models.explainer.Explainer.check` fills them in."""
+    checks: tuple[str, ...]
+    """Any of :data:`pipelines.batch.checks.JOB_CHECKS`; some cost hundreds of forwards for each image."""
+    figures: tuple[str, ...]
+    """Any of :data:`pipelines.batch.checks.JOB_FIGURES`, written beside the overlays."""
     model_digest: str
     limits: Limits
 
     @property
-    def target(self) -> str | None:
-        """As in ``how``."""
-        return self.how.target
-
-    @property
     def block(self) -> str:
-        """The block's name."""
-        return str(self.how.block)
+        """Name of the block that is read."""
+        return str(self.options.block)
 
     @property
     def key(self) -> str:
-        """Digest of all that decides the rows: model, options, and each picture's name, size and time."""
-        parts: list[object] = [self.model_digest, asdict(self.how), str(self.limits), str(self.source)]
+        """Digest of all that decides the rows: model, options, and each image's name, size and time."""
+        parts: list[object] = [self.model_digest, self.settings(), str(self.limits), str(self.source)]
         for name in self.files:
             status = (self.source / name).stat()
             parts += [name, status.st_size, status.st_mtime_ns]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
+    def settings(self) -> dict[str, Any]:
+        """Return the options as plain values, in the shape of job.json."""
+        options = self.options
+        smoothing = {"flip": options.flip, "noise": options.noise, "samples": options.samples,
+                     "seed": options.seed}  # fmt: skip
+        plain: dict[str, Any] = {
+            "target": options.target,
+            "against": options.against,
+            "block": options.block,
+            "method": options.method,
+            "smoothing": smoothing,
+            "checks": list(self.checks),
+            "sheets": list(self.figures),
+        }
+        if options.parameters:
+            plain["parameters"] = dict(options.parameters)
+        return plain
+
 
 def plan_job(
-    source: Path, bundle: Bundle, how: How | None = None, *, limits: Limits | None = None
+    source: Path,
+    explainer: Explainer,
+    options: ExplainOptions | None = None,
+    *,
+    checks: tuple[str, ...] = (),
+    figures: tuple[str, ...] = (),
+    limits: Limits | None = None,
 ) -> ExplainJob:
-    """Find the pictures of a folder (or take a single file) and check the options.
+    """Find the images of a folder (or take a single file) and check the options.
 
-    Raises DataError, UnknownChoice, and ExplanationError for a method that is barred for this model.
+    Raises DataError, UnknownChoice, and ExplanationError for a method that is disabled for this model.
     """
-    how = _checked(how or How(), bundle)
-    source = source.resolve()
+    options = explainer.check(options or ExplainOptions(method=DEFAULT_METHOD))
+    checks, figures = check_job_options(checks, figures)
+    disabled = explainer.disabled
+    if DEFAULT_METHOD in disabled and (theirs := {"trace", "split"} & set(figures)):
+        raise ExplanationError(
+            f"The sheets {', '.join(sorted(theirs))} show {DEFAULT_METHOD}, which is barred for this model. "
+            f"{disabled[DEFAULT_METHOD]}"
+        )
+    source, files = _list_images(source.resolve())
+    assert explainer.provenance is not None
+    digest = explainer.provenance.digest
+    return ExplainJob(source, files, options, checks, figures, digest, limits or Limits())
+
+
+def _list_images(source: Path) -> tuple[Path, tuple[str, ...]]:
+    """Return the folder and the paths within it; raises DataError."""
     if not source.exists():
         raise DataError(f"There is no file or folder {source}.")
     if source.is_file():
@@ -93,28 +113,4 @@ def plan_job(
     names = tuple(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in files)
     if len(set(names)) != len(names) or list(names) != files:
         raise DataError("Some file names are not valid UTF-8; rename them first.")
-    return ExplainJob(source, names, how, bundle.provenance.digest, limits or Limits())
-
-
-def _checked(how: How, bundle: Bundle) -> How:
-    """The same with the names of classes and block as the model has them."""
-    model = bundle.model
-    block = how.block or model.cam_block
-    model.index_of(block)
-    get_method(how.method)
-    barred = bundle.sanity.barred() if bundle.sanity is not None else {}
-    if how.method in barred:
-        raise ExplanationError(f"The method {how.method} is barred for this model. {barred[how.method]}")
-    target, against = (
-        None if name is None else model.classes[class_index(name, model.classes)]
-        for name in (how.target, how.against)
-    )
-    if target is not None:
-        choose_targets(model.classes, [], name=target, against=against)
-    checks, sheets = check_job_options(how.checks, how.sheets)
-    if DEFAULT_METHOD in barred and (theirs := {"trace", "split"} & set(sheets)):
-        raise ExplanationError(
-            f"The sheets {', '.join(sorted(theirs))} show {DEFAULT_METHOD}, which is barred for this model. "
-            f"{barred[DEFAULT_METHOD]}"
-        )
-    return replace(how, target=target, against=against, block=block, checks=checks, sheets=sheets)
+    return source, names

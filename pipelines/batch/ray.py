@@ -1,34 +1,37 @@
-"""Run an ExplainJob on Ray: the same parts, rows and folder as on one machine, one worker for each core.
+"""Run an explain job on Ray: the same parts, rows and folder as on one machine, one worker for each core.
 
-The bundle, the pictures and the output folder must be reachable from every worker (one machine, or a shared
-disk).
-Needs the extra ``ray``.
+The bundle, the images and the output folder must be reachable from every worker (one machine, or a shared
+disk). Needs the extra ``ray``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import ray
 import torch
 
 from models.bundle import Bundle, load_bundle
+from models.explainer import Explainer
+from models.progress import Progress, no_progress
 from pipelines.batch.job import ExplainJob
 from pipelines.batch.local import JobPart, JobResult, claim_folder, finish_job, missing_parts, write_part
+from pipelines.batch.sinks import default_sinks
 from pipelines.batch.worker import BatchWorker
 
 
 class _RayWorker:
-    """Holds one loaded bundle; torch takes one thread, since Ray gives each worker one core."""
+    """One loaded bundle; torch takes one thread, since Ray gives each worker one core."""
 
     def __init__(self, folder: Path, job: ExplainJob, out: Path) -> None:
         torch.set_num_threads(1)
-        self.explainer, self.out = BatchWorker(job, load_bundle(folder)), out
+        bundle = load_bundle(folder)
+        self.worker = BatchWorker(job, Explainer(bundle))
+        self.sinks = default_sinks(job, bundle, out)
 
     def explain(self, part: JobPart) -> int:
-        """Write a part's rows and overlays; returns how many files it had."""
-        write_part(self.explainer.explain_part(part.files, self.out / "overlays"), part.path)
+        """Write a part's rows and overlays; return how many files it had."""
+        write_part(self.worker, part, self.sinks)
         return len(part.files)
 
 
@@ -38,14 +41,14 @@ def run_on_ray(
     out: Path,
     *,
     address: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> JobResult:
-    """As ``local.run``, on the Ray cluster at ``address``, or on one started here and ended afterwards."""
+    """Run as ``run_local`` on the Ray cluster at ``address``, or on one started here and ended afterwards."""
     out = out.resolve()
     claim_folder(job, out)
-    waiting = missing_parts(job, out)
-    resumed = len(job.files) - sum(len(part.files) for part in waiting)
-    done = resumed
+    sinks = default_sinks(job, bundle, out)
+    waiting = missing_parts(job, sinks)
+    done = resumed = len(job.files) - sum(len(part.files) for part in waiting)
     mine = not ray.is_initialized()
     if mine:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -53,11 +56,10 @@ def run_on_ray(
         count = max(1, min(len(waiting), int(ray.cluster_resources().get("CPU", 1))))
         kind = ray.remote(num_cpus=1)(_RayWorker)
         pool = ray.util.ActorPool([kind.remote(bundle.folder.resolve(), job, out) for _ in range(count)])
-        for finished in pool.map_unordered(lambda worker, part: worker.explain.remote(part), waiting):
-            done += finished
-            if progress:
-                progress(done, len(job.files))
+        for files in pool.map_unordered(lambda worker, part: worker.explain.remote(part), waiting):
+            done += files
+            progress("explaining", done, len(job.files))
     finally:
         if mine:
             ray.shutdown()
-    return finish_job(job, bundle, out, resumed=resumed)
+    return finish_job(out, sinks, resumed=resumed)

@@ -1,8 +1,28 @@
-"""Where the results of a batch job go."""
+"""Where the results of a batch job go: Parquet rows, overlays, and a page to look at.
+
+To add a place, write a :class:`Sink` and pass it to the job (docs/how-to/add-a-sink.md). A job is cut into
+parts; every sink is given the images of a part one by one, then the part's end. A part counts as done when
+every sink has it, so a job that was killed goes on with the first part that one of them lacks.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import PIL.Image
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+from models.atomic_write import atomic_open, atomic_write
+from models.bundle import Bundle
+from models.images.encode import encode_image
+from pipelines.batch.job import ExplainJob
+from pipelines.reports.html import render_template
 
 ROW_SCHEMA = pa.schema(
     [
@@ -42,4 +62,167 @@ ROW_SCHEMA = pa.schema(
         pa.field("model_digest", pa.string(), nullable=False),
     ]
 )
-"""One row a picture. ``grid`` holds the signed map row by row; ``status`` is an attribution's, or "error"."""
+"""One row for each image. ``grid`` holds the signed map row by row; ``status`` is that of the attribution, or
+"error"."""
+
+_MAX_ON_PAGE = 600
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResult:
+    """What a job has to say about one image."""
+
+    name: str
+    """Path within the source."""
+    row: dict[str, Any]
+    """Values of :data:`ROW_SCHEMA`."""
+    overlay: PIL.Image.Image | None = field(default=None, repr=False)
+    """None for an image that could not be used."""
+    figures: dict[str, PIL.Image.Image] = field(default_factory=dict, repr=False)
+    """Figures that were asked for, by name."""
+
+
+class Sink(Protocol):
+    """A place that results go to."""
+
+    def has_part(self, part: str) -> bool:
+        """Return whether this part is complete here; a sink that keeps no parts says yes."""
+        ...
+
+    def add(self, result: ImageResult) -> None:
+        """Take the result of one image of the present part."""
+        ...
+
+    def end_part(self, part: str) -> None:
+        """Make the part visible, whole."""
+        ...
+
+    def finish(self) -> None:
+        """Take note that every part is there."""
+        ...
+
+
+def default_sinks(job: ExplainJob, bundle: Bundle, out: Path) -> list[Sink]:
+    """Return the sinks of ``lucida explain``: overlays, rows, and the page."""
+    return [OverlaySink(out / "overlays"), ParquetSink(out / "rows"), IndexPageSink(job, bundle, out)]
+
+
+class ParquetSink:
+    """Writes one Parquet file for each part."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._rows: list[dict[str, Any]] = []
+
+    def has_part(self, part: str) -> bool:
+        """Return whether the part's file is there."""
+        return self._path(part).exists()
+
+    def add(self, result: ImageResult) -> None:
+        """Keep a row for the part's file."""
+        self._rows.append(result.row)
+
+    def end_part(self, part: str) -> None:
+        """Write the part's file."""
+        rows, self._rows = self._rows, []
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with atomic_open(self._path(part)) as file:
+            pq.write_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), file)
+
+    def finish(self) -> None:
+        """Do nothing more: the files are complete."""
+
+    def _path(self, part: str) -> Path:
+        return self._folder / f"{part}.parquet"
+
+
+class OverlaySink:
+    """Writes overlays and figures as JPEG files; those of an unfinished part are written again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def has_part(self, part: str) -> bool:
+        """Return yes: files are named by their images, not by parts."""
+        return True
+
+    def add(self, result: ImageResult) -> None:
+        """Write the files of one image."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        file = self._folder / overlay_name(result.name)
+        if result.overlay is not None:
+            file.write_bytes(encode_image(result.overlay))
+        for name, figure in result.figures.items():
+            file.with_name(f"{file.stem}-{name}.jpg").write_bytes(encode_image(figure))
+
+    def end_part(self, part: str) -> None:
+        """Do nothing more: the files are there."""
+
+    def finish(self) -> None:
+        """Do nothing more: the files are there."""
+
+
+class IndexPageSink:
+    """Writes index.html from the rows, once they are all there."""
+
+    def __init__(self, job: ExplainJob, bundle: Bundle, out: Path) -> None:
+        self._job, self._bundle, self._out = job, bundle, out
+
+    def has_part(self, part: str) -> bool:
+        """Return yes: the page is made from the rows."""
+        return True
+
+    def add(self, result: ImageResult) -> None:
+        """Do nothing: the page is made from the rows."""
+
+    def end_part(self, part: str) -> None:
+        """Do nothing: the page is made from the rows."""
+
+    def finish(self) -> None:
+        """Write the page."""
+        rows = read_rows(self._out)
+        atomic_write(self._out / "index.html", render_index(self._job, self._bundle, rows).encode())
+
+
+def read_rows(out: Path) -> list[dict[str, Any]]:
+    """Return all rows of a job's folder."""
+    rows: list[dict[str, Any]] = pq.read_table(out / "rows", schema=ROW_SCHEMA).to_pylist()
+    return rows
+
+
+def overlay_name(path: str) -> str:
+    """Return a file name for an image's overlay: readable, safe anywhere, different for different paths."""
+    stem = _UNSAFE.sub("_", Path(path).stem)[:60] or "picture"
+    return f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:10]}.jpg"
+
+
+def render_index(job: ExplainJob, bundle: Bundle, rows: Sequence[dict[str, Any]]) -> str:
+    """Return a page of all overlays (at most 600), the errors first, then the least sure."""
+    ordered = sorted(rows, key=lambda row: (row["status"] != "error", row["score"] or 0.0))
+    counts: dict[str, int] = {}
+    for row in rows:
+        if row["prediction"]:
+            counts[row["prediction"]] = counts.get(row["prediction"], 0) + 1
+    origin, options = bundle.provenance, job.options
+    check = bundle.sanity.methods.get(str(options.method)) if bundle.sanity is not None else None
+    return render_template(
+        "explain_index.html.j2",
+        title=f"{len(rows)} pictures explained",
+        rows=ordered[:_MAX_ON_PAGE],
+        hidden=max(0, len(rows) - _MAX_ON_PAGE),
+        counts=sorted(counts.items(), key=lambda item: -item[1]),
+        errors=sum(row["status"] == "error" for row in rows),
+        facts={
+            "model": origin.model,
+            "version": origin.version or "not from a registry",
+            "run": origin.run_id or "unknown",
+            "bundle digest": origin.digest,
+            "method": f"{options.method} at {options.block}",
+            "class explained": options.target or "each picture's own prediction",
+            "held against": options.against or "nothing",
+            "shuffled weights": check.reason
+            if check is not None
+            else "not checked for this method and model",
+        },
+    )

@@ -24,7 +24,6 @@ from pipelines.cli.terminal import (
     handle_stop_signal,
     load_dataset,
     print_evaluation,
-    progress_bars,
     progress_reporter,
 )
 
@@ -108,11 +107,8 @@ def specimens(
     from pipelines.data.synthetic import SpecimenPlan, write_specimens
 
     plan = SpecimenPlan(train=train, val=val, test=test, seed=seed, shortcut_species=shortcut)
-    with progress_bars() as progress:
-        task = progress.add_task("drawing", total=None)
-        write_specimens(
-            plan, folder, progress=lambda done, total: progress.update(task, completed=done, total=total)
-        )
+    with progress_reporter() as reporter:
+        write_specimens(plan, folder, progress=reporter.step)
     console.print(f"Specimens lie in [bold]{folder}[/bold], their masks in {folder}/masks.")
 
 

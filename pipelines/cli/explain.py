@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -19,9 +19,7 @@ from pipelines.cli.terminal import (
     SPECIMENS,
     console,
     load_dataset,
-    progress_bars,
     progress_reporter,
-    raise_if_stopped,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +45,10 @@ Target = Annotated[
 ]
 Against = Annotated[str | None, typer.Option(help="A class that it is held against: why this, not that.")]
 Block = Annotated[str | None, typer.Option(help="Block to explain at.")]
+Parameter = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="A parameter of the method, such as masks=800; repeatable."),
+]
 Method = Annotated[
     str, typer.Option(help="grad_cam, hires_cam, layer_cam, integrated_gradients, occlusion, rise …")
 ]
@@ -67,6 +69,7 @@ def explain(
     against: Against = None,
     block: Block = None,
     method: Method = "grad_cam",
+    parameter: Parameter = None,
     flip: Annotated[bool, typer.Option(help="Average over each picture and its mirror image.")] = False,
     noise: Annotated[float, typer.Option(help="Average over noisy pictures; of the picture's range.")] = 0.0,
     check: Annotated[
@@ -84,31 +87,21 @@ def explain(
     ] = BatchRunner.local,
 ) -> None:
     """Explain a folder of pictures into Parquet rows, overlays and a page to look at."""
-    from models.attribution.smoothing import Smoothing
-    from pipelines.batch.job import How, plan_job
+    from models.explainer import Explainer, ExplainOptions
+    from pipelines.batch.job import plan_job
     from pipelines.batch.local import run_local
 
-    with bundle_of(model, bundle) as loaded, progress_bars() as progress:
-        how = How(
-            target,
-            against,
-            block,
-            method,
-            Smoothing(flip=flip, noise=noise),
-            tuple(check or ()),
-            tuple(sheet or ()),
-        )
-        job = plan_job(source, loaded, how)
-        task = progress.add_task("explaining", total=len(job.files))
-
-        def show(count: int, total: int) -> None:
-            raise_if_stopped()
-            progress.update(task, completed=count, total=total)
-
+    with bundle_of(model, bundle) as loaded, progress_reporter() as reporter:
+        explainer = Explainer(loaded)
+        options = ExplainOptions(
+            target=target, against=against, block=block, method=method, flip=flip, noise=noise,
+            parameters=parse_parameters(parameter or ()),
+        )  # fmt: skip
+        job = plan_job(source, explainer, options, checks=tuple(check or ()), figures=tuple(sheet or ()))
         if on is BatchRunner.ray:
-            done = _ray_runner()(job, loaded, out, progress=show)
+            done = _ray_runner()(job, loaded, out, progress=reporter.step)
         else:
-            done = run_local(job, loaded, out, progress=show)
+            done = run_local(job, loaded, out, explainer=explainer, progress=reporter.step)
     already = f", {done.resumed} of them done before" if done.resumed else ""
     console.print(f"{done.pictures} pictures{already}, {done.errors} could not be used.")
     console.print(f"Look at {done.out / 'index.html'}", highlight=False)
@@ -123,24 +116,32 @@ def inspect(
     against: Against = None,
     block: Block = None,
     method: Annotated[str | None, typer.Option(help="The first that is not barred without.")] = None,
+    parameter: Parameter = None,
 ) -> None:
     """Put one picture to all the questions: faithfulness, sanity, agreement, shifts, stages, steps."""
+    from models.explainer import ExplainOptions
     from models.images.decode import read_image
     from pipelines.reports.inspect import inspect_image, render_inspection
 
     with bundle_of(model, bundle) as loaded, progress_reporter() as reporter:
-        found = inspect_image(
-            read_image(picture), picture.name, loaded,
-            target=target, against=against, method=method, block=block, report=reporter.step,
+        options = ExplainOptions(
+            target=target, against=against, method=method, block=block,
+            parameters=parse_parameters(parameter or ()),
         )  # fmt: skip
+        image = read_image(picture)
+        found = inspect_image(image, picture.name, loaded, options, progress=reporter.step)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(render_inspection(found, loaded))
     judged = found.audit.faithfulness
-    console.print(f"{found.ranking[0].label} {found.ranking[0].score:.3f}", markup=False, highlight=False)
+    console.print(
+        f"{found.explanation.predictions[0].label} {found.explanation.predictions[0].score:.3f}",
+        markup=False,
+        highlight=False,
+    )
     for said in (judged and judged.verdict, found.audit.agreement and found.audit.agreement.verdict):
         if said:
             console.print(said, markup=False, highlight=False)
-    for warning in found.warnings:
+    for warning in found.explanation.warnings:
         console.print(f"! {warning}", markup=False, highlight=False)
     console.print(f"Look at {out}", highlight=False)
 
@@ -208,7 +209,7 @@ def atlas(
     found = load_dataset(data)
     with bundle_of(model, bundle) as loaded, progress_reporter() as reporter:
         charted = build_atlas(
-            loaded.model, found, block, channels=named or None, count=count, report=reporter.step
+            loaded.model, found, block, channels=named or None, count=count, progress=reporter.step
         )
         origin = loaded.provenance
         facts = {
@@ -254,3 +255,11 @@ def _ray_runner() -> Callable[..., JobResult]:
     except ImportError as error:
         raise typer.BadParameter("--on ray needs the extra: pip install 'camera-lucida[ray]'") from error
     return run_on_ray
+
+
+def parse_parameters(settings: Sequence[str]) -> dict[str, str]:
+    """Read settings such as ``masks=800``; raises a usage error for anything else."""
+    for setting in settings:
+        if "=" not in setting:
+            raise typer.BadParameter(f"a parameter is written NAME=VALUE, not {setting!r}")
+    return dict(setting.split("=", 1) for setting in settings)

@@ -58,36 +58,29 @@ def load_dataset(data: str, *, val_share: float = 0.25) -> Dataset:
     from pipelines.data.synthetic import SpecimenPlan, write_specimens
 
     root = Path(data)
-    with progress_bars() as progress:
+    with progress_reporter() as reporter:
         if data == SPECIMENS and not (root / "train").is_dir():
-            drawing = progress.add_task("drawing specimens", total=None)
-            write_specimens(
-                SpecimenPlan(),
-                root,
-                progress=lambda done, total: progress.update(drawing, completed=done, total=total),
-            )
-        task = progress.add_task("reading pictures", total=None)
-        found = scan_folder(
-            root,
-            val_share=val_share,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+            write_specimens(SpecimenPlan(), root, progress=reporter.step)
+        dataset = scan_folder(root, val_share=val_share, progress=reporter.step)
     counts = ", ".join(
-        f"{len(found.samples(split))} {split}" for split in ("train", "val", "test") if found.samples(split)
+        f"{len(dataset.samples(split))} {split}"
+        for split in ("train", "val", "test")
+        if dataset.samples(split)
     )
-    console.print(f"{found.name}: {len(found.classes)} classes, {counts}.", highlight=False, markup=False)
-    for item in found.skipped[:5]:
+    console.print(f"{dataset.name}: {len(dataset.classes)} classes, {counts}.", highlight=False, markup=False)
+    for item in dataset.skipped[:5]:
         console.print(f"[yellow]skipped[/yellow] {escape(item.name)}: {escape(item.reason)}", highlight=False)
-    if len(found.skipped) > 5:
+    if len(dataset.skipped) > 5:
         console.print(
-            f"[yellow]skipped[/yellow] {len(found.skipped)} files in all; dataset.json in the run names each."
+            f"[yellow]skipped[/yellow] {len(dataset.skipped)} files in all; "
+            "dataset.json in the run names each."
         )
-    for trained, held_out in found.shared[:5]:
+    for trained, held_out in dataset.shared[:5]:
         console.print(
             f"[yellow]same picture on both sides[/yellow] {escape(trained)} and {escape(held_out)}",
             highlight=False,
         )
-    return found
+    return dataset
 
 
 @contextmanager

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.errors import ImageError
 from models.images.decode import read_image
 from models.networks.scoring import Task
+from models.progress import Progress, no_progress
 from pipelines.data.labels import SPLITS, LabelledFile, SkippedFile, list_folder
 from pipelines.errors import DataError
 
@@ -86,9 +86,7 @@ class Dataset:
         }
 
 
-def scan_folder(
-    root: Path, *, val_share: float = 0.25, progress: Callable[[int, int], None] | None = None
-) -> Dataset:
+def scan_folder(root: Path, *, val_share: float = 0.25, progress: Progress = no_progress) -> Dataset:
     """Read every picture once, and sort it by class and split.
 
     Layouts are those of :mod:`pipelines.data.labels`. Files that are no readable picture are listed in
@@ -109,8 +107,7 @@ def scan_folder(
         else:
             split, sample = read
             found[split].append(sample)
-        if progress:
-            progress(done, len(listed.entries))
+        progress("reading pictures", done, len(listed.entries))
     _check_classes_in_splits(found, listed.classes, skipped, divided=listed.divided)
     return Dataset(
         name=name,

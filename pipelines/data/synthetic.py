@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -25,6 +23,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from models.atomic_write import atomic_folder
+from models.progress import Progress, no_progress
 from pipelines.data.synthetic_drawing import Canvas
 from pipelines.errors import DataError
 
@@ -67,9 +67,7 @@ class Specimen:
     shortcut: PIL.Image.Image | None
 
 
-def write_specimens(
-    plan: SpecimenPlan, folder: Path, *, progress: Callable[[int, int], None] | None = None
-) -> Path:
+def write_specimens(plan: SpecimenPlan, folder: Path, *, progress: Progress = no_progress) -> Path:
     """Draw the whole set into ``folder`` and return it; a folder that holds the same plan already is kept as
     it is.
 
@@ -87,21 +85,13 @@ def write_specimens(
         raise DataError(
             f"The folder {folder} exists and does not hold these specimens; name another or remove it."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with atomic_folder(folder) as aside:
         jobs = [(plan, aside, *names) for names in _list_specimens(plan)]
         # Spawned, not forked: the caller may hold torch's threads. A worker imports only what drawing needs.
         with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
             for done, _ in enumerate(pool.map(_draw_and_save, jobs, chunksize=4), start=1):
-                if progress:
-                    progress(done, len(jobs))
+                progress("drawing specimens", done, len(jobs))
         (aside / note.name).write_text(wanted)
-        aside.chmod(0o755)
-        aside.rename(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     return folder
 
 

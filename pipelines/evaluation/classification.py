@@ -5,7 +5,7 @@ scores can be believed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,10 +13,10 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torchmetrics.functional import classification as tm
 
-from models.images.decode import read_image
 from models.networks.predictions import Prediction, rank_classes
 from models.networks.scoring import ACCEPTED_FROM, Scoring
 from models.networks.transfer_model import TransferModel, pool_to_vectors
+from models.progress import Progress, no_progress
 from pipelines.data.dataset import Sample
 
 BINS = 10
@@ -151,34 +151,36 @@ class Evaluation:
 
 def evaluate(
     model: TransferModel, samples: Sequence[Sample], split: str, *, batch_size: int = 32,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Evaluation:  # fmt: skip
     """Judge every sample with the model in eval mode, scored as its bundle scores."""
     parts = []
     with torch.no_grad():
-        for pooled in _pooled(model, samples, batch_size, report):
+        for pooled in _pooled(model, samples, batch_size, progress, "evaluating"):
             parts.append(model.classify(pooled))
     return evaluate_logits(model.classes, model.scoring, samples, split, torch.cat(parts))
 
 
 def embed_samples(
     model: TransferModel, samples: Sequence[Sample], *, batch_size: int = 32,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Tensor:  # fmt: skip
     """Each picture as the vector that the head sees of it, (N, features)."""
-    return torch.cat([pool_to_vectors(pooled) for pooled in _pooled(model, samples, batch_size, report)])
+    return torch.cat(
+        [pool_to_vectors(pooled) for pooled in _pooled(model, samples, batch_size, progress, "embedding")]
+    )
 
 
 def _pooled(
-    model: TransferModel, samples: Sequence[Sample], batch_size: int, report: Callable[[int, int], None]
+    model: TransferModel, samples: Sequence[Sample], batch_size: int, progress: Progress, what: str
 ) -> Iterator[Tensor]:
     """The pooled output of the last block, a batch at a time."""
     model.eval()
     for start in range(0, len(samples), batch_size):
         part = samples[start : start + batch_size]
-        x = torch.stack([model.geometry.prepare(read_image(sample.path))[0] for sample in part])
+        x = model.geometry.prepare_files(sample.path for sample in part)
         yield model.raise_to(x, len(model.block_names))
-        report(start + len(part), len(samples))
+        progress(what, start + len(part), len(samples))
 
 
 def evaluate_logits(

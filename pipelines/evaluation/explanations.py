@@ -5,22 +5,23 @@ maps lie on the objects.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import torch
 
-from models.attribution.forward import run_forward
-from models.attribution.registry import DEFAULT_METHOD, METHODS, attribute_each
+from models.attribution.registry import DEFAULT_METHOD, METHODS
+from models.attribution.targets import make_target
 from models.bundle import RandomizationCheck
+from models.explainer import Explainer, ExplainOptions
 from models.images.decode import read_image
 from models.metrics.layer_sweep import stage_ends
 from models.metrics.localization import Localization, localize, mean_localization
 from models.metrics.randomization import check_randomization
 from models.networks.transfer_model import TransferModel
+from models.progress import Progress, no_progress
 from pipelines.data.dataset import Dataset, Sample
 
 _CHECK_IMAGES = 3
@@ -58,7 +59,7 @@ def check_methods(
     probes: Sequence[Sample],
     which: str,
     *,
-    report: Callable[[str, int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> RandomizationCheck | None:
     """The sanity check of a config: of "all" methods, of those that read a "block" and cost little, or of
     "none".
@@ -66,8 +67,10 @@ def check_methods(
     if which == "none":
         return None
     cheap = [name for name, row in METHODS.items() if row.grid == "block"]
-    x = torch.stack([_prepared(model, sample) for sample in probes[:_CHECK_IMAGES]])
-    return check_randomization(model, x, methods=cheap if which == "block" else list(METHODS), report=report)
+    x = model.geometry.prepare_files(sample.path for sample in probes[:_CHECK_IMAGES])
+    return check_randomization(
+        model, x, methods=cheap if which == "block" else list(METHODS), progress=progress
+    )
 
 
 def measure_localization(model: TransferModel, data: Dataset, split: str) -> list[LocalizationResult]:
@@ -80,7 +83,7 @@ def measure_localization(model: TransferModel, data: Dataset, split: str) -> lis
     masked = {what: found for what, found in masked.items() if found}
     if not masked:
         return []
-    ends = stage_ends(model, _prepared(model, samples[0])[None])
+    ends = stage_ends(model, model.geometry.prepare_files([samples[0].path]))
     looks = [(DEFAULT_METHOD, model.cam_block)] + ([(FINE_METHOD, ends[-2])] if len(ends) > 1 else [])
     found = []
     for what, of_tree in masked.items():
@@ -101,21 +104,19 @@ def localization_to_json(located: Sequence[LocalizationResult]) -> str:
 def _localize_samples(
     model: TransferModel, samples: Sequence[Sample], tree: Path, method: str, block: str
 ) -> list[Localization]:
-    made = []
+    explainer, options = Explainer(model), ExplainOptions(method=method, block=block)
+    results = []
     for start in range(0, len(samples), _BATCH):
-        part = samples[start : start + _BATCH]
-        x = torch.stack([_prepared(model, sample) for sample in part])
-        maps = attribute_each(
-            run_forward(model, x, block=block), [sample.labels[0] for sample in part], method=method
-        )
-        for sample, found in zip(part, maps, strict=True):
-            path = _mask(tree, sample)
-            image = read_image(sample.path)
-            frame = model.geometry.frame(image.width, image.height)
-            mask = _read_mask(path, (image.width, image.height)) if path is not None else None
-            if mask is not None and (each := localize(found, frame, mask)) is not None:
-                made.append(each)
-    return made
+        batch = samples[start : start + _BATCH]
+        images = [explainer.prepare(read_image(sample.path)) for sample in batch]
+        targets = [[make_target(model.classes, sample.labels[0])] for sample in batch]
+        maps = explainer.attribute(images, targets, options=options)
+        for sample, image, (attribution,) in zip(batch, images, maps, strict=True):
+            path, size = _mask(tree, sample), (image.image.width, image.image.height)
+            result = localize(attribution, image.frame, _read_mask(path, size)) if path is not None else None
+            if result is not None:
+                results.append(result)
+    return results
 
 
 def _part_trees(data: Dataset) -> dict[str, Path]:
@@ -143,8 +144,3 @@ def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
         picture = picture.resize(size, PIL.Image.Resampling.BILINEAR)
     mask: np.ndarray = np.asarray(picture) > 127
     return mask
-
-
-def _prepared(model: TransferModel, sample: Sample) -> torch.Tensor:
-    x, _ = model.geometry.prepare(read_image(sample.path))
-    return x

@@ -13,12 +13,12 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from models.attribution.forward import run_forward
-from models.attribution.registry import DEFAULT_METHOD, attribute_each
+from models.attribution.registry import DEFAULT_METHOD
 from models.attribution.result import Attribution, make_attribution
 from models.attribution.targets import make_target
+from models.errors import LucidaError
+from models.explainer import Explainer, ExplainOptions
 from models.images.decode import read_image
-from models.networks.predictions import rank_classes
 from models.networks.transfer_model import HEAD, TransferModel
 from models.visualization.contact_sheet import Tile, draw_contact_sheet
 from models.visualization.overlay import draw_overlay
@@ -70,19 +70,24 @@ def take_snapshot(
 ) -> PhaseSnapshot:
     """Explain the probes for their own class, and measure how far the weights are from ``before``."""
     model.eval()
-    x = torch.stack([model.geometry.prepare(read_image(sample.path))[0] for sample in probes])
-    evidence = run_forward(model, x)
-    own = [sample.labels[0] for sample in probes]
-    maps = attribute_each(evidence, own)
-    scores = [
-        next(item.score for item in rank_classes(row, model.classes, model.scoring) if item.index == label)
-        for row, label in zip(evidence.logits, own, strict=True)
-    ]
+    explainer = Explainer(model)
+    targets = [make_target(model.classes, sample.labels[0]) for sample in probes]
+    images = [explainer.prepare(read_image(sample.path)) for sample in probes]
+    results = explainer.explain_batch(
+        images, ExplainOptions(method=DEFAULT_METHOD), targets=[[target] for target in targets]
+    )
+    explanations = []
+    for result in results:
+        if isinstance(result, LucidaError):
+            raise result
+        explanations.append(result)
     moved = {
         name: float((after - before[name]).norm() / before[name].norm().clamp(min=1e-12))
         for name, after in flatten_weights(model).items()
     }
-    return PhaseSnapshot(phase, [each.values.tolist() for each in maps], scores, moved)
+    maps = [item.attributions[0].values.tolist() for item in explanations]
+    scores = [item.score(item.attributions[0]) for item in explanations]
+    return PhaseSnapshot(phase, maps, scores, moved)
 
 
 def evidence_moved(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> float:

@@ -15,18 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from models.attribution.forward import run_forward
-from models.attribution.perturbation import Effort
+from models.attribution.registry import get_method
 from models.attribution.result import INPUT_BLOCK, Attribution
-from models.attribution.scaling import attribute_scaled
-from models.attribution.smoothing import Smoothing
-from models.attribution.targets import choose_targets
-from models.backends.base import Backend
-from models.backends.registry import create_backend
 from models.bundle import Bundle
 from models.errors import LucidaError
+from models.explainer import Explainer, ExplainOptions
 from models.images.decode import DraftSize, decode_image
-from models.networks.predictions import Prediction, rank_classes
+from models.networks.predictions import Prediction
 from pipelines.errors import DataError
 
 TOLERANCE = 0.02
@@ -82,18 +77,17 @@ def _compared(answer: Mapping[str, Any], picture: Path, bundle: Bundle) -> list[
     found.append(_same("run", str(told["run_id"]), str(known.run_id)))
     if known.version is not None:
         found.append(_same("version", f"{told['model']}/{told['version']}", f"{known.model}/{known.version}"))
-    image = decode_image(picture.read_bytes(), enough=_as_decoded(answer))
-    model = bundle.model
-    engine = create_backend("eager", model, probe=bundle.probe[0])
-    x, frame = model.geometry.prepare(image)
-    evidence = run_forward(engine.model, x[None], engine=engine)
-    ranking = rank_classes(evidence.logits[0], model.classes, model.scoring)
+    image = decode_image(picture.read_bytes(), draft=_as_decoded(answer))
+    explainer = Explainer(bundle)
+    prepared = explainer.prepare(image)
+    (ranking,) = explainer.predict([prepared])
+    frame = prepared.frame
     allowed = _COARSE if told.get("precision") == "bf16" else TOLERANCE
     found.append(_scores(answer["predictions"], ranking, allowed))
     for item in answer.get("evidence", ()):
         name = f"map for {item['label']} by {item['method']} at {item['block']}"
         try:
-            again = _again(item, engine, x, ranking)
+            again = explainer.explain(prepared, _options(item)).attributions[0]
         except LucidaError as error:
             found.append(Finding(name, False, f"It cannot be made again: {error}"))
             continue
@@ -134,24 +128,20 @@ def _as_decoded(answer: Mapping[str, Any]) -> DraftSize | None:
     return DraftSize(min(sides) // reduction, max(sides) // reduction) if reduction > 1 else None
 
 
-def _again(item: Mapping[str, Any], engine: Backend, x: Any, ranking: list[Prediction]) -> Attribution:
-    """The map of one item of evidence, with its own settings."""
-    model = engine.model
-    block = None if item["block"] == INPUT_BLOCK else item["block"]
-    evidence = run_forward(model, x[None], block=block, engine=engine)
-    targets = choose_targets(model.classes, ranking, name=item["label"], against=item.get("against"))
+def _options(item: Mapping[str, Any]) -> ExplainOptions:
+    """Return the options that made one item of evidence, from its own settings."""
     settings = item.get("settings", {})
-    names = {field.name for field in fields(Effort)}
-    effort = Effort(**{name: value for name, value in settings.items() if name in names})
-    smoothing = Smoothing(
+    names = {field.name for field in fields(get_method(item["method"]).parameters)}
+    return ExplainOptions(
+        target=item["label"],
+        against=item.get("against"),
+        block=None if item["block"] == INPUT_BLOCK else item["block"],
+        method=item["method"],
+        parameters={name: value for name, value in settings.items() if name in names},
         flip=bool(settings.get("flip", False)),
         noise=float(settings.get("noise", 0.0)),
         seed=int(settings.get("noise_seed", 0)),
     )
-    (((again,), _),) = attribute_scaled(
-        evidence, [targets], method=item["method"], smoothing=smoothing, effort=effort
-    )
-    return again
 
 
 def _same(what: str, told: str, found: str) -> Finding:

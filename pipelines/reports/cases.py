@@ -4,7 +4,7 @@ pictures that the network finds most alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +12,13 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from models.attribution.forward import run_forward
-from models.attribution.registry import attribute as explain_targets
-from models.attribution.result import STATUS_MEANINGS, Attribution
+from models.attribution.registry import DEFAULT_METHOD
+from models.attribution.result import STATUS_MEANINGS
+from models.attribution.targets import make_target
+from models.explainer import Explainer, ExplainOptions
 from models.images.decode import read_image
 from models.networks.transfer_model import TransferModel
+from models.progress import Progress
 from models.visualization.overlay import draw_contrast_overlay, draw_overlay
 from pipelines.data.dataset import Sample
 from pipelines.evaluation.classification import EvaluatedSample, embed_samples
@@ -60,14 +62,12 @@ class ReviewCase:
 class NeighbourIndex:
     """The training pictures in the space that the head sees."""
 
-    def __init__(
-        self, model: TransferModel, samples: Sequence[Sample], report: Callable[[int, int], None]
-    ) -> None:
+    def __init__(self, model: TransferModel, samples: Sequence[Sample], progress: Progress) -> None:
         """Embed the pictures, of a large set 4,000 drawn by their digests."""
         self.classes = model.classes
         self.samples = sorted(samples, key=lambda sample: sample.sha256)[:_MOST_COMPARED]
         self._directions = torch.nn.functional.normalize(
-            embed_samples(model, self.samples, report=report), dim=1
+            embed_samples(model, self.samples, progress=progress), dim=1
         )
 
     def nearest(self, vector: Tensor, labels: Sequence[int], sha256: str) -> tuple[Neighbour, ...]:
@@ -93,24 +93,30 @@ def explain_samples(
     judged: Sequence[EvaluatedSample],
     split: str,
     neighbours: NeighbourIndex,
-    report: Callable[[int, int], None],
+    progress: Progress,
+    *,
+    what: str,
 ) -> list[ReviewCase]:
-    """Explain each judged picture."""
-    made: list[ReviewCase] = []
+    """Explain each sample; ``what`` names the work for the progress."""
+    cases: list[ReviewCase] = []
     for item in judged:
         (vector,) = embed_samples(model, [item.sample])
         near = neighbours.nearest(vector, item.sample.labels, item.sample.sha256)
-        made.append(_case(model, item, split, near))
-        report(len(made), len(judged))
-    return made
+        cases.append(_case(model, item, split, near))
+        progress(what, len(cases), len(judged))
+    return cases
 
 
 def _case(
     model: TransferModel, judged: EvaluatedSample, split: str, near: tuple[Neighbour, ...]
 ) -> ReviewCase:
     image = read_image(judged.sample.path)
-    x, frame = model.geometry.prepare(image)
-    said, true = _two_maps(model, x, judged)
+    explainer = Explainer(model)
+    prepared = explainer.prepare(image)
+    frame = prepared.frame
+    targets = [make_target(model.classes, item.index) for item in (judged.said, judged.true)]
+    options = ExplainOptions(method=DEFAULT_METHOD)
+    ((said, true),) = explainer.attribute([prepared], [targets], options=options)
     scale = max(said.maximum, true.maximum)
     notes = dict.fromkeys(
         f"{each.label}: {STATUS_MEANINGS[each.status]}" for each in (said, true) if each.status != "ok"
@@ -127,12 +133,6 @@ def _case(
         neighbours=near,
         notes=tuple(notes),
     )
-
-
-def _two_maps(model: TransferModel, x: Tensor, judged: EvaluatedSample) -> list[Attribution]:
-    """Evidence for the answer and for the truth."""
-    evidence = run_forward(model, x.unsqueeze(0))
-    return explain_targets(evidence, [[judged.said.index, judged.true.index]])[0]
 
 
 def cases_to_columns(cases: Sequence[ReviewCase]) -> dict[str, list[object]]:

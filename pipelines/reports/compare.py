@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import torch
 
-from models.attribution.forward import run_forward
-from models.attribution.registry import attribute_each
+from models.attribution.registry import DEFAULT_METHOD
 from models.attribution.result import Attribution
+from models.attribution.targets import make_target
 from models.bundle import Bundle
+from models.explainer import Explainer, ExplainOptions
 from models.images.decode import read_image
 from models.images.encode import to_data_uri
 from models.networks.transfer_model import TransferModel
@@ -113,8 +113,11 @@ def _pairs(
 
 
 def _maps(model: TransferModel, judged: Sequence[EvaluatedSample]) -> list[Attribution]:
-    x = torch.stack([model.geometry.prepare(read_image(item.sample.path))[0] for item in judged])
-    return attribute_each(run_forward(model, x), [item.top.index for item in judged])
+    explainer = Explainer(model)
+    images = [explainer.prepare(read_image(item.sample.path)) for item in judged]
+    targets = [[make_target(model.classes, item.top.index)] for item in judged]
+    maps = explainer.attribute(images, targets, options=ExplainOptions(method=DEFAULT_METHOD))
+    return [attribution for (attribution,) in maps]
 
 
 def _on_one_grid(wanted: Attribution, other: Attribution) -> list[list[float]]:

@@ -7,7 +7,7 @@ Channels that never answer, and channels that answer as another one does, are na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,11 +23,10 @@ from models.introspection.feature_visualization import FilterTemplate, synthesiz
 from models.networks.receptive_field import ReceptiveField
 from models.networks.summary import summarize_network
 from models.networks.transfer_model import TransferModel
+from models.progress import Progress, no_progress
 from models.visualization.contact_sheet import Tile, draw_contact_sheet
 from pipelines.data.dataset import Dataset, Sample
 from pipelines.reports.html import render_template
-
-Report = Callable[[str, int, int], None]
 
 _BATCH = 16
 _MOST_PICTURES = 600
@@ -88,7 +87,7 @@ def build_atlas(
     count: int = 12,
     patches: int = 6,
     steps: int = 160,
-    report: Report | None = None,
+    progress: Progress = no_progress,
 ) -> FilterAtlas:
     """Make the atlas of a block over the training pictures (at most 600, by their digests).
 
@@ -97,12 +96,12 @@ def build_atlas(
     """
     model.index_of(block)
     samples = sorted(data.train, key=lambda sample: sample.sha256)[:_MOST_PICTURES]
-    answers = _ChannelResponses(model, block, samples, report)
+    answers = _ChannelResponses(model, block, samples, progress)
     for channel in channels or ():
         if not 0 <= channel < answers.count:
             raise UnknownChoice("channel", channel, (f"0 to {answers.count - 1}",))
     chosen = list(channels) if channels else answers.most_varied(count)
-    made = synthesize_templates(model, block, chosen, steps=steps, report=_report_step(report, "templates"))
+    made = synthesize_templates(model, block, chosen, steps=steps, progress=progress)
     seen = summarize_network(model).block(block).field
     duplicates = answers.duplicates()
     entries = []
@@ -122,7 +121,7 @@ class _ChannelResponses:
     """What every channel of a block answers over a set of pictures."""
 
     def __init__(
-        self, model: TransferModel, block: str, samples: Sequence[Sample], report: Report | None
+        self, model: TransferModel, block: str, samples: Sequence[Sample], progress: Progress
     ) -> None:
         maxima, places, active, positions = [], [], [], []
         room = max(1, _MOST_POSITIONS // max(len(samples), 1))
@@ -130,7 +129,7 @@ class _ChannelResponses:
         self.cols = 1
         for start in range(0, len(samples), _BATCH):
             part = samples[start : start + _BATCH]
-            x = torch.stack([model.geometry.prepare(read_image(sample.path))[0] for sample in part])
+            x = model.geometry.prepare_files(sample.path for sample in part)
             with torch.no_grad():
                 grid = model.as_map(block, model.until(block, x))
             self.cols = grid.shape[3]
@@ -141,8 +140,7 @@ class _ChannelResponses:
             active.append((flat > 0).float().mean(dim=2))
             some = torch.randperm(flat.shape[2], generator=generator)[:room]
             positions.append(flat[:, :, some].permute(0, 2, 1).reshape(-1, flat.shape[1]))
-            if report is not None:
-                report("what the channels answer", start + len(part), len(samples))
+            progress("what the channels answer", start + len(part), len(samples))
         self.maxima, self.places, self.active = torch.cat(maxima), torch.cat(places), torch.cat(active)
         self._positions = torch.cat(positions)
         self.count = self.maxima.shape[1]
@@ -307,7 +305,3 @@ def _located(patch: AtlasPatch) -> PIL.Image.Image:
     shown = PIL.Image.fromarray(pixels.astype(np.uint8))
     shown.thumbnail((_PATCH_SIDE, _PATCH_SIDE))
     return shown
-
-
-def _report_step(report: Report | None, what: str) -> Callable[[int, int], None] | None:
-    return None if report is None else lambda done, total: report(what, done, total)

@@ -42,14 +42,10 @@ def log_review(
     reporter: Reporter,
 ) -> str:
     """Make the review, keep it as a page, sheets and a table, and return the page."""
-    near = NeighbourIndex(
-        model, data.train, lambda done, total: reporter.step("looking for neighbours", done, total)
-    )
+    near = NeighbourIndex(model, data.train, reporter.step)
 
     def explained(each: Evaluation, what: str, chosen: list[EvaluatedSample]) -> list[ReviewCase]:
-        return explain_samples(
-            model, chosen, each.split, near, lambda done, total: reporter.step(what, done, total)
-        )
+        return explain_samples(model, chosen, each.split, near, reporter.step, what=what)
 
     wrong = [
         c for each in evaluations for c in explained(each, "explaining mistakes", each.wrong[:_MOST_MISTAKES])
@@ -61,7 +57,7 @@ def log_review(
         "model": name,
         "run": run_id,
         "bundle digest": digest,
-        "backbone": model.row.name,
+        "backbone": model.backbone.name,
         "Grad-CAM block": model.cam_block,
         "task": model.scoring.task,
         "temperature": f"{model.scoring.temperature:.3f}",
@@ -99,7 +95,7 @@ def evaluate_held_out(checked: Bundle, data: Dataset, reporter: Reporter) -> lis
             checked.model,
             data.samples(split),
             split,
-            report=lambda done, total: reporter.step("evaluating", done, total),
+            progress=reporter.step,
         )
         for split in ("val", "test")
         if data.samples(split)

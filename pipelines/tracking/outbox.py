@@ -22,6 +22,7 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from models.atomic_write import atomic_write
 from pipelines.errors import TrackerUnavailable, TrainingError
 
 TRACKER_ERRORS = (MlflowException, SQLAlchemyError, OSError)
@@ -147,9 +148,7 @@ class Outbox:
         self._delivered += 1
         # Lost at a crash, this only means that some news is delivered again.
         with suppress(OSError):
-            aside = self._mark.with_suffix(".part")
-            aside.write_text(str(self._delivered))
-            aside.rename(self._mark)
+            atomic_write(self._mark, str(self._delivered).encode())
 
     def _read_mark(self) -> int:
         """How many lines were delivered; a mark that a power cut emptied means none, for saying twice is

@@ -20,6 +20,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
+from models.atomic_write import atomic_write
 from models.errors import ConfigError, UnknownChoice
 from pipelines.config.loader import config_from_toml, config_to_toml
 from pipelines.config.schema import TrainConfig
@@ -160,17 +161,10 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _write(self, name: str, data: bytes) -> None:
-        aside = self.path / f".{name}.part"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with aside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.rename(self.path / name)
-            _flush_folder(self.path)
+            atomic_write(self.path / name, data)
         except OSError as error:
-            aside.unlink(missing_ok=True)
             raise TrainingError(
                 f"{name} cannot be written to {self.path} ({error.strerror}); what was kept there before is "
                 "whole. Make room and resume the run."
@@ -214,12 +208,3 @@ def find_run_folder(root: Path, run_id: str) -> RunFolder:
     if len(matching) != 1:
         raise UnknownChoice("run to resume", run_id, list(folders) or [f"there is none in {root}"])
     return folders[matching[0]][0]
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename outlast a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

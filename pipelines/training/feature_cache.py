@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.atomic_write import atomic_open
 from pipelines.errors import TrainingError
 
 CACHE_VARIABLE = "LUCIDA_CACHE"
 _SUFFIX = ".npy"
-_NAME, _PART = re.compile(r"[0-9a-f]{64}\.npy"), re.compile(r"[0-9a-f]{64}\.(\d+)\.part")
+_NAME, _PART = re.compile(r"[0-9a-f]{64}\.npy"), re.compile(r"\.[0-9a-f]{64}\.npy\.(\d+)\.part")
 """Only what is called so is ours to delete."""
 
 
@@ -127,11 +128,10 @@ class FeatureCache:
         self, path: Path, shape: tuple[int, ...], fill: Callable[[Callable[[int, Tensor], None]], None]
     ) -> None:
         size = int(np.prod(shape)) * 4
-        aside = path.with_suffix(f".{os.getpid()}.part")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._make_room(size)
-            with aside.open("wb") as file:
+            with atomic_open(path) as file:
                 np.lib.format.write_array_header_1_0(
                     file, {"descr": "<f4", "fortran_order": False, "shape": shape}
                 )
@@ -141,23 +141,17 @@ class FeatureCache:
                     file.write(rows.contiguous().numpy().astype("<f4", copy=False).tobytes())
 
                 fill(append)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.rename(path)
         except OSError as error:
             raise TrainingError(
                 f"The feature cache {self.folder} cannot take {size / 1e9:.2f} GB more: {error.strerror}. "
                 f"Free space there, point {CACHE_VARIABLE} elsewhere, or set cache_disk_gb = 0."
             ) from error
-        finally:
-            with suppress(OSError):
-                aside.unlink()
 
     def _make_room(self, size: int) -> None:
         """Delete what crashed runs left, then the files that were used longest ago, until the new one
         fits.
         """
-        for part in self.folder.glob("*.part"):
+        for part in self.folder.glob(".*.part"):
             if (found := _PART.fullmatch(part.name)) and not _alive(int(found[1])):
                 part.unlink(missing_ok=True)
         arrays = _arrays(self.folder)

@@ -157,7 +157,7 @@ class Features:
             {
                 "format": 2,
                 "versions": {name: version(name) for name in ("torch", "torchvision", "pillow")},
-                "backbone": self.model.row.name,
+                "backbone": self.model.backbone.name,
                 "geometry": self.model.geometry.to_dict(),
                 "weights": [self._weights, between],
                 "blocks": [self.lowest, level],

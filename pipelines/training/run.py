@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,6 +19,7 @@ import torch
 from models.bundle import load_bundle, save_bundle
 from models.networks.scoring import Scoring
 from models.networks.transfer_model import TransferModel
+from models.progress import Progress
 from pipelines.config.loader import config_to_toml
 from pipelines.data.augmentation import draw_views_figure
 from pipelines.data.dataset import Dataset, Sample, with_task
@@ -78,7 +79,7 @@ class TrainingRun:
         self.data = with_task(data, plan.config.task)
         self.log = RunLogger(plan.run_id, folder.outbox)
         self.system = SystemMetrics(plan.started_ms)
-        self.reporter = replace(reporter, step=self._heard(reporter.step))
+        self.reporter = replace(reporter, step=self._with_system_metrics(reporter.step))
         self.open_runs = [plan.run_id]
 
     def go(self, model: TransferModel) -> TrainedModel:
@@ -137,13 +138,13 @@ class TrainingRun:
     def _how_to_go_on(self) -> str:
         return f"The run is kept in {self.folder.path}; go on with: lucida train --resume {self.plan.run_id}"
 
-    def _heard(self, step: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
-        def hear(what: str, done: int, total: int) -> None:
+    def _with_system_metrics(self, step: Progress) -> Progress:
+        def step_and_sample(what: str, done: int, total: int) -> None:
             step(what, done, total)
             if (sample := self.system.sample()) is not None:
                 self.log.metrics(sample[1], step=sample[0])
 
-        return hear
+        return step_and_sample
 
     # ------------------------------------------------------------ the beginning
 
@@ -288,7 +289,7 @@ class TrainingRun:
         metrics |= self._located(model)
         self.log.metrics(metrics, timestamp_ms=ended_ms)
         methods = check_methods(
-            model, choose_probes(self.data), self.config.sanity, report=self.reporter.step
+            model, choose_probes(self.data), self.config.sanity, progress=self.reporter.step
         )
         if methods is not None:
             self.log.file(_to_json(methods.to_dict()), "explanations/sanity.json")
@@ -360,7 +361,7 @@ class TrainingRun:
                 model,
                 self.data.samples(split),
                 split,
-                report=lambda done, total: self.reporter.step("evaluating", done, total),
+                progress=self.reporter.step,
             )
             for split in ("val", "test")
             if self.data.samples(split)

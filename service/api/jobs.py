@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from http import HTTPStatus
-from typing import Any
 
 from anyio import to_thread
 from starlette.requests import Request
@@ -13,39 +12,114 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from service import schemas
-from service.api.routes import AppState, check, json_errors
+from service.api.routes import AppState, json_errors
 from service.errors import HTTPError
-from service.jobs.queue import make_queue
 from service.jobs.store import UNFINISHED_STATES, Job, JobStore
-from service.operations.job_operations import JOB_OPERATIONS, JobOperation
-from service.operations.multipart import Upload, check_form, parse_form, read_body, validate_form
+from service.operations import multipart
+from service.operations.operation import Operation
+from service.operations.registry import JOB_OPERATIONS
 
 
 class JobApi:
-    """What the routes share: the folder, and the queue's near end."""
+    """The routes of the jobs, over one folder."""
 
     def __init__(self, state: AppState) -> None:
-        self.settings, self.desk = state.settings, state.desk
-        self.store = JobStore(state.settings.jobs)
-        self._hand_out = make_queue(state.settings, lambda job: None)[1] if state.settings.max_jobs else None
+        self._state, self._settings = state, state.settings
+        self._store = JobStore(state.settings.jobs)
 
-    def submit(self, verb: JobOperation, upload: Upload, owner: str | None) -> Job:
-        """Keep a job and hand it out; a Refusal where there are too many."""
+    def routes(self) -> list[Route]:
+        """Return the submission of each operation, and what can be asked about a job."""
+        return [
+            *(
+                self._route(f"/jobs/{operation.name}", partial(self._submit, operation=operation), "POST")
+                for operation in JOB_OPERATIONS.values()
+            ),
+            self._route("/jobs", self._list, "GET"),
+            self._route("/jobs/{job}", self._status_or_cancel, "GET", "DELETE"),
+            self._route("/jobs/{job}/result", self._result, "GET"),
+        ]
+
+    def _route(self, path: str, answer: Callable[[Request], Awaitable[Response]], *methods: str) -> Route:
+        return Route(
+            path, json_errors(lambda request, state: answer(request), self._state), methods=[*methods]
+        )
+
+    async def _submit(self, request: Request, *, operation: Operation) -> Response:
+        multipart.check_form(request)
+        settings = self._settings
+        with self._state.admission.reserve() as reserved:
+            body = await multipart.read_body(
+                request, most=settings.max_job_bytes, seconds=settings.upload_seconds, count=reserved.add
+            )
+            upload = await multipart.parse_form(
+                request.headers,
+                body,
+                most_images=settings.max_job_pictures if operation.takes_image else 0,
+                need_image=operation.takes_image,
+            )
+            del body
+            form = multipart.validate_form(operation.form, upload.fields)
+            # A wrong name is refused now, not by each image's answer later.
+            form.check(self._state.models.predictor, unlimited=True)
+            job = await to_thread.run_sync(self._create, operation, upload, _owner(request))
+        return self._job_response(job, HTTPStatus.ACCEPTED, {"Location": f"/jobs/{job.id}"})
+
+    def _create(self, operation: Operation, upload: multipart.Upload, owner: str | None) -> Job:
+        """Store a job; raises HTTPError where there are too many."""
         fields = {name: value for name, value in upload.fields.items() if value}
-        with self.store.submitting():
-            if len(self.store.unfinished()) >= self.settings.max_jobs or self._hand_out is None:
+        with self._store.submitting():
+            if len(self._store.unfinished()) >= self._settings.max_jobs:
                 raise HTTPError(
                     HTTPStatus.TOO_MANY_REQUESTS, "too_many_jobs",
-                    f"There are {self.settings.max_jobs} jobs waiting or running, which is the limit.",
+                    f"There are {self._settings.max_jobs} jobs waiting or running, which is the limit.",
                     {"Retry-After": "60"},
                 )  # fmt: skip
-            job = self.store.create(verb.name, fields, upload.pictures, owner)
-        self._hand_out(job.id)
+            return self._store.create(operation.name, fields, upload.images, owner)
+
+    async def _list(self, request: Request) -> Response:
+        owner = _owner(request)
+
+        def own_jobs() -> schemas.JobsAnswer:
+            own = [job for job in reversed(self._store.jobs()) if job.owner == owner]
+            return schemas.JobsAnswer(jobs=[self._describe(job) for job in own])
+
+        # Hundreds of small files: not on the thread that everybody's requests share.
+        return JSONResponse((await to_thread.run_sync(own_jobs)).model_dump())
+
+    async def _status_or_cancel(self, request: Request) -> Response:
+        job = self._find(request)
+        if request.method != "DELETE":
+            return self._job_response(job)
+        if self._store.status(job).state in UNFINISHED_STATES:
+            self._store.cancel(job)
+            return self._job_response(job)
+        response = self._job_response(job)
+        await to_thread.run_sync(self._store.remove, job)
+        return response
+
+    async def _result(self, request: Request) -> Response:
+        job = self._find(request)
+        head = JSONResponse({"id": job.id, "state": self._store.status(job).state}).body
+
+        def parts() -> Iterator[bytes]:
+            yield bytes(head)[:-1] + b',"answers":['
+            for n, answer in enumerate(self._store.answers(job)):
+                yield b"," + answer if n else answer
+            yield b"]}"
+
+        return StreamingResponse(parts(), media_type="application/json")
+
+    def _find(self, request: Request) -> Job:
+        """Return the job that a path names, where it is the asker's own; raises HTTPError otherwise."""
+        job = self._store.get(request.path_params["job"])
+        if job is None or job.owner != _owner(request):
+            raise HTTPError(
+                HTTPStatus.NOT_FOUND, "no_such_job", "There is no such job; it may have been forgotten since."
+            )
         return job
 
-    def told(self, job: Job) -> schemas.JobAnswer:
-        """A job and how far it is."""
-        status = self.store.status(job)
+    def _describe(self, job: Job) -> schemas.JobAnswer:
+        status = self._store.status(job)
         return schemas.JobAnswer(
             id=job.id,
             verb=job.verb,
@@ -60,92 +134,13 @@ class JobApi:
             error=status.error,
         )
 
-    def of(self, request: Request) -> Job:
-        """The job that a path names, where it is the asker's own; a Refusal otherwise."""
-        job = self.store.get(request.path_params["job"])
-        if job is None or job.owner != request.scope["state"].get("owner"):
-            raise HTTPError(
-                HTTPStatus.NOT_FOUND, "no_such_job", "There is no such job; it may have been forgotten since."
-            )
-        return job
+    def _job_response(
+        self, job: Job, status: int = HTTPStatus.OK, headers: dict[str, str] | None = None
+    ) -> Response:
+        return JSONResponse(self._describe(job).model_dump(), status_code=status, headers=headers)
 
 
-def job_routes() -> list[Route]:
-    """Submission of each verb, and what can be asked about a job."""
-    return [
-        *(
-            Route(f"/jobs/{verb.name}", json_errors(partial(_submit, verb=verb)), methods=["POST"])
-            for verb in JOB_OPERATIONS.values()
-        ),
-        Route("/jobs", json_errors(_all), methods=["GET"]),
-        Route("/jobs/{job}", json_errors(_status_or_cancel), methods=["GET", "DELETE"]),
-        Route("/jobs/{job}/result", json_errors(_result), methods=["GET"]),
-    ]
-
-
-async def _submit(request: Request, state: AppState, *, verb: JobOperation) -> Response:
-    jobs: JobApi = request.app.state.jobs
-    settings = state.settings
-    check_form(request)
-    most = settings.max_job_bytes
-    with state.desk.hold() as held:
-        body = await read_body(request, most=most, seconds=settings.upload_seconds, count=held.add)
-        upload = await parse_form(
-            request.headers,
-            body,
-            most_pictures=settings.max_job_pictures if verb.pictures else 0,
-            need_picture=verb.pictures,
-        )
-        del body
-        form = validate_form(verb.form, upload.fields)
-        # A wrong name is told now, not by each picture's answer later.
-        check(state.champion.doubts, form, unlimited=True)
-        owner = request.scope["state"].get("owner")
-        job = await to_thread.run_sync(lambda: jobs.submit(verb, upload, owner))
-    return _told(jobs, job, HTTPStatus.ACCEPTED, {"Location": f"/jobs/{job.id}"})
-
-
-async def _all(request: Request, state: AppState) -> Response:
-    jobs: JobApi = request.app.state.jobs
-    owner = request.scope["state"].get("owner")
-
-    def mine() -> schemas.JobsAnswer:
-        own = [job for job in reversed(jobs.store.jobs()) if job.owner == owner]
-        return schemas.JobsAnswer(jobs=[jobs.told(job) for job in own])
-
-    # Hundreds of small files: not on the thread that everybody's requests share.
-    return JSONResponse((await to_thread.run_sync(mine)).model_dump())
-
-
-async def _status_or_cancel(request: Request, state: AppState) -> Response:
-    jobs: JobApi = request.app.state.jobs
-    job = jobs.of(request)
-    if request.method != "DELETE":
-        return _told(jobs, job)
-    if jobs.store.status(job).state in UNFINISHED_STATES:
-        jobs.store.cancel(job)
-        return _told(jobs, job)
-    told = _told(jobs, job)
-    await to_thread.run_sync(jobs.store.forget, job)
-    return told
-
-
-async def _result(request: Request, state: AppState) -> Response:
-    jobs: JobApi = request.app.state.jobs
-    job = jobs.of(request)
-    head = JSONResponse({"id": job.id, "state": jobs.store.status(job).state}).body
-
-    def parts() -> Iterator[bytes]:
-        yield bytes(head)[:-1] + b',"answers":['
-        for n, answer in enumerate(jobs.store.answers(job)):
-            yield b"," + answer if n else answer
-        yield b"]}"
-
-    return StreamingResponse(parts(), media_type="application/json")
-
-
-def _told(
-    jobs: JobApi, job: Job, status: int = HTTPStatus.OK, headers: dict[str, str] | None = None
-) -> Response:
-    content: dict[str, Any] = jobs.told(job).model_dump()
-    return JSONResponse(content, status_code=status, headers=headers)
+def _owner(request: Request) -> str | None:
+    """Return the name of the key that the request was made with."""
+    owner: str | None = request.scope["state"].get("owner")
+    return owner

@@ -7,9 +7,9 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from service import schemas
-from service.operations.forms import Form
-from service.operations.job_operations import JOB_OPERATIONS
-from service.operations.registry import OPERATIONS, Operation
+from service.operations.form import Form
+from service.operations.operation import Operation
+from service.operations.registry import JOB_OPERATIONS, ROUTED
 from service.settings import Settings
 
 _ERRORS = {
@@ -32,17 +32,17 @@ def build_openapi(settings: Settings, *, version: str, card: dict[str, Any]) -> 
     shapes: list[type[Any]] = [
         schemas.ErrorAnswer, schemas.SeveralAnswers, schemas.JobAnswer, schemas.JobsAnswer,
         schemas.JobResult,
-        *(verb.answer for verb in OPERATIONS.values() if verb.answer is not None),
+        *(operation.answer for operation in ROUTED.values() if operation.answer is not None),
     ]  # fmt: skip
     _, defined = models_json_schema(
         [(shape, "serialization") for shape in shapes], ref_template="#/components/schemas/{model}"
     )
     paths: dict[str, Any] = {
-        verb.path: {"post": _verb(verb, settings, card)} for verb in OPERATIONS.values()
+        operation.path: {"post": _operation(operation, settings, card)} for operation in ROUTED.values()
     } | _reads(card)
     if settings.max_jobs:
         paths |= _jobs(settings, card)
-    found: dict[str, Any] = {
+    document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
             "title": "Camera Lucida",
@@ -53,30 +53,32 @@ def build_openapi(settings: Settings, *, version: str, card: dict[str, Any]) -> 
         "components": {"schemas": defined["$defs"]},
     }
     if settings.api_keys:
-        found["components"]["securitySchemes"] = {
+        document["components"]["securitySchemes"] = {
             "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
             "bearer": {"type": "http", "scheme": "bearer"},
         }
-        found["security"] = [{"key": []}, {"bearer": []}]
-    return found
+        document["security"] = [{"key": []}, {"bearer": []}]
+    return document
 
 
-def _verb(verb: Operation, settings: Settings, card: dict[str, Any]) -> dict[str, Any]:
+def _operation(operation: Operation, settings: Settings, card: dict[str, Any]) -> dict[str, Any]:
     content: dict[str, Any] = {
-        kind: {"schema": {"type": "string", "format": "binary"}} for kind in verb.drawn
+        kind: {"schema": {"type": "string", "format": "binary"}} for kind in operation.image_types
     }
-    if verb.answer is not None:
-        shape = _ref(verb.answer)
+    if operation.answer is not None:
+        shape = _ref(operation.answer)
         content["application/json"] = {
-            "schema": {"anyOf": [shape, _ref(schemas.SeveralAnswers)]} if verb.many else shape
+            "schema": {"anyOf": [shape, _ref(schemas.SeveralAnswers)]} if operation.several else shape
         }
     answered: dict[str, Any] = {"description": "The answer.", "content": content}
-    if verb.headers:
-        answered["headers"] = {name: {"schema": {"type": "string"}} for name in verb.headers}
+    if operation.headers:
+        answered["headers"] = {name: {"schema": {"type": "string"}} for name in operation.headers}
     return {
-        "operationId": verb.name,
-        "summary": verb.summary,
-        "requestBody": _body(_fields(verb.form, settings, card), settings.most_pictures if verb.many else 1),
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "requestBody": _body(
+            _fields(operation.form, settings, card), settings.most_pictures if operation.several else 1
+        ),
         "responses": {"200": answered, **_failures(tuple(_ERRORS))},
     }
 
@@ -100,13 +102,13 @@ def _fields(form: type[Form], settings: Settings, card: dict[str, Any]) -> dict[
 
 def _plain(field: dict[str, Any]) -> dict[str, Any]:
     """Without null, which a form cannot send: a field that is not given is left out."""
-    found = {name: value for name, value in field.items() if name not in {"title", "anyOf", "default"}}
+    document = {name: value for name, value in field.items() if name not in {"title", "anyOf", "default"}}
     for option in field.get("anyOf", ()):
         if option.get("type") != "null":
-            found |= option
+            document |= option
     if field.get("default") not in (None, ""):
-        found["default"] = field["default"]
-    return found
+        document["default"] = field["default"]
+    return document
 
 
 def _body(fields: dict[str, Any], most: int) -> dict[str, Any]:
@@ -169,14 +171,14 @@ def _jobs(settings: Settings, card: dict[str, Any]) -> dict[str, Any]:
     job = {"application/json": {"schema": _ref(schemas.JobAnswer)}}
     gone = ("404",)
     submitted: dict[str, Any] = {}
-    for verb in JOB_OPERATIONS.values():
-        fields = _fields(verb.form, settings, card)
+    for operation in JOB_OPERATIONS.values():
+        fields = _fields(operation.form, settings, card)
         fields.pop("picture", None)
-        submitted[f"/jobs/{verb.name}"] = {
+        submitted[f"/jobs/{operation.name}"] = {
             "post": {
-                "operationId": f"submit_{verb.name}",
-                "summary": f"In the background: {verb.summary}",
-                "requestBody": _body(fields, settings.max_job_pictures if verb.pictures else 0),
+                "operationId": f"submit_{operation.name}",
+                "summary": f"In the background: {operation.summary}",
+                "requestBody": _body(fields, settings.max_job_pictures if operation.takes_image else 0),
                 "responses": {
                     "202": {"description": "Accepted.", "content": job},
                     **_failures(tuple(_ERRORS)),

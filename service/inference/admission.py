@@ -39,11 +39,11 @@ class AdmissionControl:
     def __init__(self, settings: Settings, observe: Callable[[int], None] | None = None) -> None:
         self.threads = settings.request_threads
         self.room = settings.request_threads + settings.max_queue
-        self.max_held = settings.max_uploads_bytes
+        self.max_reserved = settings.max_uploads_bytes
         self._observe = observe or (lambda places: None)
         self.places = 0
         """Pictures at work or waiting."""
-        self.held = 0
+        self.reserved = 0
         """Bytes of the uploads behind them, and of those that are still coming in."""
         self._limiter: CapacityLimiter | None = None
         self._seconds = 0.1
@@ -55,11 +55,11 @@ class AdmissionControl:
         if self.places + pictures > self.room:
             raise self.busy(f"{self.places} pictures are being worked on or waiting already")
 
-    def hold(self) -> UploadReservation:
+    def reserve(self) -> UploadReservation:
         """Room in memory for an upload, taken as its bytes come in."""
         return UploadReservation(self)
 
-    async def serve(
+    async def run(
         self,
         request: Request,
         deadline: Deadline,
@@ -123,7 +123,7 @@ class AdmissionControl:
         """Give memory back that large pictures have left in pieces, once there is a quiet moment."""
         self._trimming = False
         if self.places == 0:
-            give_back_memory()
+            release_memory()
 
     def _timed(self, work: Callable[[], T], deadline: Deadline, begun: list[bool]) -> T:
         left = deadline.remaining
@@ -190,7 +190,7 @@ def _clear_frames(error: BaseException) -> None:
             behind += [each.__cause__, each.__context__]
 
 
-def give_back_memory() -> None:
+def release_memory() -> None:
     """Have the C library return what it keeps of freed memory, where it is glibc; takes milliseconds."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -200,21 +200,23 @@ def give_back_memory() -> None:
 class UploadReservation:
     """Memory kept for an upload while the block runs."""
 
-    def __init__(self, desk: AdmissionControl) -> None:
-        self._desk, self._size = desk, 0
+    def __init__(self, admission: AdmissionControl) -> None:
+        self._admission, self._size = admission, 0
 
     def add(self, size: int) -> None:
         """So many bytes more; a Refusal when there is no room for them."""
-        if self._desk.held + size > self._desk.max_held:
-            raise self._desk.busy(f"uploads of {self._desk.held:,} bytes are being worked on already")
-        self._desk.held += size
+        if self._admission.reserved + size > self._admission.max_reserved:
+            raise self._admission.busy(
+                f"uploads of {self._admission.reserved:,} bytes are being worked on already"
+            )
+        self._admission.reserved += size
         self._size += size
 
     def __enter__(self) -> UploadReservation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._desk.held -= self._size
+        self._admission.reserved -= self._size
 
 
 async def _cancel_on_hang_up(request: Request, deadline: Deadline) -> None:

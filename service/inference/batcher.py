@@ -73,13 +73,13 @@ class BatchingBackend:
                     item.result.cancel()
                     raise
 
-    def settled(self, block: str, x: Tensor, value: Tensor, logits: Tensor) -> Tensor | None:
+    def refine_low_margin(self, block: str, x: Tensor, value: Tensor, logits: Tensor) -> Tensor | None:
         """As the engine within."""
-        return self.inner.settled(block, x, value, logits)
+        return self.inner.refine_low_margin(block, x, value, logits)
 
-    def ran(self, block: str, x: Tensor) -> tuple[BackendName, BackendPrecision]:
+    def execution_info(self, block: str, x: Tensor) -> tuple[BackendName, BackendPrecision]:
         """As the engine within."""
-        return self.inner.ran(block, x)
+        return self.inner.execution_info(block, x)
 
     def close(self) -> None:
         """End the thread when it has done what is waiting; later calls run where they are made."""

@@ -6,35 +6,36 @@ from dataclasses import asdict
 from typing import Any
 
 from models.attribution.registry import METHODS
-from service.inference.predictor import Engine
+from service.inference.predictor import Predictor
 
 
-def describe_model(engine: Engine) -> dict[str, Any]:
-    """Classes, geometry, blocks, methods, metrics, limits and provenance, as JSON has them."""
-    known, model, settings = engine.bundle, engine.model, engine.settings
+def describe_model(predictor: Predictor) -> dict[str, Any]:
+    """Return classes, geometry, blocks, methods, metrics, limits and provenance, as JSON has them."""
+    bundle, model, settings = predictor.bundle, predictor.model, predictor.settings
+    disabled = predictor.explainer.disabled
     return {
-        **engine.origin().model_dump(),
+        **predictor.origin().model_dump(),
         "classes": model.classes,
         "scoring": asdict(model.scoring),
         "blocks": list(model.block_names),
         "cam_block": model.cam_block,
-        "default_method": engine.default_method,
-        "methods": [name for name in METHODS if name not in engine.barred],
-        "barred_methods": engine.barred,
+        "default_method": predictor.explainer.default_method,
+        "methods": [name for name in METHODS if name not in disabled],
+        "barred_methods": disabled,
         "method_notes": {
-            row.name: {
-                "title": row.title,
-                "good_for": row.good_for,
-                "misleads": row.misleads,
-                "reads_block": row.reads_block,
+            method.name: {
+                "title": method.title,
+                "good_for": method.good_for,
+                "misleads": method.misleads,
+                "reads_block": method.reads_block,
             }
-            for row in METHODS.values()
+            for method in METHODS.values()
         },
-        "sanity": known.sanity.to_dict() if known.sanity is not None else None,
+        "sanity": bundle.sanity.to_dict() if bundle.sanity is not None else None,
         "geometry": model.geometry.to_dict(),
-        "metrics": known.manifest["metrics"],
-        "dataset": known.manifest["dataset"],
-        "versions": known.manifest["versions"],
+        "metrics": bundle.manifest["metrics"],
+        "dataset": bundle.manifest["dataset"],
+        "versions": bundle.manifest["versions"],
         "limits": {
             "max_body_bytes": settings.max_body_bytes,
             "max_pixels": settings.max_pixels,

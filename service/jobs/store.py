@@ -1,7 +1,7 @@
-"""Jobs as folders: what was asked, the pictures, how far it is, what was found.
+"""Jobs as folders: what was asked, the images, how far it is, the answers.
 
-The folder is the truth, the queue only says whose turn it is: after a restart every job that has not ended is
-handed out again, and goes on with the first picture that has no answer. Everything is written aside and
+The folder is the only truth about a job: after a restart the oldest job that has not ended goes on with the
+first image that has no answer. Everything is written aside and
 renamed, but for the answers, of which a line that was cut off is dropped.
 """
 
@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from models.atomic_write import atomic_write
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 UNFINISHED_STATES: tuple[JobState, ...] = ("queued", "running")
@@ -65,12 +67,12 @@ class JobStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def create(self, verb: str, fields: dict[str, str], pictures: Sequence[bytes], owner: str | None) -> Job:
+    def create(self, verb: str, fields: dict[str, str], images: Sequence[bytes], owner: str | None) -> Job:
         """Keep a new job; it appears whole."""
-        job = Job(secrets.token_urlsafe(16), verb, fields, owner, len(pictures), time.time())
+        job = Job(secrets.token_urlsafe(16), verb, fields, owner, len(images), time.time())
         aside = self.folder / f".{job.id}"
         (aside / "pictures").mkdir(parents=True, mode=0o700)
-        for n, data in enumerate(pictures):
+        for n, data in enumerate(images):
             (aside / "pictures" / f"{n:05d}").write_bytes(data)
         _write(aside / "job.json", asdict(job))
         _write(aside / "status.json", asdict(JobStatus()))
@@ -110,14 +112,14 @@ class JobStore:
         except (ValueError, TypeError):
             return JobStatus(state="failed", error="What was known of this job is damaged.")
 
-    def say(self, job: Job, **changes: Any) -> JobStatus:
+    def update(self, job: Job, **changes: Any) -> JobStatus:
         """Change its status."""
         status = replace(self.status(job), **changes)
         if (self.folder / job.id).is_dir():
             _write(self.folder / job.id / "status.json", asdict(status))
         return status
 
-    def picture(self, job: Job, n: int) -> bytes:
+    def image(self, job: Job, n: int) -> bytes:
         """As it was uploaded."""
         return (self.folder / job.id / "pictures" / f"{n:05d}").read_bytes()
 
@@ -142,7 +144,7 @@ class JobStore:
             os.truncate(path, whole)
         return content.count(b"\n", 0, whole)
 
-    def add(self, job: Job, answer: bytes) -> None:
+    def add_answer(self, job: Job, answer: bytes) -> None:
         """One more answer, on disk when this returns."""
         with (self.folder / job.id / "answers.jsonl").open("ab") as lines:
             lines.write(answer + b"\n")
@@ -157,13 +159,13 @@ class JobStore:
         _write(path, {"n": n, "times": times})
         return times
 
-    def forgive(self, job: Job) -> None:
+    def clear_attempt(self, job: Job) -> None:
         """Forget that a picture was being begun: its process was ended by us, and not by the picture."""
         (self.folder / job.id / "attempt.json").unlink(missing_ok=True)
 
     def finish(self, job: Job, **changes: Any) -> None:
         """Say how it ended, and let go of its pictures."""
-        self.say(job, ended=time.time(), eta_seconds=None, **changes)
+        self.update(job, ended=time.time(), eta_seconds=None, **changes)
         shutil.rmtree(self.folder / job.id / "pictures", ignore_errors=True)
 
     def cancel(self, job: Job) -> None:
@@ -177,11 +179,11 @@ class JobStore:
         folder = self.folder / job.id
         return (folder / "cancel").exists() or not folder.is_dir()
 
-    def forget(self, job: Job) -> None:
+    def remove(self, job: Job) -> None:
         """Remove it with all that it has found."""
         shutil.rmtree(self.folder / job.id, ignore_errors=True)
 
-    def forget_old(self, seconds: float, *, most: int = 1000) -> int:
+    def remove_old(self, seconds: float, *, most: int = 1000) -> int:
         """Remove what ended longer ago than that, and all but the latest ``most``; how many."""
         ended = [(self.status(job).ended, job) for job in self.jobs()]
         kept = sorted((when, job.id, job) for when, job in ended if when is not None)
@@ -189,7 +191,7 @@ class JobStore:
         # In number, too: the oldest go first.
         old += [job for _, _, job in kept[len(old) :][: max(0, len(kept) - len(old) - most)]]
         for job in old:
-            self.forget(job)
+            self.remove(job)
         for aside in self.folder.glob(".*"):
             # Left by a kill in the middle of a submission.
             if _ID.fullmatch(aside.name[1:]) and aside.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
@@ -208,7 +210,7 @@ class JobStore:
             os.close(file)
 
     @contextmanager
-    def taken(self, job: Job) -> Iterator[bool]:
+    def try_lock(self, job: Job) -> Iterator[bool]:
         """Whether it is ours to work on: no two processes work on one job. A dead one's hold is gone."""
         try:
             file = os.open(self.folder / job.id / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -226,9 +228,4 @@ class JobStore:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    atomic_write(path, json.dumps(content).encode())

@@ -36,7 +36,7 @@ class JobSupervisor:
         self._settings, self._bundle = settings, bundle
         self._store = JobStore(settings.jobs)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="lucida-keeper", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name="lucida-job-supervisor", daemon=True)
         self._child: subprocess.Popen[bytes] | None = None
         self._served: Path | None = None
         self._ending = False
@@ -64,7 +64,7 @@ class JobSupervisor:
                     self._look()
                     if time.monotonic() - cleaned > _CLEAN_SECONDS:
                         cleaned = time.monotonic()
-                        self._store.forget_old(
+                        self._store.remove_old(
                             self._settings.job_hours * 3600, most=self._settings.max_kept_jobs
                         )
                 except Exception:
@@ -120,4 +120,4 @@ class JobSupervisor:
             self._child.kill()
             self._child.wait()
         for job in self._store.unfinished():
-            self._store.forgive(job)
+            self._store.clear_attempt(job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from http import HTTPStatus
 
@@ -11,8 +12,9 @@ from models.errors import Cancelled, DeadlineExceeded, LucidaError
 from service.errors import INTERNAL_MESSAGE, HTTPError, to_http_error
 from service.inference.model_manager import ModelManager
 from service.jobs.store import UNFINISHED_STATES, Job, JobStore
-from service.operations.job_operations import JOB_OPERATIONS, JobOperation
-from service.operations.multipart import validate_form
+from service.operations import multipart
+from service.operations.operation import Operation
+from service.operations.registry import JOB_OPERATIONS
 from service.schemas import Answer
 from service.settings import Settings
 
@@ -30,38 +32,33 @@ _DEADLY = HTTPError(
 class JobWorker:
     """Works on jobs, one at a time."""
 
-    def __init__(self, store: JobStore, champion: ModelManager, settings: Settings) -> None:
-        self.store, self.champion, self.settings = store, champion, settings
-        self.busy = False
+    def __init__(self, store: JobStore, models: ModelManager, settings: Settings) -> None:
+        self.store, self.models, self.settings = store, models, settings
 
-    def run(self, name: str) -> None:
-        """Work on the job of that id to its end, from where it was left; nothing where it has ended."""
-        job = self.store.get(name)
-        if job is None or self.store.status(job).state not in UNFINISHED_STATES:
-            return
-        with self.store.taken(job) as ours:
-            if ours:
-                self.busy = True
-                try:
-                    self._run(job)
-                except Exception:
-                    log.exception("job %s failed", job.id)
-                    self.store.finish(job, state="failed", error=INTERNAL_MESSAGE)
-                finally:
-                    self.busy = False
+    def run(self, job: Job) -> bool:
+        """Work on a job to its end, from where it was left; return whether there was anything to do."""
+        with self.store.try_lock(job) as locked:
+            if not locked or self.store.status(job).state not in UNFINISHED_STATES:
+                return False
+            try:
+                self._run(job)
+            except Exception:
+                log.exception("job %s failed", job.id)
+                self.store.finish(job, state="failed", error=INTERNAL_MESSAGE)
+            return True
 
     def _run(self, job: Job) -> None:
-        self.champion.look()
+        self.models.refresh()
         progress = _Progress(self.store, job, start=self.store.answered(job))
         limit = Deadline(self.settings.job_minutes * 60)
-        self.store.say(job, state="running", started=time.time())
+        self.store.update(job, state="running", started=time.time())
         try:
             for n in range(progress.done, progress.total):
                 if self.store.attempt(job, n) > _ATTEMPTS:
-                    self.store.add(job, _DEADLY.body.model_dump_json().encode())
+                    self.store.add_answer(job, _DEADLY.body.model_dump_json().encode())
                     progress.step()
                     continue
-                self.store.add(job, self._answer(job, n, progress, limit).model_dump_json().encode())
+                self.store.add_answer(job, self._answer(job, n, progress, limit).model_dump_json().encode())
                 progress.step()
         except Cancelled:
             self.store.finish(job, state="cancelled")
@@ -74,16 +71,17 @@ class JobWorker:
     def _answer(self, job: Job, n: int, progress: _Progress, limit: Deadline) -> Answer:
         """For one picture; its own failure is its answer, and stops no other."""
         limit.check()
-        verb: JobOperation = JOB_OPERATIONS[job.verb]
+        operation: Operation = JOB_OPERATIONS[job.verb]
         try:
-            form = validate_form(verb.form, job.fields)
-            asked = form.deadline_ms / 1000 if form.deadline_ms else float("inf")
-            seconds = min(limit.remaining or 0.0, asked)
+            form = multipart.validate_form(operation.form, job.fields).as_json()
+            seconds = min(limit.remaining or 0.0, form.deadline_ms / 1000 if form.deadline_ms else math.inf)
             budget = form.deadline_ms is not None
             with deadline_scope(Deadline(seconds, tick=progress.tick, budget=budget)):
                 check_deadline()
-                data = self.store.picture(job, n) if verb.pictures else b""
-                return verb.run(self.champion.doubts, data, form)
+                data = self.store.image(job, n) if operation.takes_image else b""
+                answer = operation.run(self.models.predictor, data, form)
+                assert isinstance(answer, Answer)
+                return answer
         except Cancelled:
             raise
         except DeadlineExceeded as error:
@@ -140,7 +138,7 @@ class _Progress:
         gone = time.monotonic() - self._begun
         ours = made + within
         eta = gone / ours * (self.total - self.done - within) if ours > 0 and gone > 1 else None
-        self._store.say(
+        self._store.update(
             self._job, done=self.done, progress=round(min(share, 1.0), 4),
             eta_seconds=None if eta is None else round(max(eta, 0.0), 1),
         )  # fmt: skip

@@ -50,13 +50,13 @@ class ConnectionBalance:
             )
             self._mean, self._at = 0.0, time.monotonic()
             self._sent, self._sent_at = 0.0, self._at
-            self.tell(0)
+            self.report(0)
         finally:
             # Closing is not enough: the mapping has its own hold on the file.
             fcntl.flock(file, fcntl.LOCK_UN)
             os.close(file)
 
-    def tell(self, pictures: int) -> None:
+    def report(self, pictures: int) -> None:
         """How many are at work or waiting from now on."""
         now = time.monotonic()
         _, _, before, _ = _ROW.unpack_from(self._memory, self._own)
@@ -64,7 +64,7 @@ class ConnectionBalance:
         self._at = now
         _ROW.pack_into(self._memory, self._own, os.getpid(), now, pictures, self._mean)
 
-    def sheds(self) -> bool:
+    def should_close(self) -> bool:
         """Whether the connection that is being answered had better go to another worker; then it counts as
         gone.
         """

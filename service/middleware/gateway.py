@@ -15,7 +15,6 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -23,8 +22,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import INTERNAL_MESSAGE, HTTPError
+from service.metrics import Metrics
 from service.middleware.auth import ApiKeys, read_key
+from service.middleware.connection_balance import ConnectionBalance
 from service.middleware.rate_limit import RateLimit
+from service.settings import Settings
 
 log = logging.getLogger("lucida.requests")
 
@@ -47,30 +49,25 @@ _HEADERS = {
 }
 
 
-class RequestCounter(Protocol):
-    """What is told about each request."""
+class GatewayState(Protocol):
+    """What the gateway reads of the application; attributes are None until it has started."""
 
-    def __call__(self, route: str, status: int, seconds: float, received: int) -> None:
-        """One answered request."""
+    settings: Settings
+    keys: ApiKeys
+    rate_limit: RateLimit | None
+    balance: ConnectionBalance | None
+    metrics: Metrics | None
+
+    def route_name(self, path: str) -> str | None:
+        """Return the name under which a path is counted; None for one that is not ours."""
         ...
 
 
 class Gateway:
-    """ASGI middleware; ``known`` says under which name a path is counted, None for one that is not ours."""
+    """ASGI middleware round an application."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        known: Callable[[str], str | None],
-        keys: ApiKeys,
-        allowance: Callable[[], RateLimit | None],
-        count: Callable[[], RequestCounter | None],
-        shed: Callable[[], bool],
-        log_requests: bool,
-    ) -> None:
-        self.app, self._known, self._keys = app, known, keys
-        self._allowance, self._count, self._shed, self._log = allowance, count, shed, log_requests
+    def __init__(self, app: ASGIApp, *, state: GatewayState) -> None:
+        self.app, self._state = app, state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let through what is known and allowed; answer the rest."""
@@ -80,9 +77,9 @@ class Gateway:
                 return
             await self.app(scope, receive, send)
             return
-        answer = _ResponseFilter(scope, receive, send, self._shed)
+        answer = _ResponseFilter(scope, receive, send, self._state.balance)
         owner: str | None = None
-        route = self._known(scope["path"])
+        route = self._state.route_name(scope["path"])
         try:
             owner = self._owner(scope)
             if route is None:
@@ -90,13 +87,13 @@ class Gateway:
             scope.setdefault("state", {})["owner"] = owner
             await self.app(scope, answer.receive, answer.send)
         except HTTPError as refusal:
-            await refusal.answer()(scope, receive, answer.send)
+            await refusal.response()(scope, receive, answer.send)
         except Exception:
             # Whatever went wrong is ours; the id leads from the answer to this line.
             log.exception("request %s failed", answer.id)
             if not answer.begun:
                 failed = HTTPError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", INTERNAL_MESSAGE)
-                await failed.answer()(scope, receive, answer.send)
+                await failed.response()(scope, receive, answer.send)
         finally:
             self._tell(scope, route, answer, owner)
 
@@ -107,17 +104,17 @@ class Gateway:
             raise HTTPError(
                 HTTPStatus.FORBIDDEN, "cross_site", "A page of another site may not ask in a reader's name."
             )
-        if not self._keys.names or scope["path"] in OPEN_ROUTES:
+        if not self._state.keys.names or scope["path"] in OPEN_ROUTES:
             return None
-        owner = self._keys.owner(read_key(headers))
+        owner = self._state.keys.owner(read_key(headers))
         if owner is None:
             raise HTTPError(
                 HTTPStatus.UNAUTHORIZED, "no_key",
                 "Send an API key, as 'Authorization: Bearer KEY' or as 'X-API-Key: KEY'.",
                 {"WWW-Authenticate": 'Basic realm="Camera Lucida: any name, the API key as password"'},
             )  # fmt: skip
-        allowance = self._allowance()
-        wait = allowance.wait(owner) if allowance is not None else 0.0
+        rate_limit = self._state.rate_limit
+        wait = rate_limit.wait(owner) if rate_limit is not None else 0.0
         if wait > 0:
             seconds = max(1, math.ceil(wait))
             raise HTTPError(
@@ -131,10 +128,9 @@ class Gateway:
         seconds, status = time.perf_counter() - answer.start, answer.status
         length = Headers(scope=scope).get("content-length", "")
         received = int(length) if length.isascii() and length.isdigit() and len(length) < 13 else 0
-        count = self._count()
-        if count is not None:
-            count(route or "unknown", status, seconds, received)
-        if self._log and route not in _QUIET:
+        if self._state.metrics is not None:
+            self._state.metrics.count(route or "unknown", status, seconds, received)
+        if self._state.settings.log_requests and route not in _QUIET:
             line: dict[str, Any] = {
                 "time": round(time.time(), 3),
                 "id": answer.id,
@@ -155,12 +151,12 @@ class _ResponseFilter:
     BentoML's and Starlette's failures come as lists, tables or bare text, and are rewritten.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, shed: Callable[[], bool]) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, balance: ConnectionBalance | None) -> None:
         given = Headers(scope=scope).get("x-request-id", "")
         self.id = given if _ID.fullmatch(given) else secrets.token_hex(8)
         self.start = time.perf_counter()
         self.status, self.sent, self.begun = 0, 0, False
-        self._receive, self._send, self._shed = receive, send, shed
+        self._receive, self._send, self._balance = receive, send, balance
         self._read = scope["method"] in {"GET", "HEAD"}
         """Whether the body has come to its end."""
         self._posted = scope["method"] == "POST"
@@ -185,7 +181,7 @@ class _ResponseFilter:
             if self.status >= HTTPStatus.BAD_REQUEST:
                 self._failure = message
                 return
-            if self._posted and self._shed():
+            if self._posted and self._balance is not None and self._balance.should_close():
                 headers["connection"] = "close"
             await self._send(message)
         elif message["type"] != "http.response.body":
@@ -256,8 +252,8 @@ def _normalize_error(status: int, body: bytes) -> bytes:
     known = HTTPStatus(status)
     message = known.description or known.phrase
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.SERVICE_UNAVAILABLE:
-        return bytes(HTTPError(known, "internal", INTERNAL_MESSAGE).answer().body)
-    return bytes(HTTPError(known, known.name.lower(), f"{message.rstrip('.')}.").answer().body)
+        return bytes(HTTPError(known, "internal", INTERNAL_MESSAGE).response().body)
+    return bytes(HTTPError(known, known.name.lower(), f"{message.rstrip('.')}.").response().body)
 
 
 async def _discard(message: Message) -> None:

@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
 
 from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
@@ -21,7 +20,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from service.errors import HTTPError
-from service.operations.forms import Form
+from service.operations.form import Form
 
 _MAX_FIELDS = 20
 _MAX_FIELD_BYTES = 10_000
@@ -32,7 +31,7 @@ _CHUNK_BYTES = 65_536
 class Upload:
     """What came in."""
 
-    pictures: tuple[bytes, ...] = field(repr=False)
+    images: tuple[bytes, ...] = field(repr=False)
     fields: dict[str, str]
 
 
@@ -92,7 +91,7 @@ async def read_body(
 
 
 async def parse_form(
-    headers: Headers, body: list[bytes], *, most_pictures: int, need_picture: bool = True
+    headers: Headers, body: list[bytes], *, most_images: int, need_image: bool = True
 ) -> Upload:
     """The pictures and text fields of a form, whose pieces are used up; a text where a picture should be is
     refused, whatever it says.
@@ -112,7 +111,7 @@ async def parse_form(
     parser = MultiPartParser(
         headers,
         chunks(),  # type: ignore[arg-type]
-        max_files=most_pictures + 1,
+        max_files=most_images + 1,
         max_fields=_MAX_FIELDS,
         max_part_size=_MAX_FIELD_BYTES,
     )
@@ -125,13 +124,13 @@ async def parse_form(
             HTTPStatus.BAD_REQUEST, "malformed_form", f"The form cannot be read{detail}."
         ) from error
     try:
-        pictures = await _pictures(form, most_pictures, need_picture)
-        return Upload(pictures, _fields(form))
+        images = await _read_images(form, most_images, need_image)
+        return Upload(images, _fields(form))
     finally:
         await form.close()
 
 
-async def _pictures(form: FormData, most: int, needed: bool) -> tuple[bytes, ...]:
+async def _read_images(form: FormData, most: int, needed: bool) -> tuple[bytes, ...]:
     found = form.getlist("image")
     if needed and not found:
         raise _unprocessable("missing_image", "The form has no field 'image' with the picture.")
@@ -160,7 +159,7 @@ def _fields(form: FormData) -> dict[str, str]:
     return fields
 
 
-def validate_form(kind: type[Form], fields: dict[str, str]) -> Any:
+def validate_form(kind: type[Form], fields: dict[str, str]) -> Form:
     """The text fields as a form of that kind; a name or list that is empty counts as not given.
 
     Raises a Refusal that names each field that is unknown or of the wrong type.

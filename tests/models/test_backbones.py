@@ -23,7 +23,7 @@ def pair(request, network_of):
 
 def pictures(model: TransferModel, count: int, seed: int) -> torch.Tensor:
     """Random ones, smaller where the network takes any size: there are many rows."""
-    side = 224 if model.row.name == "vit_b_16" else 160
+    side = 224 if model.backbone.name == "vit_b_16" else 160
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
@@ -56,7 +56,7 @@ def test_no_later_block_overwrites_an_earlier_ones_value(pair):
 @torch.no_grad()
 def test_reading_a_value_as_a_map_and_back_changes_nothing(pair):
     _, model = pair
-    layout = model.row.layout
+    layout = model.backbone.layout
     for _, value in list(model.walk(pictures(model, 1, 3)))[:-1]:
         grid = layout.to_map(value)
         assert grid.ndim == 4
@@ -66,14 +66,14 @@ def test_reading_a_value_as_a_map_and_back_changes_nothing(pair):
 @torch.no_grad()
 def test_a_new_classifier_answers_for_its_classes(pair):
     _, model = pair
-    small = TransferModel.create(model.row.name, ["a", "b", "c"], pretraining="none")
+    small = TransferModel.create(model.backbone.name, ["a", "b", "c"], pretraining="none")
     assert small(pictures(model, 1, 4)).shape == (1, 3)
 
 
 @torch.no_grad()
 def test_the_cam_and_top_blocks_are_maps_of_the_model(pair):
     _, model = pair
-    assert model.row.top_block in model.block_names
+    assert model.backbone.top_block in model.block_names
     side = model.geometry.crop_height
     activation = model.as_map(model.cam_block, model.until(model.cam_block, torch.randn(1, 3, side, side)))
     assert activation.ndim == 4

@@ -36,7 +36,7 @@ def bfloat16(imagenet, random_batch):
 def test_openvino_gives_torchs_logits_and_maps(imagenet, openvino, random_batch):
     for n in (1, 3):
         x = random_batch(n, 7)
-        ours, fast = run_forward(imagenet, x), run_forward(imagenet, x, engine=openvino)
+        ours, fast = run_forward(imagenet, x), run_forward(imagenet, x, backend=openvino)
         torch.testing.assert_close(fast.logits, ours.logits, atol=1e-4, rtol=1e-4)
         targets = ours.logits.argmax(1).tolist()
         for one, other in zip(attribute_each(ours, targets), attribute_each(fast, targets), strict=True):
@@ -54,7 +54,7 @@ def test_bfloat16_agrees_on_real_photographs(imagenet, bfloat16, photos):
         x = torch.stack(
             [imagenet.geometry.prepare(read_image(path))[0] for path in paths[start : start + 16]]
         )
-        one, other = run_forward(imagenet, x, engine=exact), run_forward(imagenet, x, engine=bfloat16)
+        one, other = run_forward(imagenet, x, backend=exact), run_forward(imagenet, x, backend=bfloat16)
         targets = one.logits.argmax(1)
         agree += (targets == other.logits.argmax(1)).tolist()
         pairs = zip(
@@ -68,10 +68,10 @@ def test_bfloat16_agrees_on_real_photographs(imagenet, bfloat16, photos):
 
 def test_another_block_or_size_is_run_by_torch(imagenet, openvino, random_batch):
     x = random_batch(1, 8)
-    found = run_forward(imagenet, x, block="stage5.2", engine=openvino)
+    found = run_forward(imagenet, x, block="stage5.2", backend=openvino)
     assert torch.equal(found.map, run_forward(openvino.model, x, block="stage5.2").map)
     wide = torch.randn(1, 3, 224, 320)
-    assert run_forward(imagenet, wide, engine=openvino).map.shape == (1, 1280, 7, 10)
+    assert run_forward(imagenet, wide, backend=openvino).map.shape == (1, 1280, 7, 10)
 
 
 def test_threads_share_one_compiled_network(imagenet, openvino, random_batch):
@@ -108,8 +108,8 @@ def test_the_choices_are_named(random_batch):
 def test_the_twin_leaves_the_model_as_it_was(random_batch):
     model = TransferModel.create("resnet18", ["a", "b"], pretraining="none")
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    engine = create_backend("eager", model, probe=random_batch(1, 0))
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in engine.model.modules())
+    backend = create_backend("eager", model, probe=random_batch(1, 0))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in backend.model.modules())
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -122,11 +122,11 @@ def test_the_answer_says_what_ran(bundle_folder):
     from service.settings import Settings
 
     data = (bundle_folder / PROBE_FILE).read_bytes()
-    answers = {name: Engine(bundle_folder, Settings(engine=name)).explain(data) for name in BACKENDS}
-    assert {name: answer.provenance.engine for name, answer in answers.items()} == {
+    answers = {name: Engine(bundle_folder, Settings(backend=name)).explain(data) for name in BACKENDS}
+    assert {name: answer.provenance.backend for name, answer in answers.items()} == {
         "eager": "eager",
         "openvino": "openvino",
     }
     np.testing.assert_allclose(
-        answers["eager"].evidence[0].grid.values, answers["openvino"].evidence[0].grid.values, atol=1e-4
+        answers["eager"].forward[0].grid.values, answers["openvino"].forward[0].grid.values, atol=1e-4
     )

@@ -58,9 +58,9 @@ def test_a_binary_models_two_maps_mirror_each_other(imagenet):
     model = TransferModel.create("efficientnet_lite0", ["not x", "x"], task="binary")
     torch.manual_seed(0)
     x = torch.randn(1, 3, 224, 224)
-    evidence = run_forward(model, x)
-    assert evidence.logits.shape == (1, 2)
-    negative, positive = attribute(evidence, [[0, 1]])[0]
+    forward = run_forward(model, x)
+    assert forward.logits.shape == (1, 2)
+    negative, positive = attribute(forward, [[0, 1]])[0]
     assert abs(positive.values).max() > 0
     assert torch.equal(torch.from_numpy(negative.values), torch.from_numpy(-positive.values))
 

@@ -19,7 +19,7 @@ def train_a_little(model: TransferModel, steps: int = 3) -> None:
     )
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
-        side = 224 if model.row.name == "vit_b_16" else 96
+        side = 224 if model.backbone.name == "vit_b_16" else 96
         x = torch.randn(4, 3, side, side, generator=generator) * 3 + 1
         loss = torch.nn.functional.cross_entropy(model(x), torch.tensor([0, 1, 2, 0]))
         optimiser.zero_grad()
@@ -32,7 +32,7 @@ def train_a_little(model: TransferModel, steps: int = 3) -> None:
 def test_the_frozen_prefix_does_not_change_by_one_bit(name, where):
     torch.manual_seed(0)
     model = TransferModel.create(name, ["a", "b", "c"], pretraining="none")
-    boundary = HEAD if where == "head" else model.row.top_block
+    boundary = HEAD if where == "head" else model.backbone.top_block
     model.freeze_below(boundary, batch_norm_frozen=False)
     before = bytes_of(model)
     train_a_little(model)

@@ -62,11 +62,11 @@ def test_every_picture_becomes_a_row_and_bad_ones_say_why(folder, loaded, tmp_pa
     good = rows["argus/argus_000.jpg"]
     image = read_image(folder / "argus/argus_000.jpg")
     x, frame = loaded.model.geometry.prepare(image)
-    evidence = run_forward(loaded.model, x[None])
-    label = int(evidence.logits[0].argmax())
+    forward = run_forward(loaded.model, x[None])
+    label = int(forward.logits[0].argmax())
     assert good["prediction"] == loaded.model.classes[label]
     assert sum(score for _, score in good["scores"]) == pytest.approx(1)
-    alone = attribute_each(evidence, [label])[0]
+    alone = attribute_each(forward, [label])[0]
     np.testing.assert_allclose(np.reshape(good["grid"], (7, 7)), alone.values, atol=1e-5)
     assert good["seen_box"] == pytest.approx(frame.seen_box)
     assert good["digest"] == image.sha256

@@ -264,8 +264,8 @@ def test_a_job_refuses_what_the_service_refuses(animals, photos, tmp_path):
         plan_job(source, loaded, How(against="wasp"))
     with pytest.raises(ExplanationError, match="two classes"):
         plan_job(source, loaded, How(target="emu", against="emu"))
-    barred = RandomizationCheck({"rise": MethodCheck({"stem": 0.9}, True, "Its maps hardly change.")}, 3, 0)
-    save_bundle(loaded.model, tmp_path / "barred", name="barred", sanity=barred)
+    disabled = RandomizationCheck({"rise": MethodCheck({"stem": 0.9}, True, "Its maps hardly change.")}, 3, 0)
+    save_bundle(loaded.model, tmp_path / "barred", name="barred", sanity=disabled)
     with pytest.raises(ExplanationError, match="rise is barred"):
         plan_job(source, load_bundle(tmp_path / "barred"), How(method="rise"))
     image = read_image(sorted(source.glob("*.jpg"))[0])
@@ -275,10 +275,10 @@ def test_a_job_refuses_what_the_service_refuses(animals, photos, tmp_path):
 
 def test_where_grad_cam_is_barred_no_page_and_no_sheet_shows_it(animals, photos, tmp_path):
     loaded = load_bundle(animals[2])
-    barred = RandomizationCheck(
+    disabled = RandomizationCheck(
         {"grad_cam": MethodCheck({"stem": 0.9}, True, "Its maps hardly change.")}, 3, 0
     )
-    save_bundle(loaded.model, tmp_path / "barred", name="barred", sanity=barred)
+    save_bundle(loaded.model, tmp_path / "barred", name="barred", sanity=disabled)
     other = load_bundle(tmp_path / "barred")
     source = photos / "caltech_animals/val/flamingo"
     path = sorted(source.glob("*.jpg"))[0]

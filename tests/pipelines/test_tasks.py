@@ -68,16 +68,16 @@ def test_any_number_of_labels(in_tmp, butterflies):
     val = done.evaluations["val"]
     assert val.metrics["accuracy"] > 0.7
     assert 0 < val.metrics["mean_average_precision"] <= 1
-    engine = served("marks", in_tmp / "b")
+    backend = served("marks", in_tmp / "b")
     both = next(item for item in val.judged if len(item.sample.labels) == 2 and item.right)
-    answer = engine.explain(both.sample.path.read_bytes(), Request(top_k=2))
+    answer = backend.explain(both.sample.path.read_bytes(), Request(top_k=2))
     assert answer.task == "multilabel"
     assert {score.label for score in answer.predictions if score.accepted} == set(both.truth.split(" + "))
     assert sum(score.score for score in answer.predictions) > 1
     assert {score.label: score.score for score in answer.predictions} == pytest.approx(
         {item.label: item.score for item in both.ranking}, abs=1e-4
     )
-    assert describe_model(engine)["scoring"]["task"] == "multilabel"
+    assert describe_model(backend)["scoring"]["task"] == "multilabel"
     loaded = load_bundle(in_tmp / "b")
     explained = run_local(plan_job(found.root / "val", loaded), loaded, in_tmp / "out")
     assert explained.errors == 0
@@ -93,13 +93,13 @@ def test_a_yes_or_no_question(in_tmp, butterflies):
     val = done.evaluations["val"]
     assert val.metrics["auroc"] > 0.8
     assert {"precision", "recall", "specificity", "average_precision"} <= val.metrics.keys()
-    engine = served("eyes", in_tmp / "b")
-    assert engine.model.classifier[-1].out_features == 1, "one logit"
+    backend = served("eyes", in_tmp / "b")
+    assert backend.model.classifier[-1].out_features == 1, "one logit"
     sample = val.judged[0].sample
-    answer = engine.explain(sample.path.read_bytes(), Request(top_k=2))
+    answer = backend.explain(sample.path.read_bytes(), Request(top_k=2))
     assert answer.task == "binary"
     assert sum(score.score for score in answer.predictions) == pytest.approx(1)
-    first, second = answer.evidence
+    first, second = answer.forward
     assert first.grid.values == [[-value for value in row] for row in second.grid.values]
 
 

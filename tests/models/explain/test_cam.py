@@ -31,7 +31,7 @@ def model(request, model_of):
 
 @pytest.fixture
 def convolutional(model):
-    if model.row.layout is not MAPS:
+    if model.backbone.layout is not MAPS:
         pytest.skip("a transformer: Captum alone gives it no map; held by tests of its own")
     return model
 
@@ -61,9 +61,9 @@ def test_the_default_engine_is_equal_too(convolutional, random_batch):
     ones amplify rounding from block to block, in a hundred layers to a few 1e-4.
     """
     model, x = convolutional, random_batch()
-    engine = create_backend("eager", model, probe=x)
-    ours = attribute_each(run_forward(engine.model, x, engine=engine), [3])[0]
-    trained = model.row.name == "efficientnet_lite0"
+    backend = create_backend("eager", model, probe=x)
+    ours = attribute_each(run_forward(backend.model, x, backend=backend), [3])[0]
+    trained = model.backbone.name == "efficientnet_lite0"
     close(ours.values, whole_model_map(model, x, model.cam_block, 3), 1e-5 if trained else 1e-3)
 
 
@@ -166,37 +166,37 @@ def test_grad_cam_plus_plus_by_higher_derivatives_of_the_exponential():
 
 
 def test_equal_to_the_formula_by_plain_autograd(imagenet, random_batch):
-    evidence = run_forward(imagenet, random_batch(seed=4))
-    activation = evidence.map.detach().clone().requires_grad_()
+    forward = run_forward(imagenet, random_batch(seed=4))
+    activation = forward.map.detach().clone().requires_grad_()
     imagenet.after(imagenet.cam_block, activation)[0, 207].backward()
     alpha = activation.grad.mean(dim=(2, 3), keepdim=True)
     expected = (alpha * activation.detach()).sum(1)[0].numpy()
-    np.testing.assert_allclose(attribute_each(evidence, [207])[0].values, expected, atol=1e-6)
+    np.testing.assert_allclose(attribute_each(forward, [207])[0].values, expected, atol=1e-6)
 
 
 def test_on_a_pooled_last_block_all_is_class_activation_mapping(resnet18, random_batch):
     """Zhou et al. 2016: with average pooling and one linear layer the map is the weighted sum over h * w."""
-    evidence = run_forward(resnet18, random_batch(seed=5))
+    forward = run_forward(resnet18, random_batch(seed=5))
     weights = resnet18.classifier.weight[123]
-    expected = torch.einsum("c,chw->hw", weights, evidence.map[0].detach()) / 49
+    expected = torch.einsum("c,chw->hw", weights, forward.map[0].detach()) / 49
     for method in ("grad_cam", "hires_cam"):
         np.testing.assert_allclose(
-            attribute_each(evidence, [123], method=method)[0].values, expected.numpy(), atol=1e-6
+            attribute_each(forward, [123], method=method)[0].values, expected.numpy(), atol=1e-6
         )
 
 
 def test_a_contrast_is_the_difference_of_the_two_maps(imagenet, random_batch):
-    evidence = run_forward(imagenet, random_batch(seed=5))
+    forward = run_forward(imagenet, random_batch(seed=5))
     why_b_not_a = make_target(imagenet.classes, 9, 5)
-    one, other, contrast = attribute(evidence, [[9, 5, why_b_not_a]])[0]
+    one, other, contrast = attribute(forward, [[9, 5, why_b_not_a]])[0]
     np.testing.assert_allclose(contrast.values, one.values - other.values, atol=1e-6)
     assert contrast.target.name == f"{imagenet.classes[9]}, not {imagenet.classes[5]}"
 
 
 def test_many_targets_and_batches_equal_one_at_a_time(imagenet, random_batch):
     x = random_batch(3, seed=6)
-    evidence = run_forward(imagenet, x)
-    together = attribute(evidence, [[5, 9, 800]] * 3)
+    forward = run_forward(imagenet, x)
+    together = attribute(forward, [[5, 9, 800]] * 3)
     for n in range(3):
         for place, index in enumerate((5, 9, 800)):
             alone = attribute_each(run_forward(imagenet, x[n : n + 1]), [index])[0]
@@ -260,11 +260,11 @@ def test_bad_requests_name_the_value_and_the_choices(imagenet, resnet18, random_
         run_forward(
             TransferModel.create("inception_v3", ["a", "b"], pretraining="none"), torch.zeros(1, 3, 8, 8)
         )
-    evidence = run_forward(imagenet, random_batch())
+    forward = run_forward(imagenet, random_batch())
     with pytest.raises(UnknownChoice, match="100000"):
-        attribute_each(evidence, [100_000])
+        attribute_each(forward, [100_000])
     with pytest.raises(UnknownChoice, match="grad_cam, hires_cam"):
-        attribute_each(evidence, [1], method="lime")
+        attribute_each(forward, [1], method="lime")
     with pytest.raises(ExplanationError, match="needs two classes"):
         make_target(imagenet.classes, 4, 4)
     mobile = run_forward(

@@ -221,10 +221,10 @@ def test_a_block_without_parts_names_those_that_have_them(imagenet, random_batch
 
 
 def test_the_steps_of_a_trace_lead_to_the_map(imagenet, random_batch):
-    evidence = run_forward(imagenet, random_batch(2, seed=4))
+    forward = run_forward(imagenet, random_batch(2, seed=4))
     goal = make_target(imagenet.classes, 9)
-    found = trace_grad_cam(evidence, 1, goal, channels=3)
-    activation = evidence.map.detach()[1].numpy()
+    found = trace_grad_cam(forward, 1, goal, channels=3)
+    activation = forward.map.detach()[1].numpy()
     assert found.channels == 1280
     np.testing.assert_allclose(
         np.einsum("c,chw->hw", found.weights, activation), found.attribution.values, atol=1e-5
@@ -238,7 +238,7 @@ def test_the_steps_of_a_trace_lead_to_the_map(imagenet, random_batch):
     shares = [each.share for each in found.speaking_for]
     assert shares == sorted(shares, reverse=True)
     assert all(each.share < 0 for each in found.speaking_against)
-    assert found.logit == pytest.approx(float(evidence.logits[1, 9]))
+    assert found.logit == pytest.approx(float(forward.logits[1, 9]))
 
 
 # ---------------------------------------------------------------- pictures of it all
@@ -248,16 +248,16 @@ def test_sheets_are_drawn_for_any_picture(imagenet, photos):
     for size in ((300, 200), (31, 400)):
         image = image_from_array(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8))
         x, frame = imagenet.geometry.prepare(image)
-        evidence = run_forward(imagenet, x[None])
-        goal = make_target(imagenet.classes, int(evidence.logits.argmax()))
-        found = attribute_each(evidence, [goal])[0]
-        parts = decompose(imagenet, x, goal, "stage6.3", engine=EagerBackend(imagenet))
+        forward = run_forward(imagenet, x[None])
+        goal = make_target(imagenet.classes, int(forward.logits.argmax()))
+        found = attribute_each(forward, [goal])[0]
+        parts = decompose(imagenet, x, goal, "stage6.3", backend=EagerBackend(imagenet))
         maps = [
             make_attribution(goal, part.values, method="grad_cam", block=parts.block) for part in parts.parts
         ]
         seen = summarize_network(imagenet).block("stage4.2").field
         for sheet in (
-            draw_trace_figure(image, frame, trace_grad_cam(evidence, 0, goal)),
+            draw_trace_figure(image, frame, trace_grad_cam(forward, 0, goal)),
             draw_sweep_figure(image, frame, [SweepStage(found, None)]),
             draw_methods_figure(image, frame, [found], titles=["Grad-CAM"]),
             draw_decomposition_figure(image, frame, parts, maps),

@@ -20,7 +20,7 @@ QUICK = Effort(steps=2, window=112, stride=112, masks=2)
 
 
 @pytest.fixture(scope="module")
-def engine(imagenet, random_batch):
+def backend(imagenet, random_batch):
     return create_backend("eager", imagenet, probe=random_batch())
 
 
@@ -41,28 +41,28 @@ def graphs():
     return [each for each in gc.get_objects() if isinstance(each, torch.Tensor) and each.grad_fn is not None]
 
 
-def test_a_thousand_explanations_leave_nothing_behind(engine, random_batch):
-    model, before = engine.model, state_of(engine.model)
+def test_a_thousand_explanations_leave_nothing_behind(backend, random_batch):
+    model, before = backend.model, state_of(backend.model)
     xs = [random_batch(seed=seed, side=96) for seed in range(4)]
     blocks = ("top", "stage5.2", "stage3.1")
     process = psutil.Process()
     resident = []
     for number in range(1000):
         method = list(METHODS)[number % 4] if number % 20 else list(METHODS)[4 + number // 20 % 4]
-        evidence = run_forward(model, xs[number % 4], block=blocks[number % 3], engine=engine)
-        attribute(evidence, [[number % 1000, 7]], method=method, effort=QUICK)
+        forward = run_forward(model, xs[number % 4], block=blocks[number % 3], backend=backend)
+        attribute(forward, [[number % 1000, 7]], method=method, effort=QUICK)
         if number % 100 == 99:
             with pytest.raises(UnknownChoice):
-                attribute_each(evidence, [100_000])
+                attribute_each(forward, [100_000])
             resident.append(process.memory_info().rss / 2**20)
-    del evidence
+    del forward
     assert not graphs()
     assert state_of(model) == before
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
     assert resident[-1] - resident[1] < 60, f"resident memory in MB: {resident}"
 
 
-def test_eight_threads_give_no_error_and_no_map_that_differs(engine, random_batch):
+def test_eight_threads_give_no_error_and_no_map_that_differs(backend, random_batch):
     xs = [random_batch(seed=seed, side=96) for seed in range(6)]
     methods = ("grad_cam", "hires_cam", "layer_cam", "grad_cam_plus_plus", "guided_grad_cam")
     jobs = [
@@ -75,7 +75,7 @@ def test_eight_threads_give_no_error_and_no_map_that_differs(engine, random_batc
     def values(job) -> np.ndarray:
         seed, index, block, method = job
         return attribute_each(
-            run_forward(engine.model, xs[seed], block=block, engine=engine), [index], method=method
+            run_forward(backend.model, xs[seed], block=block, backend=backend), [index], method=method
         )[0].values
 
     alone = {job: values(job) for job in set(jobs)}

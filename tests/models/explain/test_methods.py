@@ -109,11 +109,11 @@ def test_the_guided_rule_stays_in_its_thread(resnet18, random_batch):
 def test_integrated_gradients_add_up_to_the_rise_of_the_logit(imagenet, photos):
     path = sorted((photos / "hymenoptera/val/bees").glob("*.jpg"))[0]
     x = imagenet.geometry.prepare(read_image(path))[0][None]
-    evidence = run_forward(imagenet, x)
-    top = int(evidence.logits.argmax())
-    found = attribute_each(evidence, [top], method="integrated_gradients", effort=Effort(steps=96))[0]
+    forward = run_forward(imagenet, x)
+    top = int(forward.logits.argmax())
+    found = attribute_each(forward, [top], method="integrated_gradients", effort=Effort(steps=96))[0]
     with torch.no_grad():
-        rise = float(evidence.logits[0, top] - imagenet(torch.zeros_like(x))[0, top])
+        rise = float(forward.logits[0, top] - imagenet(torch.zeros_like(x))[0, top])
     assert found.values.shape == (28, 28)
     assert float(found.values.sum()) == pytest.approx(rise, abs=0.05 * abs(rise))
     assert (found.block, found.settings["steps"]) == ("input", 96)
@@ -197,8 +197,8 @@ def test_cells_keep_sums_and_means(shape, side):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_deterministic_and_says_what_it_did(method, imagenet, random_batch):
     quick = Effort(steps=4, window=112, stride=56, masks=8)
-    evidence = run_forward(imagenet, random_batch(2, seed=3))
-    one, two = (attribute(evidence, [[5, 9], [5, 9]], method=method, effort=quick) for _ in range(2))
+    forward = run_forward(imagenet, random_batch(2, seed=3))
+    one, two = (attribute(forward, [[5, 9], [5, 9]], method=method, effort=quick) for _ in range(2))
     for first, second in zip(chain(*one), chain(*two), strict=True):
         np.testing.assert_array_equal(first.values, second.values)
         assert (first.method, first.target) == (method, second.target)
@@ -229,12 +229,12 @@ def test_flips_average_the_map_with_the_mirror_images_map_turned_back(watcher):
 
 def test_noise_is_seeded_and_a_steady_map_survives_it(imagenet, photos):
     path = sorted((photos / "caltech_animals/val/flamingo").glob("*.jpg"))[1]
-    evidence = run_forward(imagenet, imagenet.geometry.prepare(read_image(path))[0][None])
-    top = int(evidence.logits.argmax())
+    forward = run_forward(imagenet, imagenet.geometry.prepare(read_image(path))[0][None])
+    top = int(forward.logits.argmax())
     how = Smoothing(noise=0.05, samples=4, seed=2)
-    one, two = (attribute_smoothed(evidence, [[top]], how)[0][0] for _ in range(2))
+    one, two = (attribute_smoothed(forward, [[top]], how)[0][0] for _ in range(2))
     np.testing.assert_array_equal(one.values, two.values)
-    plain = attribute_each(evidence, [top])[0]
+    plain = attribute_each(forward, [top])[0]
     assert not np.array_equal(one.values, plain.values)
     assert np.corrcoef(one.values.ravel(), plain.values.ravel())[0, 1] > 0.8
     for wrong in ({"noise": -0.1}, {"noise": 3.0}, {"samples": 0}):
@@ -263,31 +263,31 @@ def test_an_attribution_is_a_value(imagenet, random_batch):
 
 def test_scores_can_be_derived_also_where_autograd_is_off(imagenet, random_batch):
     with torch.no_grad():
-        evidence = run_forward(imagenet, random_batch(side=96))
+        forward = run_forward(imagenet, random_batch(side=96))
         for method in ("grad_cam", "hires_cam", "layer_cam", "grad_cam_plus_plus", "guided_grad_cam"):
-            assert attribute_each(evidence, [5], method=method)[0].values.any(), method
+            assert attribute_each(forward, [5], method=method)[0].values.any(), method
 
 
 def test_a_map_says_what_really_computed_it(imagenet, random_batch):
     pytest.importorskip("openvino", reason="the extra 'fast' is not installed")
     x = random_batch()
-    engine = create_backend("openvino", imagenet, probe=x)
+    backend = create_backend("openvino", imagenet, probe=x)
     quick = Effort(steps=2, window=112, stride=112, masks=4)
     ran = {}
     for method in ("grad_cam", "rise", "integrated_gradients"):
-        (found,) = attribute_each(run_forward(imagenet, x, engine=engine), [5], method=method, effort=quick)
+        (found,) = attribute_each(run_forward(imagenet, x, backend=backend), [5], method=method, effort=quick)
         ran[method] = found.settings["engine"]
-    (deep,) = attribute_each(run_forward(imagenet, x, block="stage5.2", engine=engine), [5])
+    (deep,) = attribute_each(run_forward(imagenet, x, block="stage5.2", backend=backend), [5])
     assert ran == {"grad_cam": "openvino", "rise": "openvino", "integrated_gradients": "eager"}
     assert deep.settings["engine"] == "eager"
 
 
 def test_the_scale_is_the_predicted_classs_where_that_is_cheap(imagenet, photos):
     path = sorted((photos / "hymenoptera/val/bees").glob("*.jpg"))[0]
-    evidence = run_forward(imagenet, imagenet.geometry.prepare(read_image(path))[0][None])
-    top, loser = evidence.logits[0].topk(40).indices[[0, 39]].tolist()
-    ((maps, scale),) = attribute_scaled(evidence, [[make_target(imagenet.classes, loser)]])
-    (own,) = attribute_each(evidence, [top])
+    forward = run_forward(imagenet, imagenet.geometry.prepare(read_image(path))[0][None])
+    top, loser = forward.logits[0].topk(40).indices[[0, 39]].tolist()
+    ((maps, scale),) = attribute_scaled(forward, [[make_target(imagenet.classes, loser)]])
+    (own,) = attribute_each(forward, [top])
     assert [each.index for each in maps] == [loser]
     assert scale == pytest.approx(max(own.maximum, maps[0].maximum))
     assert default_method({"grad_cam": "no"}) == "hires_cam"

@@ -51,33 +51,33 @@ def picture_with_spot(box, side=32):
 def spot(watcher):
     """(engine, tensor, true map) of a model that watches one corner, which is bright."""
     box = (4, 20, 12, 28)
-    engine = EagerBackend(watcher(box))
-    x, _ = engine.model.geometry.prepare(picture_with_spot(box))
-    return engine, x, attribute_each(run_forward(engine.model, x[None]), [1])[0]
+    backend = EagerBackend(watcher(box))
+    x, _ = backend.model.geometry.prepare(picture_with_spot(box))
+    return backend, x, attribute_each(run_forward(backend.model, x[None]), [1])[0]
 
 
 # ---------------------------------------------------------------- faithfulness
 
 
 def test_a_true_map_beats_random_ones_and_a_false_one_does_not(spot):
-    engine, x, true = spot
-    found = measure_faithfulness(engine, x, true, cover="mean")
+    backend, x, true = spot
+    found = measure_faithfulness(backend, x, true, cover="mean")
     assert found.percentile == 100.0
     assert found.score > found.centre
     assert found.verdict.startswith("The model reacts to what the map marks, more than to 100 %")
     false = replace(true, values=np.ascontiguousarray(true.values[::-1, ::-1]))
-    wrong = measure_faithfulness(engine, x, false, cover="mean")
+    wrong = measure_faithfulness(backend, x, false, cover="mean")
     assert wrong.percentile < 75
     assert "as to random places" in wrong.verdict
     assert "middle of the picture does as well" in wrong.verdict
 
 
 def test_the_curves_begin_and_end_with_the_picture_and_its_cover(spot):
-    engine, x, true = spot
-    found = measure_faithfulness(engine, x, true, steps=4, random_maps=2)
+    backend, x, true = spot
+    found = measure_faithfulness(backend, x, true, steps=4, random_maps=2)
     with torch.no_grad():
-        whole = float(engine.model.scoring.scores(engine.model(x[None]))[0, 1])
-        covered = float(engine.model.scoring.scores(engine.model(covered_input(x[None], "blur")))[0, 1])
+        whole = float(backend.model.scoring.scores(backend.model(x[None]))[0, 1])
+        covered = float(backend.model.scoring.scores(backend.model(covered_input(x[None], "blur")))[0, 1])
     assert found.deletion.shares == pytest.approx((0, 0.25, 0.5, 0.75, 1))
     assert found.deletion.scores[0] == pytest.approx(whole)
     assert found.insertion.scores[-1] == pytest.approx(whole)
@@ -90,15 +90,15 @@ def test_the_curves_begin_and_end_with_the_picture_and_its_cover(spot):
 
 
 def test_deletion_covers_the_strongest_first_by_hand(spot):
-    engine, x, true = spot
-    found = measure_faithfulness(engine, x, true, steps=8, random_maps=1, cover="mean")
+    backend, x, true = spot
+    found = measure_faithfulness(backend, x, true, steps=8, random_maps=1, cover="mean")
     order = np.argsort(-true.values.ravel(), kind="stable")
     mean = covered_input(x[None], "mean")[0]
     covered = x.clone().flatten(1)
     first = order[: 32 * 32 // 8]
     covered[:, first] = mean.flatten(1)[:, first]
     with torch.no_grad():
-        score = engine.model.scoring.scores(engine.model(covered.view(1, 3, 32, 32)))[0, 1]
+        score = backend.model.scoring.scores(backend.model(covered.view(1, 3, 32, 32)))[0, 1]
     assert found.deletion.scores[1] == pytest.approx(float(score), abs=1e-6)
 
 
@@ -119,25 +119,25 @@ def test_random_maps_are_as_smooth_as_the_map_and_not_the_map():
 def test_random_maps_themselves_land_anywhere_among_random_maps(imagenet, photos):
     """A verdict that is fair: a map that knows nothing is at a middling percentile on average."""
     path = sorted((photos / "hymenoptera/val/bees").glob("*.jpg"))[0]
-    engine = create_backend("eager", imagenet, probe=torch.zeros(1, 3, 224, 224))
+    backend = create_backend("eager", imagenet, probe=torch.zeros(1, 3, 224, 224))
     x, _ = imagenet.geometry.prepare(read_image(path))
-    found = attribute_each(run_forward(engine.model, x[None]), [309])[0]
+    found = attribute_each(run_forward(backend.model, x[None]), [309])[0]
     percentiles = []
     for seed in range(6):
         (ignorant,) = random_surrogates(found.values, 1, seed=100 + seed)
-        judged = measure_faithfulness(engine, x, replace(found, values=ignorant), steps=4, random_maps=9)
+        judged = measure_faithfulness(backend, x, replace(found, values=ignorant), steps=4, random_maps=9)
         percentiles.append(judged.percentile)
     assert 15 < np.mean(percentiles) < 85, percentiles
 
 
 def test_an_empty_map_is_not_judged_and_counts_have_limits(spot):
-    engine, x, true = spot
+    backend, x, true = spot
     with pytest.raises(ExplanationError, match="no map to judge"):
-        measure_faithfulness(engine, x, made([[-1.0, -1.0], [-1.0, -2.0]]))
+        measure_faithfulness(backend, x, made([[-1.0, -1.0], [-1.0, -2.0]]))
     with pytest.raises(UnknownChoice, match="blur, mean"):
-        measure_faithfulness(engine, x, true, cover="black")
+        measure_faithfulness(backend, x, true, cover="black")
     with pytest.raises(ValueError, match="steps"):
-        measure_faithfulness(engine, x, true, steps=1)
+        measure_faithfulness(backend, x, true, steps=1)
 
 
 # ---------------------------------------------------------------- agreement
@@ -194,18 +194,18 @@ def test_grad_cam_depends_on_the_weights_and_an_edge_detector_does_not(imagenet,
     paths = sorted((photos / "caltech_animals/val/elephant").glob("*.jpg"))[:3]
     x = torch.stack([imagenet.geometry.prepare(read_image(path))[0] for path in paths])
 
-    def edges(evidence, rows, _):
-        return [evidence.x.diff(dim=2)[:, :, :, :-1].abs().sum(1) for _ in rows]
+    def edges(forward, rows, _):
+        return [forward.x.diff(dim=2)[:, :, :, :-1].abs().sum(1) for _ in rows]
 
     table = {**METHODS, "edges": Method("edges", "Edges", edges, "input", "-", "-")}
     monkeypatch.setattr("models.metrics.randomization.METHODS", table)
     found = check_randomization(imagenet, x, methods=["grad_cam", "edges"])
-    assert not found.methods["grad_cam"].barred
+    assert not found.methods["grad_cam"].disabled
     assert abs(found.methods["grad_cam"].similarity["stem"]) < 0.5
     assert next(iter(found.methods["grad_cam"].similarity)) == HEAD
-    assert found.barred().keys() == {"edges"}
-    assert "rank correlation 1.00" in found.barred()["edges"]
-    assert "shows the picture, not the model" in found.barred()["edges"]
+    assert found.disabled().keys() == {"edges"}
+    assert "rank correlation 1.00" in found.disabled()["edges"]
+    assert "shows the picture, not the model" in found.disabled()["edges"]
     assert RandomizationCheck.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
@@ -219,7 +219,7 @@ def test_what_is_blind_to_the_head_alone_is_told_and_not_barred(imagenet, photos
     assert list(guided.similarity) == [HEAD, "stem"]
     assert len(found.methods["layer_cam"].similarity) == 5
     blind = _verdict({HEAD: [0.97, 0.95], "stem": [0.1]})
-    assert not blind.barred
+    assert not blind.disabled
     assert "hardly when only the head's are (0.96): it says little about which class" in blind.reason
 
 
@@ -243,12 +243,12 @@ def test_methods_that_do_not_apply_are_left_out_and_damage_is_named(model_of, ra
 
 
 def test_a_map_that_follows_the_picture_is_steady(imagenet, photos):
-    engine = EagerBackend(imagenet)
+    backend = EagerBackend(imagenet)
     path = sorted((photos / "caltech_animals/val/flamingo").glob("*.jpg"))[1]
     image = read_image(path)
     x, _ = imagenet.geometry.prepare(image)
     top = int(run_forward(imagenet, x[None]).logits.argmax())
-    found = run_shift_test(engine, image, make_target(imagenet.classes, top), pixels=(2, 8))
+    found = run_shift_test(backend, image, make_target(imagenet.classes, top), pixels=(2, 8))
     assert len(found.moves) == 8
     assert found.correlation > 0.7
     plain = imagenet.geometry.see(image)[0]
@@ -317,14 +317,14 @@ def test_labels_that_cross_their_threshold_are_another_answer(watcher):
 
 
 def test_an_audit_never_asks_a_barred_method(imagenet, random_batch):
-    evidence = run_forward(imagenet, random_batch(side=96))
-    (found,) = attribute_each(evidence, [int(evidence.logits.argmax())], method="hires_cam")
+    forward = run_forward(imagenet, random_batch(side=96))
+    (found,) = attribute_each(forward, [int(forward.logits.argmax())], method="hires_cam")
     image = image_from_array(np.random.default_rng(1).integers(0, 255, (240, 260, 3), np.uint8))
-    result = run_audit(image, evidence, found, barred={"grad_cam": "no"}, checks=["sweep", "agreement"])
+    result = run_audit(image, forward, found, disabled={"grad_cam": "no"}, checks=["sweep", "agreement"])
     assert {stage.attribution.method for stage in result.sweep} == {"hires_cam"}
     assert "grad_cam" not in result.agreement.methods
     blocks = {name: "no" for name, row in METHODS.items() if row.grid == "block"}
-    assert run_audit(image, evidence, found, barred=blocks, checks=["sweep", "shifts"]).sweep is None
+    assert run_audit(image, forward, found, disabled=blocks, checks=["sweep", "shifts"]).sweep is None
 
 
 # ---------------------------------------------------------------- border and cautions
@@ -363,16 +363,16 @@ def test_what_is_odd_is_said():
 
 def test_covering_what_the_score_hangs_on_changes_it_and_the_rest_does_not(watcher):
     box = (4, 20, 12, 28)
-    engine = EagerBackend(watcher(box))
+    backend = EagerBackend(watcher(box))
     image = picture_with_spot(box)
-    frame = engine.model.geometry.frame(32, 32)
-    hit = run_cover_test(engine, image, mask_from_box(frame, (4, 20, 12, 28)), cover="mean")
+    frame = backend.model.geometry.frame(32, 32)
+    hit = run_cover_test(backend, image, mask_from_box(frame, (4, 20, 12, 28)), cover="mean")
     assert {item.label for item in hit.changes} == {"bright", "dark"}
     bright = next(item for item in hit.changes if item.label == "bright")
     assert bright.change < -0.1
     assert bright.change == pytest.approx(bright.after - bright.before)
     assert hit.share == pytest.approx(64 / 1024)
-    missed = run_cover_test(engine, image, mask_from_box(frame, (16, 0, 32, 16)), cover="mean")
+    missed = run_cover_test(backend, image, mask_from_box(frame, (16, 0, 32, 16)), cover="mean")
     assert all(item.change == 0 for item in missed.changes)
     assert np.asarray(hit.covered.pil)[24, 8].tolist() != [255, 255, 255]
     assert np.asarray(image.pil)[24, 8].tolist() == [255, 255, 255], "the picture itself stays"
@@ -389,8 +389,8 @@ def test_experiments_on_huge_pictures_are_done_on_a_smaller_one(imagenet):
 
 
 def test_the_hottest_region_is_the_maps_own(spot):
-    engine, _, true = spot
-    frame = engine.model.geometry.frame(32, 32)
+    backend, _, true = spot
+    frame = backend.model.geometry.frame(32, 32)
     mask = mask_from_map(frame, true, share=0.05)
     assert mask[20:28, 4:12].sum() == mask.sum() > 0
     with pytest.raises(ExplanationError, match="between 0 and 1"):
@@ -441,14 +441,14 @@ def test_an_even_map_has_the_energy_of_the_area(imagenet):
 
 
 def test_an_audit_asks_what_was_asked_for(spot):
-    engine, x, true = spot
+    backend, x, true = spot
     image = picture_with_spot((4, 20, 12, 28))
-    evidence = run_forward(engine.model, x[None])
-    found = run_audit(image, evidence, true, barred={"rise": "for the test"}, checks=["agreement", "shifts"])
+    forward = run_forward(backend.model, x[None])
+    found = run_audit(image, forward, true, disabled={"rise": "for the test"}, checks=["agreement", "shifts"])
     assert found.faithfulness is None
     assert found.sweep is None
     assert "rise" not in found.agreement.methods
     assert found.left_out["rise"] == "for the test"
     assert len(found.shifts.moves) == 12
     with pytest.raises(UnknownChoice, match=", ".join(AUDIT_CHECKS)):
-        run_audit(image, evidence, true, barred={}, checks=["truth"])
+        run_audit(image, forward, true, disabled={}, checks=["truth"])

@@ -1,0 +1,350 @@
+"""One object explains: from an image to predictions, attributions, their scale, warnings and provenance.
+
+Service, jobs, batch, inspection, verification, review and phase snapshots all ask an :class:`Explainer`; none
+of them assembles the steps itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from html import escape
+from typing import Any
+
+import PIL.Image
+import torch
+from torch import Tensor
+
+from models.attribution.forward import ForwardPass, predict_logits, run_forward
+from models.attribution.registry import DEFAULT_METHOD, METHODS, default_method, get_method
+from models.attribution.result import Attribution, FrozenSettings
+from models.attribution.scaling import attribute_scaled
+from models.attribution.smoothing import Smoothing
+from models.attribution.targets import Target, choose_targets
+from models.backends.base import Backend
+from models.backends.eager import EagerBackend
+from models.backends.registry import create_backend
+from models.bundle import Bundle, BundleProvenance
+from models.errors import DeadlineExceeded, ExplanationError, LucidaError, UnknownChoice
+from models.images.decode import Image
+from models.images.encode import to_data_uri
+from models.images.geometry import Frame
+from models.metrics.warnings import image_warnings, map_warnings
+from models.networks.predictions import Prediction, class_index, rank_classes
+from models.networks.transfer_model import TransferModel
+from models.visualization.overlay import draw_overlay
+
+Stage = Callable[[str], AbstractContextManager[object]]
+"""Is entered round each stage of the work, "model" and "explain", for whoever measures time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainOptions:
+    """What to explain in an image, and by which method; :meth:`Explainer.check` checks the names."""
+
+    target: str | None = None
+    """A class by name or number; the highest score without."""
+    against: str | None = None
+    """A class to hold it against: why this, not that."""
+    top_k: int = 1
+    """Explain the k highest scores, where there is no target."""
+    block: str | None = None
+    """Block to read; the model's Grad-CAM block without."""
+    method: str | None = None
+    """A method of the table; the first that is not disabled for the model without."""
+    parameters: Mapping[str, Any] = field(default_factory=FrozenSettings)
+    """Parameters of the method by name, over its defaults."""
+    quick: bool = False
+    """Whether costly methods start from fewer steps or masks."""
+    flip: bool = False
+    """Average over the image and its mirror image."""
+    noise: float = 0.0
+    """Average over noisy images: standard deviation, as a share of the image's range."""
+    samples: int = 8
+    seed: int = 0
+    """Number of the noisy images, and their seed."""
+
+    @property
+    def smoothing(self) -> Smoothing:
+        """Variations to average over; raises ConfigError for figures out of range."""
+        return Smoothing(flip=self.flip, noise=self.noise, samples=self.samples, seed=self.seed)
+
+
+Reduce = Callable[[ExplainOptions, int], tuple[ExplainOptions, list[str]]]
+"""(checked options, number of targets) to the options for which there is time, and what was left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """An image as the model takes it."""
+
+    image: Image
+    x: Tensor = field(repr=False)
+    """(3, H, W)."""
+    frame: Frame
+    warnings: tuple[str, ...]
+    """What is lost between the image and the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """An image with its predictions and the evidence for them."""
+
+    image: Image
+    frame: Frame
+    predictions: tuple[Prediction, ...]
+    """All classes, highest score first."""
+    attributions: tuple[Attribution, ...]
+    """One for each target."""
+    full_scale: float | None
+    """What full colour stands for in an overlay, for all attributions; None without positive evidence."""
+    warnings: tuple[str, ...]
+    """What a reader should know before trusting it."""
+    skipped: tuple[str, ...]
+    """What there was no time for."""
+    provenance: BundleProvenance | None
+    """The bundle that explained; None for a model that is no bundle yet."""
+    forward: ForwardPass = field(repr=False, compare=False)
+    """The pass that the attributions were read from, for further questions about the same image."""
+
+    def score(self, attribution: Attribution) -> float:
+        """Return the score of the class that an attribution explains."""
+        return next(item.score for item in self.predictions if item.index == attribution.index)
+
+    def overlay(self, attribution: Attribution | None = None, *, max_side: int = 1600) -> PIL.Image.Image:
+        """Draw an attribution over the image, the first one by default."""
+        chosen = attribution if attribution is not None else self.attributions[0]
+        return draw_overlay(self.image, self.frame, chosen, max_side=max_side, full_scale=self.full_scale)
+
+    def _repr_html_(self) -> str:
+        """Show itself in a notebook: overlays, scores, warnings."""
+        figures = "".join(self._figure(item) for item in self.attributions)
+        scores = "".join(
+            f"<tr><td>{escape(item.label)}</td><td>{item.score:.3f}</td></tr>"
+            for item in self.predictions[:5]
+        )
+        warnings = "".join(f"<li>{escape(text)}</li>" for text in (*self.warnings, *self.skipped))
+        return f"<div>{figures}<table>{scores}</table><ul>{warnings}</ul></div>"
+
+    def _figure(self, attribution: Attribution) -> str:
+        name, source = escape(attribution.target.name), to_data_uri(self.overlay(attribution, max_side=400))
+        caption = f"{name}, {escape(attribution.method)} at {escape(attribution.block)}"
+        return (
+            f'<figure style="display:inline-block;margin:0 12px 0 0"><img alt="evidence for {name}" '
+            f'src="{source}"><figcaption>{caption}</figcaption></figure>'
+        )
+
+
+class Explainer:
+    """Explains images by one model; every method may be called from many threads, none changes the model."""
+
+    def __init__(self, source: Bundle | TransferModel, backend: Backend | str = "eager") -> None:
+        """Explain by a bundle's model on a backend, or by a model as it is.
+
+        Raises as :func:`models.backends.registry.create_backend` does.
+        """
+        bundle = source if isinstance(source, Bundle) else None
+        if not isinstance(backend, str):
+            self.backend = backend
+        elif isinstance(source, Bundle):
+            self.backend = create_backend(backend, source.model, probe=source.probe[0])
+        else:
+            self.backend = EagerBackend(source)
+        self.model = self.backend.model
+        self.provenance = bundle.provenance if bundle is not None else None
+        self._checks = bundle.sanity.methods if bundle is not None and bundle.sanity is not None else {}
+        self.disabled = {name: check.reason for name, check in self._checks.items() if check.disabled}
+        """Methods that may not be used with this model, with the reason."""
+        self.default_method = default_method(self.disabled) or DEFAULT_METHOD
+
+    def check(self, options: ExplainOptions) -> ExplainOptions:
+        """Return the options with every name as the model has it and every default filled in.
+
+        Raises UnknownChoice, ConfigError or ExplanationError for what cannot be asked of this model.
+        """
+        classes = self.model.classes
+        target, against = (
+            None if name is None else classes[class_index(name, classes)]
+            for name in (options.target, options.against)
+        )
+        if target is not None:
+            choose_targets(classes, [], name=target, against=against)
+        block = options.block or self.model.cam_block
+        self.model.index_of(block)
+        method = options.method or self.default_method
+        parameters = get_method(method).parameters.from_names(options.parameters, quick=options.quick)
+        options.smoothing  # noqa: B018 - raises for figures out of range
+        self.check_enabled(method)
+        return replace(
+            options, target=target, against=against, block=block, method=method,
+            parameters=FrozenSettings(asdict(parameters)),
+        )  # fmt: skip
+
+    def check_enabled(self, method: str) -> None:
+        """Raise ExplanationError for a method that is disabled for this model."""
+        if method in self.disabled:
+            enabled = ", ".join(name for name in METHODS if name not in self.disabled) or "none"
+            raise ExplanationError(
+                f"The method {method} is barred for this model. {self.disabled[method]} "
+                f"Choose one of: {enabled}."
+            )
+
+    def randomization_note(self, method: str) -> str | None:
+        """Return how a method did when the weights were shuffled; None where that was not checked."""
+        check = self._checks.get(method)
+        return check.reason if check is not None else None
+
+    def prepare(self, image: Image) -> PreparedImage:
+        """Return the image as the model takes it, with its way back."""
+        x, frame = self.model.geometry.prepare(image)
+        return PreparedImage(image, x, frame, tuple(image_warnings(image, frame)))
+
+    def predict(self, images: Sequence[PreparedImage]) -> list[list[Prediction]]:
+        """Return all classes of each image, highest score first; raises ExplanationError for bad logits."""
+        logits = predict_logits(self.backend, torch.stack([item.x for item in images]))
+        return [self._rank(item) for item in logits]
+
+    def explain(
+        self,
+        image: Image | PreparedImage,
+        options: ExplainOptions | None = None,
+        *,
+        reduce: Reduce | None = None,
+        partial: bool = False,
+        stage: Stage = lambda name: nullcontext(),
+    ) -> Explanation:
+        """Explain one image.
+
+        ``reduce`` may lower the options to the time that is left; with ``partial`` the attributions may be
+        left out altogether where the deadline passes, which is raised as DeadlineExceeded otherwise. Raises
+        as :meth:`check` does.
+        """
+        prepared = image if isinstance(image, PreparedImage) else self.prepare(image)
+        (result,) = self._explain([prepared], options, None, reduce, partial, stage)
+        if isinstance(result, LucidaError):
+            raise result
+        return result
+
+    def explain_batch(
+        self,
+        images: Sequence[PreparedImage],
+        options: ExplainOptions | None = None,
+        *,
+        targets: Sequence[Sequence[Target]] | None = None,
+    ) -> list[Explanation | LucidaError]:
+        """Explain several images in one pass; one without finite scores has its error in its place.
+
+        ``targets`` are explained instead of those that the options name: as many for every image.
+        """
+        return self._explain(images, options, targets, None, False, lambda name: nullcontext())
+
+    def attribute(
+        self,
+        images: Sequence[PreparedImage],
+        targets: Sequence[Sequence[Target]],
+        *,
+        options: ExplainOptions | None = None,
+    ) -> list[tuple[Attribution, ...]]:
+        """Return the attributions of given targets alone; raises the first image's error there is."""
+        results = self.explain_batch(images, options, targets=targets)
+        for result in results:
+            if isinstance(result, LucidaError):
+                raise result
+        return [result.attributions for result in results if isinstance(result, Explanation)]
+
+    # ------------------------------------------------------------ the recipe
+
+    def _explain(
+        self,
+        images: Sequence[PreparedImage],
+        options: ExplainOptions | None,
+        targets: Sequence[Sequence[Target]] | None,
+        reduce: Reduce | None,
+        partial: bool,
+        stage: Stage,
+    ) -> list[Explanation | LucidaError]:
+        options = self.check(options or ExplainOptions())
+        with stage("model"):
+            x = torch.stack([item.x for item in images])
+            forward = run_forward(self.model, x, block=options.block, backend=self.backend)
+            rankings = [self._rank_or_error(logits) for logits in forward.logits]
+        with stage("explain"):
+            chosen = targets or [self._targets(ranking, options) for ranking in rankings]
+            maps, skipped = self._maps(forward, chosen, options, reduce, partial)
+        return [
+            ranking
+            if isinstance(ranking, LucidaError)
+            else self._explanation(item, forward, ranking, *scaled, skipped)
+            for item, ranking, scaled in zip(images, rankings, maps, strict=True)
+        ]
+
+    def _maps(
+        self,
+        forward: ForwardPass,
+        targets: Sequence[Sequence[Target]],
+        options: ExplainOptions,
+        reduce: Reduce | None,
+        partial: bool,
+    ) -> tuple[list[tuple[list[Attribution], float | None]], list[str]]:
+        method, skipped = str(options.method), list[str]()
+        try:
+            if reduce is not None:
+                options, skipped = reduce(options, len(targets[0]))
+            parameters = get_method(method).parameters.from_names(options.parameters)
+            maps = attribute_scaled(
+                forward, targets, method=method, smoothing=options.smoothing, parameters=parameters
+            )
+        except DeadlineExceeded:
+            if not partial:
+                raise
+            skipped = [*skipped, f"evidence: there was no time for the map by {method}"]
+            return [([], None) for _ in targets], skipped
+        return maps, skipped
+
+    def _explanation(
+        self,
+        item: PreparedImage,
+        forward: ForwardPass,
+        ranking: list[Prediction],
+        attributions: list[Attribution],
+        full_scale: float | None,
+        skipped: Sequence[str],
+    ) -> Explanation:
+        scores = {prediction.index: prediction.score for prediction in ranking}
+        warnings = [
+            text
+            for each_map in attributions
+            for text in map_warnings(each_map, scores[each_map.index], full_scale)
+        ]
+        return Explanation(
+            image=item.image,
+            frame=item.frame,
+            predictions=tuple(ranking),
+            attributions=tuple(attributions),
+            full_scale=full_scale,
+            warnings=(*item.warnings, *warnings),
+            skipped=tuple(skipped),
+            provenance=self.provenance,
+            forward=forward,
+        )
+
+    def _rank(self, logits: Tensor) -> list[Prediction]:
+        return rank_classes(logits, self.model.classes, self.model.scoring)
+
+    def _rank_or_error(self, logits: Tensor) -> list[Prediction] | LucidaError:
+        try:
+            return self._rank(logits)
+        except ExplanationError as error:
+            return error
+
+    def _targets(self, ranking: list[Prediction] | LucidaError, options: ExplainOptions) -> list[Target]:
+        classes = self.model.classes
+        if isinstance(ranking, LucidaError):
+            # Something must stand in its place of the batch; its error is what is returned.
+            return [Target(0, classes[0])] * (1 if options.target is not None else options.top_k)
+        if options.top_k < 1:
+            raise UnknownChoice("top_k", options.top_k, ("a whole number from 1",))
+        return choose_targets(
+            classes, ranking, name=options.target, against=options.against, top_k=options.top_k
+        )

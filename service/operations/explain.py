@@ -1,0 +1,119 @@
+"""/explain: the prediction, and evidence for it."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from models.errors import DeadlineExceeded, UnknownChoice
+from models.explainer import Explanation
+from models.metrics.faithfulness import count_faithfulness_forwards, measure_faithfulness
+from service import schemas
+from service.inference.predictor import Predictor
+from service.inference.timing import Timer
+from service.operations.evidence import evidence_answer, score_answers, with_faithfulness
+from service.operations.form import (
+    Against,
+    Block,
+    Effort,
+    ExplainFields,
+    Flip,
+    FormBool,
+    Method,
+    MethodParameters,
+    Noise,
+    Target,
+)
+from service.operations.operation import Operation
+
+_MAX_COUNT = 200
+
+
+class ExplainForm(ExplainFields):
+    """What is explained, and how."""
+
+    target: Target = None
+    against: Against = None
+    top_k: int = Field(
+        1,
+        description="Explain the k highest scores, where there is no target.",
+        json_schema_extra={"minimum": 1},
+    )
+    block: Block = None
+    method: Method = None
+    parameters: MethodParameters = ""
+    flip: Flip = False
+    noise: Noise = 0.0
+    effort: Effort = "full"
+    faithfulness: FormBool = Field(False, description="Judge each map against random ones.")
+    steps: int = Field(
+        10,
+        description="Of the faithfulness curves.",
+        json_schema_extra={"minimum": 2, "maximum": _MAX_COUNT},
+    )
+    random_maps: int = Field(
+        19,
+        description="That faithfulness is held against.",
+        json_schema_extra={"minimum": 1, "maximum": _MAX_COUNT},
+    )
+    overlay: FormBool = Field(False, description="Send the picture with the map over it.")
+
+    def extra_forwards(self) -> int:
+        """Return the forwards of the faithfulness checks."""
+        return (
+            count_faithfulness_forwards(self.steps, self.random_maps) * self.top_k if self.faithfulness else 0
+        )
+
+    def check(self, predictor: Predictor, *, unlimited: bool = False) -> None:
+        """Raise for what cannot be asked of this model."""
+        for name, value, low in (("steps", self.steps, 2), ("random_maps", self.random_maps, 1)):
+            if not low <= value <= _MAX_COUNT:
+                raise UnknownChoice(name, value, (f"a whole number from {low} to {_MAX_COUNT}",))
+        super().check(predictor, unlimited=unlimited)
+
+
+def _explain(predictor: Predictor, data: bytes, form: ExplainForm) -> schemas.ExplainAnswer:
+    timer = Timer()
+    explanation = predictor.explain(data, form.options(), timer, partial=True)
+    with timer.part("render"):
+        evidence = [
+            evidence_answer(
+                predictor, explanation, item, full_scale=explanation.full_scale, overlay=form.overlay
+            )
+            for item in explanation.attributions
+        ]
+    skipped: list[str] = []
+    if form.faithfulness:
+        with timer.part("faithfulness"):
+            evidence, skipped = _check_faithfulness(predictor, explanation, evidence, form)
+    return schemas.ExplainAnswer(
+        task=predictor.model.scoring.task,
+        predictions=score_answers(explanation),
+        evidence=evidence,
+        **predictor.about_explanation(explanation, timer, skipped),
+    )
+
+
+def _check_faithfulness(
+    predictor: Predictor, explanation: Explanation, evidence: list[schemas.Evidence], form: ExplainForm
+) -> tuple[list[schemas.Evidence], list[str]]:
+    """Return the evidence with the faithfulness of each map, and the maps for which there was no time."""
+    checked, skipped = list(evidence), list[str]()
+    for n, attribution in enumerate(explanation.attributions):
+        if attribution.status != "ok":
+            continue
+        try:
+            result = measure_faithfulness(
+                predictor.backend, explanation.forward.x[0], attribution, steps=form.steps,
+                random_maps=form.random_maps,
+            )  # fmt: skip
+        except DeadlineExceeded:
+            skipped.append(f"faithfulness: the map for {attribution.label} was not judged")
+            continue
+        checked[n] = with_faithfulness(evidence[n], result)
+    return checked, skipped
+
+
+OPERATION = Operation(
+    name="explain", form=ExplainForm, run=_explain, answer=schemas.ExplainAnswer, several=True,
+    summary="The prediction, and evidence for the class asked for or for the top k.",
+)  # fmt: skip

@@ -1,0 +1,48 @@
+"""/heatmap: the image with the map over it."""
+
+from __future__ import annotations
+
+from typing import Literal
+from urllib.parse import quote
+
+from models.images.encode import encode_image
+from service.inference.predictor import Predictor
+from service.operations.form import (
+    Against,
+    Block,
+    ExplainFields,
+    Flip,
+    Method,
+    MethodParameters,
+    Noise,
+    Target,
+)
+from service.operations.operation import ImageResponse, Operation
+
+
+class HeatmapForm(ExplainFields):
+    """What the heatmap is of."""
+
+    target: Target = None
+    against: Against = None
+    block: Block = None
+    method: Method = None
+    parameters: MethodParameters = ""
+    flip: Flip = False
+    noise: Noise = 0.0
+    encoding: Literal["jpeg", "png"] = "jpeg"
+
+
+def _heatmap(predictor: Predictor, data: bytes, form: HeatmapForm) -> ImageResponse:
+    explanation = predictor.explain(data, form.options())
+    attribution = explanation.attributions[0]
+    overlay = explanation.overlay(attribution, max_side=predictor.settings.max_overlay_side)
+    headers = {"X-Lucida-Status": attribution.status, "X-Lucida-Label": quote(attribution.target.name)}
+    return ImageResponse(encode_image(overlay, form.encoding), f"image/{form.encoding}", headers)
+
+
+OPERATION = Operation(
+    name="heatmap", form=HeatmapForm, run=_heatmap, answer=None, image_types=("image/jpeg", "image/png"),
+    headers=("X-Lucida-Status", "X-Lucida-Label"),
+    summary="The picture with the map over it, at its own size.",
+)  # fmt: skip

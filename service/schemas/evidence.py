@@ -1,0 +1,69 @@
+"""One map with where it lies and how far to trust it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from service.schemas.base import Answer, Box, Grid
+
+
+class Border(Answer):
+    """How much of the evidence lies in the outermost cells, where the network sees its own padding."""
+
+    mass: float
+    area: float = Field(description="What an even map would have there.")
+    suspicious: bool
+
+
+class Curve(Answer):
+    """Scores as more and more of the picture is covered or shown."""
+
+    shares: list[float]
+    scores: list[float]
+    area: float
+
+
+class Faithfulness(Answer):
+    """Whether the model reacts to what the map marks."""
+
+    score: float = Field(description="Insertion's area less deletion's.")
+    percentile: float = Field(description="Share of random maps as smooth that do worse, percent.")
+    random_maps: int
+    centre: float = Field(description="The score of a plain spot in the middle.")
+    cover: str
+    deletion: Curve
+    insertion: Curve
+    verdict: str
+
+
+class Evidence(Answer):
+    """Why one class, or one and not another: a map, where it lies, and whether it says anything."""
+
+    label: str
+    index: int
+    score: float
+    against: str | None = Field(None, description="The class that it is held against, for a contrast.")
+    method: str
+    block: str = Field(description='The block that was read, or "input" for a method that asks the pixels.')
+    status: str = Field(description="ok, no_positive_evidence, no_gradient or not_finite.")
+    unit: str = Field("logit", description="What the values are shares or changes of: logit or score.")
+    grid: Grid
+    full_scale: float | None = Field(
+        None,
+        description="What full colour stands for in the overlay: one figure for all maps of an answer and, "
+        "for methods that read a block, the predicted class's, so that a faint map looks faint. null where "
+        "there is no positive evidence.",
+    )
+    cell_px: tuple[float, float] = Field(description="Width and height of one cell in pixels of the picture.")
+    seen_box: Box = Field(
+        description="x0, y0, x1, y1 of what the model saw, in pixels of the picture; the grid tiles this box."
+    )
+    settings: dict[str, Any] = Field(default_factory=dict, description="All else that decided the values.")
+    border: Border | None = None
+    sanity: str | None = Field(None, description="How the method fared when the weights were shuffled.")
+    faithfulness: Faithfulness | None = Field(None, description="If asked for.")
+    overlay: str | None = Field(
+        None, description="The picture with the map over it, as a JPEG data URI, if asked for."
+    )
