@@ -6,7 +6,7 @@ Draws specimens, trains on a clean set and on one with a planted shortcut, and l
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import PIL.Image
@@ -28,7 +28,11 @@ from pipelines.evaluation.phase_snapshots import (
     flatten_weights,
     take_snapshot,
 )
-from pipelines.training.trainer import fine_tune
+from pipelines.progress import Reporter
+from pipelines.training.feature_cache import FeatureCache, default_cache_folder
+from pipelines.training.features import Features
+from pipelines.training.losses import make_objective
+from pipelines.training.trainer import PhaseResult, run_phases
 
 OUT = Path(__file__).parent / "pictures"
 
@@ -44,28 +48,33 @@ def main() -> None:
         save(shortcut(trained(biased), biased), "shortcut.jpg")
 
 
-def trained(found: Dataset) -> TransferModel:
-    """A model fine-tuned with the default settings."""
+def fine_tuned(found: Dataset) -> Iterator[tuple[TransferModel, PhaseResult]]:
+    """Yield the model after each phase of the default settings."""
     config = TrainConfig()
     torch.manual_seed(config.seed)
     model = TransferModel.create(config.backbone, found.classes)
-    fine_tune(model, found, config)
+    store = FeatureCache(default_cache_folder(), memory_gb=config.cache_gb, disk_gb=config.cache_disk_gb)
+    features = Features(model, found, config, store, Reporter())
+    objective = make_objective(found.task, config.class_weights, features.targets)
+    for result in run_phases(model, features, config, objective):
+        yield model, result
+
+
+def trained(found: Dataset) -> TransferModel:
+    """Fine-tune a model with the default settings."""
+    *_, (model, _) = fine_tuned(found)
     return model
 
 
 def phases(found: Dataset) -> PIL.Image.Image:
-    """Probe pictures explained after each phase of the default run."""
+    """Explain probe images after each phase of the default run."""
     config = TrainConfig()
     torch.manual_seed(config.seed)
-    model = TransferModel.create(config.backbone, found.classes)
-    before = flatten_weights(model)
+    before = flatten_weights(TransferModel.create(config.backbone, found.classes))
     probes = choose_probes(found, 4)
     after = []
-    for stop in range(1, len(config.phases) + 1):
-        torch.manual_seed(config.seed)
-        model = TransferModel.create(config.backbone, found.classes)
-        fine_tune(model, found, replace(config, phases=config.phases[:stop]))
-        after.append(take_snapshot(model, probes, config.phases[stop - 1].name, before))
+    for model, result in fine_tuned(found):
+        after.append(take_snapshot(model, probes, result.phase.name, before))
     return draw_snapshots_figure(model, probes, after)
 
 

@@ -96,9 +96,6 @@ class Settings(BaseSettings):
         ),
         description="Folder of the jobs, their pictures and results; one for each service.",
     )
-    redis: str | None = Field(
-        None, description="redis://… to hand jobs out by Redis (extra redis) instead of a file."
-    )
     max_jobs: int = Field(50, ge=0, description="Jobs waiting or running; beyond them 429. 0 for no jobs.")
     max_job_bytes: int = Field(200_000_000, ge=1_000, description="Longest request body of a job.")
     max_job_pictures: int = Field(500, ge=1, description="Most pictures of a job.")

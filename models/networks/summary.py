@@ -19,21 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
-from torchvision.models.convnext import CNBlock
-from torchvision.models.densenet import _DenseBlock
-from torchvision.models.efficientnet import FusedMBConv, MBConv
-from torchvision.models.googlenet import Inception
-from torchvision.models.inception import InceptionA, InceptionB, InceptionC, InceptionD, InceptionE
-from torchvision.models.mobilenetv2 import InvertedResidual
-from torchvision.models.mobilenetv3 import InvertedResidual as InvertedResidualV3
-from torchvision.models.regnet import ResBottleneckBlock
-from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.models.squeezenet import Fire
-from torchvision.models.swin_transformer import ShiftedWindowAttention, SwinTransformerBlock
-from torchvision.models.vision_transformer import EncoderBlock
-from torchvision.ops.misc import SqueezeExcitation
 
-from models.networks.efficientnet_lite0 import MBConvLite
+from models.networks.block_types import tags_of
 from models.networks.receptive_field import ReceptiveField
 from models.networks.transfer_model import HEAD, TransferModel
 
@@ -149,28 +136,9 @@ def _block(
     )
 
 
-_TYPES: dict[str, tuple[type[nn.Module], ...]] = {
-    "residual": (BasicBlock, Bottleneck, ResBottleneckBlock, CNBlock, EncoderBlock, SwinTransformerBlock),
-    "bottleneck": (Bottleneck, ResBottleneckBlock),
-    "inverted bottleneck": (InvertedResidual, InvertedResidualV3, MBConv, FusedMBConv, MBConvLite, CNBlock),
-    "inception": (Inception, InceptionA, InceptionB, InceptionC, InceptionD, InceptionE, Fire),
-    "dense": (_DenseBlock,),
-    "squeeze-and-excitation": (SqueezeExcitation,),
-    "attention": (nn.MultiheadAttention, ShiftedWindowAttention),
-}
-
-
 def _tags(part: nn.Module, layers: Sequence[LayerSummary]) -> tuple[str, ...]:
-    modules = list(part.modules())
-    tags = [tag for tag, types in _TYPES.items() if any(isinstance(module, types) for module in modules)]
-    skips = any(
-        getattr(module, "use_res_connect", getattr(module, "skip", False)) is True for module in modules
-    )
-    if skips and "residual" not in tags:
-        tags.insert(0, "residual")
-    if any(layer.kind == "depthwise conv" for layer in layers):
-        tags.append("depthwise")
-    return tuple(tags)
+    depthwise = any(layer.kind == "depthwise conv" for layer in layers)
+    return (*tags_of(part), *(("depthwise",) if depthwise else ()))
 
 
 @contextmanager

@@ -8,9 +8,13 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic_core import ErrorDetails
 
 from models.errors import ConfigError, UnknownChoice
 from models.networks.transfer_model import HEAD
@@ -148,31 +152,41 @@ def _value(text: str) -> Any:
 
 
 def _build(kind: type[T], data: Any, where: str) -> T:
+    """Make a config of plain values, whose names and types pydantic checks."""
     if not isinstance(data, dict):
         raise ConfigError(f"{where} must be a table of settings, not {data!r}.")
-    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
-    for key, value in data.items():
-        if key not in known:
-            raise ConfigError(f"Unknown setting {key!r} in {where}; choose from: {', '.join(known)}.")
-        _check_kind(key, value, str(known[key].type))
     try:
-        return kind(**data)
-    except TypeError as error:
-        raise ConfigError(f"{where} is not complete: {error}.") from error
+        _shape_of(kind).model_validate(data)  # type: ignore[arg-type]
+    except ValidationError as error:
+        for item in error.errors():
+            _refuse(item, kind, where)
+    return kind(**data)
 
 
-def _check_kind(key: str, value: Any, wanted: str) -> None:
-    kinds: dict[str, tuple[type, ...]] = {
-        "int": (int,),
-        "float": (int, float),
-        "str": (str,),
-        "bool": (bool,),
-        "Schedule": (str,),
-        "BatchNorm": (str,),
-        "Precision": (str,),
+@cache
+def _shape_of(kind: Any) -> type[BaseModel]:
+    """Return a pydantic model with the fields of a config class, strict about names and types."""
+    hints = get_type_hints(kind)
+    shape: dict[str, Any] = {
+        item.name: (
+            hints[item.name],
+            ... if item.default is MISSING and item.default_factory is MISSING else None,
+        )
+        for item in fields(kind)
     }
-    if wanted in kinds and (
-        not isinstance(value, kinds[wanted]) or (isinstance(value, bool) and wanted != "bool")
-    ):
-        shown = "str" if kinds[wanted] == (str,) else wanted
-        raise ConfigError(f"{key} must be of type {shown}, not {value!r}.")
+    config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+    return create_model(kind.__name__, __config__=config, **shape)
+
+
+def _refuse(item: ErrorDetails, kind: type[Any], where: str) -> None:
+    """Raise ConfigError for one of pydantic's findings; a choice is checked by the config itself."""
+    key, value = str(item["loc"][0]), item["input"]
+    if item["type"] == "extra_forbidden":
+        names = ", ".join(field.name for field in fields(kind))
+        raise ConfigError(f"Unknown setting {key!r} in {where}; choose from: {names}.")
+    if item["type"] == "missing":
+        raise ConfigError(f"{where} is not complete: {key} is missing.")
+    if item["type"] == "literal_error" and isinstance(value, str):
+        return
+    hint = get_type_hints(kind)[key]
+    raise ConfigError(f"{key} must be of type {getattr(hint, '__name__', 'str')}, not {value!r}.")

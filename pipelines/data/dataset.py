@@ -70,11 +70,6 @@ class Dataset:
         found: list[Sample] = getattr(self, split)
         return found
 
-    def mask(self, sample: Sample) -> Path | None:
-        """The object mask that lies beside the set for this sample, if there is one."""
-        path = (self.root / "masks" / sample.name).with_suffix(".png")
-        return path if path.is_file() else None
-
     def summary(self) -> dict[str, object]:
         """Counts and digest, for a manifest."""
         return {

@@ -51,7 +51,7 @@ from pipelines.training.feature_cache import FeatureCache, default_cache_folder
 from pipelines.training.features import Features
 from pipelines.training.linear_probe import fit_linear_probe
 from pipelines.training.losses import Objective, make_objective
-from pipelines.training.trainer import PhaseResult, PhaseState, run_phase
+from pipelines.training.trainer import PhaseResult, PhaseState, run_phases
 
 _PATIENCE_S, _PATIENCE_WHEN_STOPPED_S = 120.0, 5.0
 """How long a finished, and how long an interrupted run waits for MLflow."""
@@ -181,32 +181,30 @@ class TrainingRun:
         state = checkpoint.state if checkpoint is not None else None
         probes = choose_probes(self.data)
         objective = self._objective(features)
-        phases = list(zip(self.config.phases, self.plan.phase_runs, strict=True))
-        for number, (phase, run_id) in enumerate(phases[len(done) :], start=len(done) + 1):
+        run_ids = self.plan.phase_runs
+
+        def begin(number: int) -> Reporter:
+            run_id = run_ids[number - 1]
             self.open_runs.append(run_id)
             self.log.status("RUNNING", run_id=run_id)
-            if state is not None:
+            if state is not None and number == already + 1:
                 self._take_up(model, state, run_id)
-            at_boundary = features.at(phase.train_from)
-            result = run_phase(
-                model,
-                at_boundary,
-                phase,
-                objective,
-                replace(self.reporter, epoch=partial(self._epoch_news, run_id)),
-                seed=self.config.seed + number,
-                state=state,
-                save=lambda state: self.folder.write_checkpoint(TrainingCheckpoint(done, state)),
-            )
-            at_boundary.release()
-            state = None
-            done.append(FinishedPhase(result.epochs, take_snapshot(model, probes, phase.name, before)))
+            return replace(self.reporter, epoch=partial(self._epoch_news, run_id))
+
+        already = len(done)
+        for result in run_phases(
+            model, features, self.config, objective, reporter_of=begin, done=already, state=state,
+            save=lambda state: self.folder.write_checkpoint(TrainingCheckpoint(done, state)),
+        ):  # fmt: skip
+            run_id = run_ids[len(done)]
+            done.append(FinishedPhase(result.epochs, take_snapshot(model, probes, result.phase.name, before)))
             self._log_phase(result, done[-1].after, run_id)
             self.log.status("FINISHED", run_id=run_id)
             self.open_runs.remove(run_id)
             if result.best.number == 0:
                 self.reporter.say(
-                    f"Phase {phase.name} did not lower the validation loss; the state before it is kept."
+                    f"Phase {result.phase.name} did not lower the validation loss; "
+                    "the state before it is kept."
                 )
         ended_ms = done[-1].epochs[-1].ended_ms
         self._log_story(model, probes, done, ended_ms)

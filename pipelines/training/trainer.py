@@ -19,12 +19,10 @@ from torch import Tensor
 
 from models.networks.transfer_model import TransferModel
 from pipelines.config.schema import PhaseConfig, TrainConfig
-from pipelines.data.dataset import Dataset
 from pipelines.errors import LossNotFinite
 from pipelines.progress import EpochResult, Reporter
-from pipelines.training.feature_cache import FeatureCache, default_cache_folder
 from pipelines.training.features import Features, PhaseFeatures
-from pipelines.training.losses import BatchMixer, Objective, make_objective
+from pipelines.training.losses import BatchMixer, Objective
 from pipelines.training.schedules import lr_factor, momentum
 
 _BETA_2 = 0.999
@@ -95,25 +93,30 @@ def run_phase(
     return result
 
 
-def fine_tune(
-    model: TransferModel, data: Dataset, config: TrainConfig, reporter: Reporter | None = None
-) -> list[PhaseResult]:
-    """All phases of a config in memory, with no tracker and nothing to resume; the model holds the best
-    state.
+def run_phases(
+    model: TransferModel,
+    features: Features,
+    config: TrainConfig,
+    objective: Objective,
+    *,
+    reporter_of: Callable[[int], Reporter] = lambda number: Reporter(),
+    done: int = 0,
+    state: PhaseState | None = None,
+    save: Callable[[PhaseState], None] = lambda state: None,
+) -> Iterator[PhaseResult]:
+    """Train the phases after the first ``done`` one by one, the first of them from ``state``.
 
-    Features are read from and kept in the user's cache. Raises LossNotFinite when a loss is not finite.
+    ``reporter_of`` is called with a phase's number, from 1, when it begins. Raises LossNotFinite.
     """
-    reporter = reporter or Reporter()
-    store = FeatureCache(default_cache_folder(), memory_gb=config.cache_gb, disk_gb=config.cache_disk_gb)
-    features = Features(model, data, config, store, reporter)
-    objective = make_objective(data.task, config.class_weights, features.targets)
-    results = []
-    for number, phase in enumerate(config.phases, start=1):
+    for number, phase in enumerate(config.phases[done:], start=done + 1):
+        reporter = reporter_of(number)
         at_boundary = features.at(phase.train_from)
-        seed = config.seed + number
-        results.append(run_phase(model, at_boundary, phase, objective, reporter, seed=seed))
+        result = run_phase(
+            model, at_boundary, phase, objective, reporter, seed=config.seed + number, state=state, save=save
+        )
         at_boundary.release()
-    return results
+        state = None
+        yield result
 
 
 def rate_groups(model: TransferModel, phase: PhaseConfig) -> list[dict[str, Any]]:

@@ -118,15 +118,18 @@ def test_the_twin_leaves_the_model_as_it_was(random_batch):
 
 def test_the_answer_says_what_ran(bundle_folder):
     pytest.importorskip("openvino", reason="the extra 'fast' is not installed")
-    from service.inference.predictor import Engine
+    from service.inference.predictor import Predictor
     from service.settings import Settings
+    from tests.support.asking import ask
 
     data = (bundle_folder / PROBE_FILE).read_bytes()
-    answers = {name: Engine(bundle_folder, Settings(backend=name)).explain(data) for name in BACKENDS}
-    assert {name: answer.provenance.backend for name, answer in answers.items()} == {
+    answers = {
+        name: ask(Predictor(bundle_folder, Settings(engine=name)), "explain", data) for name in BACKENDS
+    }
+    assert {name: answer.provenance.engine for name, answer in answers.items()} == {
         "eager": "eager",
         "openvino": "openvino",
     }
     np.testing.assert_allclose(
-        answers["eager"].forward[0].grid.values, answers["openvino"].forward[0].grid.values, atol=1e-4
+        answers["eager"].evidence[0].grid.values, answers["openvino"].evidence[0].grid.values, atol=1e-4
     )

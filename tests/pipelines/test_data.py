@@ -30,7 +30,7 @@ def test_divided_folders_keep_their_sides(butterflies):
     assert found.classes == ["apicata", "argus", "caudata", "cincta", "punctata"], "masks/ is no class"
     assert (len(found.train), len(found.val), len(found.test)) == (30, 20, 10)
     assert {sample.name.split("/")[0] for sample in found.val} == {"val"}
-    assert all(found.mask(sample) is not None for sample in found.val)
+    assert all((found.root / "masks" / sample.name).with_suffix(".png").is_file() for sample in found.val)
 
 
 def test_one_folder_is_split_by_content(flat, encode):

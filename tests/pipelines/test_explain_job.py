@@ -18,10 +18,11 @@ from models.attribution.forward import run_forward
 from models.attribution.registry import attribute_each
 from models.bundle import load_bundle
 from models.errors import UnknownChoice
+from models.explainer import Explainer, ExplainOptions
 from models.images.decode import read_image
-from pipelines.batch.job import How, plan_job
+from pipelines.batch.job import plan_job
 from pipelines.batch.local import run_local
-from pipelines.batch.worker import overlay_name
+from pipelines.batch.sinks import overlay_name
 from pipelines.errors import DataError
 
 
@@ -52,7 +53,7 @@ def rows_of(out: Path) -> list[dict]:
 
 
 def test_every_picture_becomes_a_row_and_bad_ones_say_why(folder, loaded, tmp_path):
-    done = run_local(plan_job(folder, loaded), loaded, tmp_path / "out")
+    done = run_local(plan_job(folder, Explainer(loaded)), loaded, tmp_path / "out")
     rows = {row["path"]: row for row in rows_of(done.out)}
     assert (done.pictures, done.errors) == (len(rows), 2)
     assert len(rows) == 20 + 2 + 5
@@ -74,7 +75,9 @@ def test_every_picture_becomes_a_row_and_bad_ones_say_why(folder, loaded, tmp_pa
 
 
 def test_overlays_are_safe_distinct_and_of_the_pictures_size(folder, loaded, tmp_path):
-    out = run_local(plan_job(folder, loaded, How(target="bee")), loaded, tmp_path / "out").out
+    out = run_local(
+        plan_job(folder, Explainer(loaded), ExplainOptions(target="bee")), loaded, tmp_path / "out"
+    ).out
     rows = [row for row in rows_of(out) if row["status"] != "error"]
     assert len({row["overlay"] for row in rows}) == len(rows), "same stem twice, nothing overwritten"
     for row in rows:
@@ -90,7 +93,7 @@ def test_overlays_are_safe_distinct_and_of_the_pictures_size(folder, loaded, tmp
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on this machine")
 def test_the_page_opens_in_a_real_browser(folder, loaded, tmp_path):
-    out = run_local(plan_job(folder, loaded), loaded, tmp_path / "out").out
+    out = run_local(plan_job(folder, Explainer(loaded)), loaded, tmp_path / "out").out
     shot = tmp_path / "page.png"
     command = [
         "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -109,14 +112,14 @@ def test_a_hostile_name_cannot_write_html(loaded, butterflies, tmp_path):
     source = tmp_path / "in"
     source.mkdir()
     shutil.copy(next(butterflies.glob("val/argus/*.jpg")), source / "<img src=x onerror=alert(1)>.jpg")
-    out = run_local(plan_job(source, loaded), loaded, tmp_path / "out").out
+    out = run_local(plan_job(source, Explainer(loaded)), loaded, tmp_path / "out").out
     assert "<img src=x" not in (out / "index.html").read_text()
 
 
 def test_a_killed_job_resumes_to_the_same_rows(folder, loaded, bundle_folder, tmp_path, monkeypatch):
     for number in range(150):
         shutil.copy(folder / "same.jpg", folder / f"more_{number:03d}.jpg")
-    whole = run_local(plan_job(folder, loaded), loaded, tmp_path / "whole").out
+    whole = run_local(plan_job(folder, Explainer(loaded)), loaded, tmp_path / "whole").out
     out = tmp_path / "killed"
     command = [
         sys.executable,
@@ -144,35 +147,35 @@ def test_a_killed_job_resumes_to_the_same_rows(folder, loaded, bundle_folder, tm
 
 
 def test_another_jobs_folder_is_refused(folder, loaded, tmp_path):
-    run_local(plan_job(folder, loaded), loaded, tmp_path / "out")
+    run_local(plan_job(folder, Explainer(loaded)), loaded, tmp_path / "out")
     with pytest.raises(DataError, match="another job"):
-        run_local(plan_job(folder, loaded, How(target="ant")), loaded, tmp_path / "out")
+        run_local(plan_job(folder, Explainer(loaded), ExplainOptions(target="ant")), loaded, tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="not empty"):
-        run_local(plan_job(folder, loaded), loaded, tmp_path / "full")
+        run_local(plan_job(folder, Explainer(loaded)), loaded, tmp_path / "full")
 
 
 def test_the_same_names_in_another_folder_or_changed_are_another_job(folder, loaded, tmp_path):
-    run_local(plan_job(folder, loaded), loaded, tmp_path / "out")
+    run_local(plan_job(folder, Explainer(loaded)), loaded, tmp_path / "out")
     other = shutil.copytree(folder, tmp_path / "other", symlinks=True)
     with pytest.raises(DataError, match="another job"):
-        run_local(plan_job(other, loaded), loaded, tmp_path / "out")
+        run_local(plan_job(other, Explainer(loaded)), loaded, tmp_path / "out")
     shutil.copy(folder / "argus/argus_001.jpg", folder / "same.jpg")
     with pytest.raises(DataError, match="another job"):
-        run_local(plan_job(folder, loaded), loaded, tmp_path / "out")
+        run_local(plan_job(folder, Explainer(loaded)), loaded, tmp_path / "out")
 
 
 def test_options_are_checked_before_any_work(folder, loaded, tmp_path):
     with pytest.raises(UnknownChoice, match="flamingo"):
-        plan_job(folder, loaded, How(target="wasp"))
+        plan_job(folder, Explainer(loaded), ExplainOptions(target="wasp"))
     with pytest.raises(UnknownChoice, match="stage7"):
-        plan_job(folder, loaded, How(block="layer4"))
+        plan_job(folder, Explainer(loaded), ExplainOptions(block="layer4"))
     with pytest.raises(DataError, match="no file or folder"):
-        plan_job(tmp_path / "nowhere", loaded)
+        plan_job(tmp_path / "nowhere", Explainer(loaded))
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="no pictures"):
-        plan_job(tmp_path / "none", loaded)
+        plan_job(tmp_path / "none", Explainer(loaded))
 
 
 def test_ctrl_c_ends_with_130_and_resumes(folder, bundle_folder, tmp_path):
@@ -206,7 +209,7 @@ def test_ray_gives_the_rows_of_one_machine(folder, loaded, tmp_path):
 
     for number in range(60):
         os.link(folder / "same.jpg", folder / f"more_{number:03d}.jpg")
-    planned = plan_job(folder, loaded)
+    planned = plan_job(folder, Explainer(loaded))
     alone = run_local(planned, loaded, tmp_path / "alone").out
     seen = []
     done = run_on_ray(

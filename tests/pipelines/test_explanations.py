@@ -14,10 +14,11 @@ import torch
 
 from models.bundle import MethodCheck, RandomizationCheck, load_bundle, save_bundle
 from models.errors import ExplanationError, UnknownChoice
+from models.explainer import Explainer, ExplainOptions
 from models.images.decode import image_from_array, read_image
 from models.introspection.feature_visualization import synthesize_templates
 from models.networks.transfer_model import TransferModel
-from pipelines.batch.job import How, plan_job
+from pipelines.batch.job import plan_job
 from pipelines.cli.app import main
 from pipelines.config.schema import PhaseConfig, TrainConfig
 from pipelines.data.dataset import scan_folder
@@ -27,7 +28,7 @@ from pipelines.reports.filter_atlas import atlas_to_json, build_atlas, draw_atla
 from pipelines.reports.inspect import inspect_image, render_inspection
 from pipelines.tracking.registry import fetch_bundle
 from pipelines.training.train import train_model
-from pipelines.training.trainer import fine_tune
+from tests.support.training import fine_tune
 
 HEAD_ONLY = (PhaseConfig("head", "head", 12, 4e-3),)
 
@@ -104,7 +105,7 @@ def test_one_picture_is_put_to_all_the_questions(animals, photos, tmp_path):
     path = sorted((photos / "caltech_animals/val/rhino").glob("*.jpg"))[2]
     found = inspect_image(read_image(path), path.name, loaded)
     assert found.audit.faithfulness.percentile >= 50
-    assert set(found.pictures) == {"methods", "sweep", "trace", "split", "field"}
+    assert set(found.figures) == {"methods", "sweep", "trace", "split", "field"}
     page = render_inspection(found, loaded)
     assert "http://" not in page
     assert "https://" not in page
@@ -221,11 +222,11 @@ def test_a_job_judges_its_maps_and_keeps_what_made_them(animals, photos, tmp_pat
     some.mkdir()
     for path in sorted((photos / "caltech_animals/val/flamingo").glob("*.jpg"))[:2]:
         shutil.copy(path, some)
-    how = How(
-        against="emu", method="hires_cam", block="stage5.2",
-        checks=("what_if", "shifts", "faithfulness"), sheets=("trace", "sweep", "methods", "split"),
+    job = plan_job(
+        some, Explainer(loaded), ExplainOptions(against="emu", method="hires_cam", block="stage5.2"),
+        checks=("what_if", "shifts", "faithfulness"), figures=("trace", "sweep", "methods", "split"),
     )  # fmt: skip
-    done = run_local(plan_job(some, loaded, how), loaded, tmp_path / "out")
+    done = run_local(job, loaded, tmp_path / "out")
     rows = pq.read_table(done.out / "rows").to_pylist()
     for row in rows:
         assert (row["method"], row["against"], row["block"], row["unit"]) == (
@@ -253,24 +254,25 @@ def test_a_job_judges_its_maps_and_keeps_what_made_them(animals, photos, tmp_pat
 def test_a_job_refuses_what_the_service_refuses(animals, photos, tmp_path):
     _, _, folder, _ = animals
     loaded = load_bundle(folder)
+    explainer = Explainer(loaded)
     source = photos / "caltech_animals/val/flamingo"
     with pytest.raises(UnknownChoice, match="grad_cam"):
-        plan_job(source, loaded, How(method="lime"))
+        plan_job(source, explainer, ExplainOptions(method="lime"))
     with pytest.raises(UnknownChoice, match="faithfulness, agreement"):
-        plan_job(source, loaded, How(checks=("truth",)))
+        plan_job(source, explainer, checks=("truth",))
     with pytest.raises(UnknownChoice, match="methods, sweep"):
-        plan_job(source, loaded, How(sheets=("poster",)))
+        plan_job(source, explainer, figures=("poster",))
     with pytest.raises(UnknownChoice, match="emu"):
-        plan_job(source, loaded, How(against="wasp"))
+        plan_job(source, explainer, ExplainOptions(against="wasp"))
     with pytest.raises(ExplanationError, match="two classes"):
-        plan_job(source, loaded, How(target="emu", against="emu"))
+        plan_job(source, explainer, ExplainOptions(target="emu", against="emu"))
     disabled = RandomizationCheck({"rise": MethodCheck({"stem": 0.9}, True, "Its maps hardly change.")}, 3, 0)
     save_bundle(loaded.model, tmp_path / "barred", name="barred", sanity=disabled)
     with pytest.raises(ExplanationError, match="rise is barred"):
-        plan_job(source, load_bundle(tmp_path / "barred"), How(method="rise"))
+        plan_job(source, Explainer(load_bundle(tmp_path / "barred")), ExplainOptions(method="rise"))
     image = read_image(sorted(source.glob("*.jpg"))[0])
     with pytest.raises(ExplanationError, match="rise is barred"):
-        inspect_image(image, "a.jpg", load_bundle(tmp_path / "barred"), method="rise")
+        inspect_image(image, "a.jpg", load_bundle(tmp_path / "barred"), ExplainOptions(method="rise"))
 
 
 def test_where_grad_cam_is_barred_no_page_and_no_sheet_shows_it(animals, photos, tmp_path):
@@ -283,11 +285,11 @@ def test_where_grad_cam_is_barred_no_page_and_no_sheet_shows_it(animals, photos,
     source = photos / "caltech_animals/val/flamingo"
     path = sorted(source.glob("*.jpg"))[0]
     found = inspect_image(read_image(path), path.name, other)
-    assert found.attribution.method == "hires_cam"
-    assert set(found.pictures) == {"methods", "sweep", "field"}
+    assert found.audit.attribution.method == "hires_cam"
+    assert set(found.figures) == {"methods", "sweep", "field"}
     assert "step by step" not in render_inspection(found, other)
     with pytest.raises(ExplanationError, match="sheets split, trace show grad_cam"):
-        plan_job(source, other, How(method="hires_cam", sheets=("trace", "split")))
+        plan_job(source, Explainer(other), ExplainOptions(method="hires_cam"), figures=("trace", "split"))
 
 
 def test_templates_of_a_trained_model_are_those_of_its_folded_twin(animals):

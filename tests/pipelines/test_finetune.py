@@ -18,7 +18,8 @@ from pipelines.training.features import Features
 from pipelines.training.losses import Objective
 from pipelines.training.lr_finder import run_lr_range_test
 from pipelines.training.schedules import lr_factor, momentum
-from pipelines.training.trainer import PhaseState, fine_tune, rate_groups, run_phase
+from pipelines.training.trainer import PhaseState, rate_groups, run_phase
+from tests.support.training import fine_tune
 
 HEAD = PhaseConfig(name="head", train_from="head", epochs=6, rate=4e-3)
 TOP = PhaseConfig(name="top blocks", train_from="stage7.0", epochs=2, rate=5e-4)

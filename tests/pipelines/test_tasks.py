@@ -11,6 +11,7 @@ import pytest
 
 from models.bundle import load_bundle
 from models.errors import ConfigError, ImageError
+from models.explainer import Explainer
 from pipelines.batch.job import plan_job
 from pipelines.batch.local import run_local
 from pipelines.config.schema import PhaseConfig, TrainConfig
@@ -20,9 +21,9 @@ from pipelines.progress import Reporter
 from pipelines.tracking.registry import fetch_bundle
 from pipelines.training.train import train_model
 from service.inference.model_card import describe_model
-from service.inference.predictor import Engine
-from service.inference.request import Request
+from service.inference.predictor import Predictor
 from service.settings import Settings
+from tests.support.asking import ask
 
 CONFIG = TrainConfig(
     phases=(PhaseConfig("head", "head", 12, 6e-3), PhaseConfig("top", "top", 3, 1e-3, mixup=0.1)),
@@ -53,8 +54,8 @@ def labelled(butterflies, folder, header, row):
     return scan_folder(folder)
 
 
-def served(name, folder) -> Engine:
-    return Engine(fetch_bundle(name, folder).folder, Settings())
+def served(name, folder) -> Predictor:
+    return Predictor(fetch_bundle(name, folder).folder, Settings())
 
 
 def test_any_number_of_labels(in_tmp, butterflies):
@@ -68,18 +69,18 @@ def test_any_number_of_labels(in_tmp, butterflies):
     val = done.evaluations["val"]
     assert val.metrics["accuracy"] > 0.7
     assert 0 < val.metrics["mean_average_precision"] <= 1
-    backend = served("marks", in_tmp / "b")
+    predictor = served("marks", in_tmp / "b")
     both = next(item for item in val.judged if len(item.sample.labels) == 2 and item.right)
-    answer = backend.explain(both.sample.path.read_bytes(), Request(top_k=2))
+    answer = ask(predictor, "explain", both.sample.path.read_bytes(), top_k=2)
     assert answer.task == "multilabel"
     assert {score.label for score in answer.predictions if score.accepted} == set(both.truth.split(" + "))
     assert sum(score.score for score in answer.predictions) > 1
     assert {score.label: score.score for score in answer.predictions} == pytest.approx(
         {item.label: item.score for item in both.ranking}, abs=1e-4
     )
-    assert describe_model(backend)["scoring"]["task"] == "multilabel"
+    assert describe_model(predictor)["scoring"]["task"] == "multilabel"
     loaded = load_bundle(in_tmp / "b")
-    explained = run_local(plan_job(found.root / "val", loaded), loaded, in_tmp / "out")
+    explained = run_local(plan_job(found.root / "val", Explainer(loaded)), loaded, in_tmp / "out")
     assert explained.errors == 0
     assert (explained.out / "index.html").is_file()
 
@@ -93,10 +94,10 @@ def test_a_yes_or_no_question(in_tmp, butterflies):
     val = done.evaluations["val"]
     assert val.metrics["auroc"] > 0.8
     assert {"precision", "recall", "specificity", "average_precision"} <= val.metrics.keys()
-    backend = served("eyes", in_tmp / "b")
-    assert backend.model.classifier[-1].out_features == 1, "one logit"
+    predictor = served("eyes", in_tmp / "b")
+    assert predictor.model.classifier[-1].out_features == 1, "one logit"
     sample = val.judged[0].sample
-    answer = backend.explain(sample.path.read_bytes(), Request(top_k=2))
+    answer = ask(predictor, "explain", sample.path.read_bytes(), top_k=2)
     assert answer.task == "binary"
     assert sum(score.score for score in answer.predictions) == pytest.approx(1)
     first, second = answer.forward

@@ -77,21 +77,21 @@ def test_a_refused_successor_is_tried_again_when_its_turn_comes_again(
     link, half = tmp_path / "current", Path(shutil.copytree(second, tmp_path / "half"))
     link.symlink_to(bundle_folder, target_is_directory=True)
     (half / "weights.safetensors").unlink()
-    champion = ModelManager(lambda: link, Settings(), get_metrics())
+    manager = ModelManager(lambda: link, Settings(), get_metrics())
     try:
         turned(link, half)
-        assert not champion.look()
-        assert "half was refused" in (champion.refused or "")
+        assert not manager.refresh()
+        assert "half was refused" in (manager.refused or "")
         shutil.copy(second / "weights.safetensors", half)
-        assert not champion.look(), "one that was refused is not tried again and again"
+        assert not manager.refresh(), "one that was refused is not tried again and again"
         turned(link, bundle_folder)
-        assert not champion.look()
-        assert champion.refused is None, "nothing is refused when what answers is what is asked for"
+        assert not manager.refresh()
+        assert manager.refused is None, "nothing is refused when what answers is what is asked for"
         turned(link, half)
-        assert champion.look()
-        assert champion.folder == half
+        assert manager.refresh()
+        assert manager.folder == half
     finally:
-        champion.close()
+        manager.close()
 
 
 def pickled(folder: Path) -> None:

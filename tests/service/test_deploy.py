@@ -25,7 +25,7 @@ def pins() -> dict[str, str]:
 
 def test_the_pins_are_exact_complete_and_those_of_the_tests():
     found = pins()
-    for name in ("torch", "torchvision", "captum", "bentoml", "pillow", "starlette", "huey", "safetensors"):
+    for name in ("torch", "torchvision", "captum", "bentoml", "pillow", "starlette", "safetensors"):
         assert found[name] == version(name).split("+")[0]
     assert not {"mlflow", "ray", "matplotlib-inline", "fastapi"} & set(found)
     assert not [name for name in found if name.startswith("nvidia")]

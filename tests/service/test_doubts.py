@@ -1,4 +1,4 @@
-"""Answers to a reader who doubts, from the engine itself; over HTTP in tests/test_whole_path.py."""
+"""Answers to a reader who doubts, from the predictor itself; over HTTP in tests/test_whole_path.py."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import numpy as np
 import PIL.Image
 import pytest
+from pydantic import ValidationError
 
-from models.attribution.registry import METHODS, count_forwards
+from models.attribution.registry import METHODS
 from models.bundle import (
     MANIFEST_FILE,
     MethodCheck,
@@ -24,25 +25,20 @@ from models.bundle import (
     save_bundle,
 )
 from models.errors import BundleError, ConfigError, ExplanationError, UnknownChoice
-from service.inference.doubts import Doubts
 from service.inference.model_card import describe_model
-from service.inference.predictor import Engine
-from service.inference.request import Request
+from service.inference.predictor import Predictor
+from service.operations.filters import synthesize
 from service.settings import Settings
+from tests.support.asking import ask
 
 SWIFT = Settings(engine="openvino", torch_threads=2)
-"""Thousands of forwards are asked for here; the other engine answers in tests/test_whole_path.py."""
+"""Thousands of forwards are asked for here; the other predictor answers in tests/test_whole_path.py."""
 
 
 @pytest.fixture(scope="module")
-def engine(bundle_folder) -> Iterator[Engine]:
-    with closing(Engine(bundle_folder, SWIFT)) as made:
+def predictor(bundle_folder) -> Iterator[Predictor]:
+    with closing(Predictor(bundle_folder, SWIFT)) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def doubts(engine) -> Doubts:
-    return Doubts(engine)
 
 
 @pytest.fixture(scope="module")
@@ -55,28 +51,28 @@ def plain(answer) -> dict:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_is_answered_with_its_unit_settings_and_scale(engine, bee, method):
-    (found,) = plain(engine.explain(bee, Request(method=method)))["evidence"]
+def test_every_method_is_answered_with_its_unit_settings_and_scale(predictor, bee, method):
+    (found,) = plain(ask(predictor, "explain", bee, method=method))["evidence"]
     assert found["method"] == method
     assert found["unit"] == METHODS[method].unit
     assert found["block"] == ("top" if METHODS[method].reads_block else "input")
-    assert set(METHODS[method].effort) <= set(found["settings"])
+    assert {item.name for item in fields(METHODS[method].parameters)} <= set(found["settings"])
     assert found["grid"]["rows"] == (7 if METHODS[method].grid == "block" else 28)
     assert 0 <= found["border"]["mass"] <= 1
 
 
-def test_a_contrast_says_what_it_is_held_against(engine, bee):
-    (found,) = plain(engine.explain(bee, Request(against="ant")))["evidence"]
-    both = plain(engine.explain(bee, Request(top_k=3)))["evidence"]
+def test_a_contrast_says_what_it_is_held_against(predictor, bee):
+    (found,) = plain(ask(predictor, "explain", bee, against="ant"))["evidence"]
+    both = plain(ask(predictor, "explain", bee, top_k=3))["evidence"]
     assert (found["label"], found["against"]) == ("bee", "ant")
     maps = {item["label"]: np.array(item["grid"]["values"]) for item in both}
     np.testing.assert_allclose(found["grid"]["values"], maps["bee"] - maps["ant"], atol=1e-5)
 
 
-def test_a_faint_map_looks_faint_beside_the_predicted_classs(engine, bee):
+def test_a_faint_map_looks_faint_beside_the_predicted_classs(predictor, bee):
     """The class that lost is drawn to the scale of the one that won, and the answer says so."""
-    top = plain(engine.explain(bee, Request(overlay=True)))["evidence"][0]
-    other = plain(engine.explain(bee, Request(target="flamingo", overlay=True)))["evidence"][0]
+    top = plain(ask(predictor, "explain", bee, overlay=True))["evidence"][0]
+    other = plain(ask(predictor, "explain", bee, target="flamingo", overlay=True))["evidence"][0]
     assert other["full_scale"] >= top["full_scale"] == pytest.approx(top["grid"]["max"])
     assert other["grid"]["max"] < other["full_scale"]
     shown = [
@@ -87,8 +83,8 @@ def test_a_faint_map_looks_faint_beside_the_predicted_classs(engine, bee):
     assert warm[0] > warm[1], "full colour is kept for the stronger evidence"
 
 
-def test_smoothing_and_faithfulness_are_options_of_any_explanation(engine, bee):
-    (found,) = plain(engine.explain(bee, Request(flip=True, noise=0.05, faithfulness=True)))["evidence"]
+def test_smoothing_and_faithfulness_are_options_of_any_explanation(predictor, bee):
+    (found,) = plain(ask(predictor, "explain", bee, flip=True, noise=0.05, faithfulness=True))["evidence"]
     assert found["settings"]["averaged"] == 16
     judged = found["faithfulness"]
     assert 0 <= judged["percentile"] <= 100
@@ -96,86 +92,88 @@ def test_smoothing_and_faithfulness_are_options_of_any_explanation(engine, bee):
     assert judged["random_maps"] == 19
     assert judged["verdict"].startswith("The model reacts")
     with pytest.raises(ConfigError, match="noise is 7"):
-        engine.explain(bee, Request(noise=7))
-    with pytest.raises(ConfigError, match="noise is nan"):
-        engine.explain(bee, Request(noise=float("nan")))
+        ask(predictor, "explain", bee, noise=7)
+    with pytest.raises(ValidationError, match="noise"):
+        ask(predictor, "explain", bee, noise=float("nan"))
 
 
-def test_what_nobody_would_wait_for_is_refused_before_any_work(engine, bee):
-    for request in (
-        Request(method="rise", flip=True, noise=0.1),
-        Request(method="integrated_gradients", top_k=3, flip=True, noise=0.1),
-        Request(top_k=10, faithfulness=True),
+def test_what_nobody_would_wait_for_is_refused_before_any_work(predictor, bee):
+    for fields_of_form in (
+        {"method": "rise", "flip": True, "noise": 0.1},
+        {"method": "integrated_gradients", "top_k": 3, "flip": True, "noise": 0.1},
+        {"top_k": 10, "faithfulness": True},
     ):
         with pytest.raises(ExplanationError, match=r"would take about [\d,]+ forwards; the limit is 4,000"):
-            engine.explain(b"not even looked at", request)
-    assert count_forwards("rise", 5, 224, 224) == count_forwards("rise", 1, 224, 224) == 400
-    assert count_forwards("occlusion", 2, 224, 224) == 2 * 11 * 11
-    assert count_forwards("grad_cam", 3, 224, 224) == 3
+            ask(predictor, "explain", b"not even looked at", **fields_of_form)
+    costs = {
+        (name, targets): METHODS[name].count_forwards(METHODS[name].parameters(), targets, 224, 224)
+        for name, targets in (("rise", 5), ("rise", 1), ("occlusion", 2), ("grad_cam", 3))
+    }
+    assert list(costs.values()) == [400, 400, 2 * 11 * 11, 3]
 
 
-def test_trust_answers_every_check(doubts, bee):
-    answer = plain(doubts.trust(bee, Request(overlay=True), []))
+def test_trust_answers_every_check(predictor, bee):
+    answer = plain(ask(predictor, "trust", bee, overlay=True))
     assert answer["evidence"][0]["faithfulness"]["verdict"]
     assert set(answer["agreement"]["methods"]) == set(METHODS)
     assert len(answer["agreement"]["correlations"]) == len(METHODS)
     assert len(answer["shifts"]["moves"]) == 12
     blocks = [item["evidence"]["block"] for item in answer["sweep"]]
     assert blocks == ["stage1.0", "stage2.1", "stage3.1", "stage5.2", "top"]
-    some = plain(doubts.trust(bee, Request(), ["shifts"]))
+    some = plain(ask(predictor, "trust", bee, checks="shifts"))
     assert (some["agreement"], some["sweep"], some["evidence"][0]["faithfulness"]) == (None, None, None)
     with pytest.raises(UnknownChoice, match="faithfulness, agreement, shifts, sweep"):
-        doubts.trust(bee, Request(), ["truth"])
-    assert PIL.Image.open(io.BytesIO(doubts.sweep_sheet(bee, Request()))).format == "PNG"
+        ask(predictor, "trust", bee, checks="truth")
+    assert PIL.Image.open(io.BytesIO(ask(predictor, "trust", bee, picture=True).data)).format == "PNG"
 
 
-def test_the_trace_and_its_sheet(doubts, bee):
-    answer = plain(doubts.trace(bee, Request(target="ant")))
+def test_the_trace_and_its_sheet(predictor, bee):
+    answer = plain(ask(predictor, "trace", bee, target="ant"))
     assert answer["evidence"]["label"] == "ant"
     assert answer["channels"] == 1280
     for channel in answer["speaking_for"]:
         assert np.shape(channel["activation"]) == np.shape(channel["gradient"]) == (7, 7)
         assert channel["weight"] == pytest.approx(np.mean(channel["gradient"]), abs=1e-8)
     assert answer["evidence"]["overlay"].startswith("data:image/jpeg")
-    assert PIL.Image.open(io.BytesIO(doubts.trace_sheet(bee, Request()))).width > 600
+    assert PIL.Image.open(io.BytesIO(ask(predictor, "trace", bee, picture=True).data)).width > 600
 
 
-def test_what_if_covers_a_box_or_the_hottest_part(doubts, bee):
+def test_what_if_covers_a_box_or_the_hottest_part(predictor, bee):
     width, height = PIL.Image.open(io.BytesIO(bee)).size
-    hot = plain(doubts.what_if(bee, Request(overlay=True), box="", share=0.2, cover="mean"))
+    hot = plain(ask(predictor, "whatif", bee, overlay=True, share=0.2, cover="mean"))
     assert hot["changes"][0]["label"] == "bee"
     assert hot["changes"][0]["change"] < 0
     assert hot["share"] == pytest.approx(0.2, abs=0.01)
     assert hot["covered"].startswith("data:image/jpeg")
     corner = f"{width / 2 - 20},{height / 2 - 20},{width / 2 + 20},{height / 2 + 20}"
-    boxed = plain(doubts.what_if(bee, Request(), box=corner, share=0.2, cover="blur"))
+    boxed = plain(ask(predictor, "whatif", bee, box=corner))
     assert sum(item["change"] for item in boxed["changes"]) == pytest.approx(0, abs=1e-6)
     for wrong in ("1,2,3", "a,b,c,d", "", "nan,0,1,1"):
         if wrong:
             with pytest.raises((UnknownChoice, ExplanationError)):
-                doubts.what_if(bee, Request(), box=wrong, share=0.2, cover="blur")
-    with pytest.raises(ExplanationError, match="between 0 and 1"):
-        doubts.what_if(bee, Request(), box="", share=float("nan"), cover="blur")
+                ask(predictor, "whatif", bee, box=wrong)
+    with pytest.raises(ValidationError, match="share"):
+        ask(predictor, "whatif", bee, share=float("nan"))
 
 
-def test_the_split_takes_the_highest_block_that_has_parts(doubts, bee):
-    answer = plain(doubts.split(bee, Request()))
+def test_the_split_takes_the_highest_block_that_has_parts(predictor, bee):
+    answer = plain(ask(predictor, "split", bee))
     assert (answer["block"], answer["kind"]) == ("stage6.3", "residual")
     assert [part["name"] for part in answer["parts"]] == ["skip", "branch"]
     with pytest.raises(ExplanationError, match="neither branches nor a skip"):
-        doubts.split(bee, Request(block="top"))
-    assert PIL.Image.open(io.BytesIO(doubts.split_sheet(bee, Request()))).format == "PNG"
+        ask(predictor, "split", bee, block="top")
+    assert PIL.Image.open(io.BytesIO(ask(predictor, "split", bee, picture=True).data)).format == "PNG"
 
 
-def test_templates_and_anatomy_are_there_to_be_served(engine):
-    (found,) = engine.filters("stage2.1", [3], 4)
+def test_templates_and_anatomy_are_there_to_be_served(predictor):
+    (found,) = synthesize(predictor, "stage2.1", [3], 4, most=8, most_steps=256).templates
     assert found.picture.startswith("data:image/jpeg")
     assert found.response > found.start
     with pytest.raises(UnknownChoice, match="0 to 23"):
-        engine.filters("stage2.1", [24], 4)
+        synthesize(predictor, "stage2.1", [24], 4, most=8, most_steps=256)
     with pytest.raises(UnknownChoice, match="1 to 8"):
-        engine.filters("stage2.1", list(range(9)), 4)
-    assert json.loads(json.dumps(asdict(engine.anatomy)))["backbone"] == "efficientnet_lite0"
+        synthesize(predictor, "stage2.1", list(range(9)), 4, most=8, most_steps=256)
+    assert json.loads(json.dumps(asdict(predictor.summary)))["backbone"] == "efficientnet_lite0"
 
 
 @pytest.fixture(scope="module")
@@ -192,20 +190,20 @@ def checked_folder(bundle_folder, tmp_path_factory):
 
 
 def test_a_barred_method_is_refused_with_the_reason_and_the_others_are_noted(checked_folder, bee):
-    engine = Engine(checked_folder, SWIFT)
+    predictor = Predictor(checked_folder, SWIFT)
     with pytest.raises(
         ExplanationError, match=r"layer_cam is barred .* hardly change .* grad_cam, hires_cam"
     ):
-        engine.explain(bee, Request(method="layer_cam"))
-    (found,) = plain(engine.explain(bee))["evidence"]
+        ask(predictor, "explain", bee, method="layer_cam")
+    (found,) = plain(ask(predictor, "explain", bee))["evidence"]
     assert found["sanity"] == "Its maps change (for the test)."
-    unknown = plain(engine.explain(bee, Request(method="rise")))
+    unknown = plain(ask(predictor, "explain", bee, method="rise"))
     assert unknown["evidence"][0]["sanity"] is None
     assert any("was not checked" in said for said in unknown["warnings"])
-    said = describe_model(engine)
+    said = describe_model(predictor)
     assert "layer_cam" not in said["methods"]
     assert said["barred_methods"] == {"layer_cam": "Its maps hardly change (for the test)."}
-    trusted = plain(Doubts(engine).trust(bee, Request(), ["agreement"]))
+    trusted = plain(ask(predictor, "trust", bee, checks="agreement"))
     assert "layer_cam" in trusted["agreement"]["left_out"]
 
 
@@ -217,15 +215,16 @@ def test_a_bundle_whose_grad_cam_is_barred_is_served_by_the_next_method(bundle_f
         name="b",
         sanity=RandomizationCheck({"grad_cam": bad}, 3, 0),
     )
-    engine = Engine(tmp_path / "b", SWIFT)
-    assert describe_model(engine)["default_method"] == "hires_cam"
-    assert engine.explain(bee).evidence[0].method == "hires_cam"
-    doubts = Doubts(engine)
-    assert doubts.what_if(bee, Request(), box="", share=0.2, cover="blur").changes
-    assert {each.evidence.method for each in doubts.trust(bee, Request(), ["sweep"]).sweep} == {"hires_cam"}
-    for ask in (doubts.trace, doubts.trace_sheet, doubts.split, doubts.split_sheet):
-        with pytest.raises(ExplanationError, match="grad_cam is barred"):
-            ask(bee, Request())
+    predictor = Predictor(tmp_path / "b", SWIFT)
+    assert describe_model(predictor)["default_method"] == "hires_cam"
+    assert ask(predictor, "explain", bee).evidence[0].method == "hires_cam"
+    assert ask(predictor, "whatif", bee).changes
+    stages = ask(predictor, "trust", bee, checks="sweep").sweep
+    assert {stage.evidence.method for stage in stages} == {"hires_cam"}
+    for operation in ("trace", "split"):
+        for picture in (False, True):
+            with pytest.raises(ExplanationError, match="grad_cam is barred"):
+                ask(predictor, operation, bee, picture=picture)
 
 
 def test_a_damaged_sanity_check_is_refused(checked_folder, tmp_path):
@@ -246,10 +245,10 @@ def test_greyscale_pictures_and_a_geometry_that_is_not_square(bundle_folder, tmp
     model = load_bundle(bundle_folder).model
     model.geometry = replace(model.geometry, resize=256, crop_height=192, crop_width=256)
     save_bundle(model, tmp_path / "wide", name="wide")
-    engine = Engine(tmp_path / "wide", Settings())
+    predictor = Predictor(tmp_path / "wide", Settings())
     grey = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 420), np.uint8))
     assert grey.mode == "L"
-    answer = plain(engine.explain(encode(grey), Request(overlay=True)))
+    answer = plain(ask(predictor, "explain", encode(grey), overlay=True))
     (found,) = answer["evidence"]
     assert (found["grid"]["rows"], found["grid"]["cols"]) == (6, 8)
     x0, y0, x1, y1 = found["seen_box"]
@@ -257,5 +256,5 @@ def test_greyscale_pictures_and_a_geometry_that_is_not_square(bundle_folder, tmp
     drawn = PIL.Image.open(io.BytesIO(base64.b64decode(found["overlay"].split(",")[1])))
     assert drawn.size == (420, 300)
     for method in METHODS:
-        (each,) = plain(engine.explain(encode(grey), Request(method=method)))["evidence"]
+        (each,) = plain(ask(predictor, "explain", encode(grey), method=method))["evidence"]
         assert each["grid"]["cols"] / each["grid"]["rows"] == pytest.approx(256 / 192)

@@ -13,18 +13,18 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from models.attribution.perturbation import QUICK
+from models.attribution.parameters import RiseParameters
 from models.cancellation import Deadline, deadline_scope
 from models.errors import BundleError, UnknownChoice
 from service.inference.model_card import describe_model
-from service.inference.predictor import Engine
-from service.inference.request import Request
+from service.inference.predictor import Predictor
 from service.settings import Settings
+from tests.support.asking import ask
 
 
 @pytest.fixture(scope="module")
-def engine(bundle_folder) -> Iterator[Engine]:
-    with closing(Engine(bundle_folder, Settings())) as made:
+def predictor(bundle_folder) -> Iterator[Predictor]:
+    with closing(Predictor(bundle_folder, Settings())) as made:
         yield made
 
 
@@ -33,8 +33,8 @@ def bee(photos) -> bytes:
     return sorted((photos / "hymenoptera/val/bees").glob("*.jpg"))[0].read_bytes()
 
 
-def test_the_fixed_fields_of_an_explanation(engine, bee):
-    answer = json.loads(engine.explain(bee, Request(top_k=2, overlay=True)).model_dump_json())
+def test_the_fixed_fields_of_an_explanation(predictor, bee):
+    answer = json.loads(ask(predictor, "explain", bee, top_k=2, overlay=True).model_dump_json())
     assert {"predictions", "image", "evidence", "provenance", "warnings", "timing_ms"} <= set(answer)
     width, height = PIL.Image.open(io.BytesIO(bee)).size
     assert answer["image"] == {"width": width, "height": height}
@@ -60,22 +60,22 @@ def test_the_fixed_fields_of_an_explanation(engine, bee):
     assert answer["timing_ms"]["total"] >= answer["timing_ms"]["model"] > 0
 
 
-def test_the_same_picture_gives_the_same_answer(engine, bee):
+def test_the_same_picture_gives_the_same_answer(predictor, bee):
     def answer() -> dict:
-        return engine.explain(bee, Request(overlay=True)).model_dump(exclude={"timing_ms"})
+        return ask(predictor, "explain", bee, overlay=True).model_dump(exclude={"timing_ms"})
 
     assert answer() == answer()
-    assert answer()["evidence"][0]["label"] == engine.predict(bee).predictions[0].label
+    assert answer()["evidence"][0]["label"] == ask(predictor, "predict", bee).predictions[0].label
 
 
-def test_eight_orientations_tell_the_same_story(engine, bee, encode):
+def test_eight_orientations_tell_the_same_story(predictor, bee, encode):
     upright = PIL.Image.open(io.BytesIO(bee)).convert("RGB")
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
-    plain = engine.explain(encode(upright)).evidence[0]
+    plain = ask(predictor, "explain", encode(upright)).evidence[0]
     for orientation, applied in undo.items():
         exif = PIL.Image.Exif()
         exif[0x0112] = orientation
-        twin = engine.explain(
+        twin = predictor.explain(
             encode(upright.transpose(PIL.Image.Transpose(applied)), "PNG", exif=exif)
         ).evidence[0]
         assert twin.label == plain.label
@@ -83,16 +83,16 @@ def test_eight_orientations_tell_the_same_story(engine, bee, encode):
 
 
 @pytest.mark.parametrize("budget", [True, False])
-def test_only_a_budget_that_was_asked_for_makes_an_answer_cheaper(engine, bee, budget):
-    asked = Request(method="rise", flip=True)
-    with deadline_scope(Deadline(2 * QUICK.masks * engine.costs.forward_seconds, budget=budget)):
-        cut = engine.explain(bee, asked).cut
+def test_only_a_budget_that_was_asked_for_makes_an_answer_cheaper(predictor, bee, budget):
+    seconds = 2 * RiseParameters.QUICK["masks"] * predictor.costs.forward_seconds
+    with deadline_scope(Deadline(seconds, budget=budget)):
+        cut = ask(predictor, "explain", bee, method="rise", flip=True).cut
     said = [each.split(":")[0] for each in cut]
     assert said == (["smoothing", "effort"] if budget else ["evidence"])
 
 
-def test_a_class_by_name_a_block_by_name(engine, bee):
-    answer = engine.explain(bee, Request(target="flamingo", block="stage5.2"))
+def test_a_class_by_name_a_block_by_name(predictor, bee):
+    answer = ask(predictor, "explain", bee, target="flamingo", block="stage5.2")
     assert [(item.label, item.block) for item in answer.evidence] == [("flamingo", "stage5.2")]
     assert (answer.evidence[0].grid.rows, answer.evidence[0].grid.cols) == (14, 14)
 
@@ -108,48 +108,49 @@ def test_a_class_by_name_a_block_by_name(engine, bee):
         ({"method": "lime"}, "grad_cam, hires_cam"),
     ],
 )
-def test_unknown_names_are_refused_with_the_choices(engine, bee, options, names):
+def test_unknown_names_are_refused_with_the_choices(predictor, bee, options, names):
     with pytest.raises(UnknownChoice, match=names):
-        engine.explain(bee, Request(**options))
+        ask(predictor, "explain", bee, **options)
 
 
-def test_warnings_say_what_a_reader_should_know(engine, encode):
-    wide = engine.explain(encode(np.full((40, 400, 3), 120, np.uint8)))
+def test_warnings_say_what_a_reader_should_know(predictor, encode):
+    wide = predictor.explain(encode(np.full((40, 400, 3), 120, np.uint8)))
     assert any("cropped away" in text for text in wide.warnings)
-    tiny = engine.explain(encode(np.full((1, 1, 3), 120, np.uint8)))
+    tiny = predictor.explain(encode(np.full((1, 1, 3), 120, np.uint8)))
     assert any("small" in text for text in tiny.warnings)
     for answer in (wide, tiny):
         for item in answer.evidence:
             assert item.status == "ok" or any(item.label in text for text in answer.warnings)
 
 
-def test_threads_share_one_engine(engine, bee):
+def test_threads_share_one_engine(predictor, bee):
     alone = [
-        engine.explain(bee, Request(target=name)).evidence[0].grid.values
+        ask(predictor, "explain", bee, target=name).evidence[0].grid.values
         for name in ("ant", "bee", "flamingo")
     ]
     with ThreadPoolExecutor(8) as pool:
         names = ["ant", "bee", "flamingo"] * 16
         together = list(
-            pool.map(lambda name: engine.explain(bee, Request(target=name)).evidence[0].grid.values, names)
+            pool.map(lambda name: ask(predictor, "explain", bee, target=name).evidence[0].grid.values, names)
         )
     assert all(values == alone[i % 3] for i, values in enumerate(together))
 
 
-def test_activations_and_their_sheet(engine, bee):
-    answer = engine.activations(bee, blocks=["stem", "top"], channels=3)
+def test_activations_and_their_sheet(predictor, bee):
+    answer = ask(predictor, "activations", bee, blocks="stem,top", channels=3)
     assert [(item.block, item.shape) for item in answer.activations] == [
         ("stem", [32, 112, 112]),
         ("top", [1280, 7, 7]),
     ]
-    sheet = PIL.Image.open(io.BytesIO(engine.activation_sheet(bee, blocks=["stem", "top"], channels=3)))
+    drawn = ask(predictor, "activations", bee, blocks="stem,top", channels=3, picture=True)
+    sheet = PIL.Image.open(io.BytesIO(drawn.data))
     assert sheet.format == "PNG"
     assert sheet.width > 500
-    assert len(engine.activations(bee, blocks=[], channels=1).activations) == 18
+    assert len(ask(predictor, "activations", bee, blocks="", channels=1).activations) == 18
 
 
-def test_the_card_is_json_and_says_what_is_served(engine):
-    said = json.loads(json.dumps(describe_model(engine)))
+def test_the_card_is_json_and_says_what_is_served(predictor):
+    said = json.loads(json.dumps(describe_model(predictor)))
     assert said["classes"] == ["ant", "bee", "flamingo"]
     assert said["cam_block"] in said["blocks"]
 
@@ -160,7 +161,7 @@ def test_a_broken_bundle_never_becomes_an_engine(bundle_folder, tmp_path):
     copy = shutil.copytree(bundle_folder, tmp_path / "copy")
     (copy / "weights.safetensors").write_bytes(b"x")
     with pytest.raises(BundleError, match="weights"):
-        Engine(copy, Settings())
+        Predictor(copy, Settings())
 
 
 def test_the_service_needs_no_tracker_and_no_torch_to_import():

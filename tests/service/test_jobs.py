@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import shutil
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import httpx
-import pytest
 
-from service.jobs.queue import JsonSerializer, make_queue
 from service.jobs.store import JobStatus, JobStore
 from service.jobs.supervisor import JobSupervisor
 from service.settings import Settings
@@ -112,7 +105,7 @@ def test_bad_jobs_are_told_at_once(service, bee):
         assert says in reply.json()["error"]
     assert submit(service, "heatmap", bee).status_code in {404, 405}
     assert submit(service, "explain").status_code in {415, 422}
-    for name in ("x", "a" * 22, "queue.db"):
+    for name in ("x", "a" * 22, "keeper.lock"):
         assert service.get(f"/jobs/{name}").json()["kind"] == "no_such_job"
 
 
@@ -198,9 +191,9 @@ def test_jobs_are_bounded_in_number_and_belong_to_their_key(start, bundle_folder
 def test_what_ended_long_ago_is_forgotten(tmp_path):
     store = JobStore(tmp_path)
     old, new, waiting = (store.create("explain", {}, [b"x"], None) for _ in range(3))
-    store.say(old, state="done", ended=time.time() - 100)
-    store.say(new, state="done", ended=time.time())
-    assert store.forget_old(50) == 1
+    store.update(old, state="done", ended=time.time() - 100)
+    store.update(new, state="done", ended=time.time())
+    assert store.remove_old(50) == 1
     assert [job.id for job in store.jobs()] == [new.id, waiting.id]
     assert store.status(waiting) == JobStatus()
 
@@ -208,34 +201,34 @@ def test_what_ended_long_ago_is_forgotten(tmp_path):
 def test_an_answer_that_a_kill_cut_off_is_dropped(tmp_path):
     store = JobStore(tmp_path)
     job = store.create("explain", {}, [b"x", b"y"], None)
-    store.add(job, b'{"whole": 1}')
+    store.add_answer(job, b'{"whole": 1}')
     with (tmp_path / job.id / "answers.jsonl").open("ab") as lines:
         lines.write(b'{"cut')
     assert list(store.answers(job)) == [b'{"whole": 1}']
     assert store.answered(job) == 1
-    store.add(job, b'{"next": 2}')
+    store.add_answer(job, b'{"next": 2}')
     assert [json.loads(line) for line in store.answers(job)] == [{"whole": 1}, {"next": 2}]
 
 
 def test_no_two_processes_work_on_one_job(tmp_path):
     store = JobStore(tmp_path)
     job = store.create("explain", {}, [], None)
-    with store.taken(job) as first, JobStore(tmp_path).taken(job) as second:
+    with store.try_lock(job) as first, JobStore(tmp_path).try_lock(job) as second:
         assert (first, second) == (True, False)
-    with store.taken(job) as third:
+    with store.try_lock(job) as third:
         assert third
 
 
-def test_the_queue_holds_json_and_no_pickle(tmp_path):
-    done: list[str] = []
-    queue, hand_out = make_queue(Settings(jobs=tmp_path), done.append)
-    hand_out("a job")
-    assert b"pickle" not in (raw := bytes(queue.storage.enqueued_items()[0]))
-    assert json.loads(raw)
-    queue.execute(queue.dequeue())
-    assert done == ["a job"]
-    with pytest.raises(ValueError, match=r"Expecting value|decode"):
-        JsonSerializer().deserialize(b"\x80\x04cos\nsystem\n.")
+def test_jobs_run_in_the_order_of_their_submission_and_leave_json_alone(start, bundle_folder, bee, tmp_path):
+    own = start(bundle_folder, workers="1", jobs=tmp_path / "jobs")
+    names = [submit(own, "predict", bee).json()["id"] for _ in range(4)]
+    ends = [ended(own, name)["ended"] for name in names]
+    assert ends == sorted(ends)
+    files = [path for name in names for path in (tmp_path / "jobs" / name).iterdir() if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".jsonl", ""}
+    for path in files:
+        for line in path.read_text().splitlines():
+            assert isinstance(json.loads(line), dict)
 
 
 def test_a_picture_that_kills_its_process_is_passed_over_after_two_tries(tmp_path):
@@ -243,7 +236,7 @@ def test_a_picture_that_kills_its_process_is_passed_over_after_two_tries(tmp_pat
     job = store.create("explain", {}, [b"x", b"y"], None)
     assert [store.attempt(job, 0) for _ in range(3)] == [1, 2, 3]
     assert store.attempt(job, 1) == 1
-    store.forgive(job)
+    store.clear_attempt(job)
     assert store.attempt(job, 1) == 1, "a restart of the service is nobody's fault"
 
 
@@ -253,7 +246,7 @@ def test_only_so_many_ended_jobs_are_kept_and_none_keeps_its_pictures(tmp_path):
     for job in jobs[:3]:
         store.finish(job, state="done")
         assert not (tmp_path / job.id / "pictures").exists()
-    assert store.forget_old(1000, most=1) == 2
+    assert store.remove_old(1000, most=1) == 2
     assert {job.id for job in store.jobs()} == {jobs[2].id, jobs[3].id}
 
 
@@ -271,55 +264,3 @@ def test_odd_numbers_of_a_form_do_not_stop_the_others(service, bee):
     """Pydantic takes 1000.0 for a whole number; so does a job."""
     job = submit(service, "predict", bee, deadline_ms="1000.0").json()
     assert ended(service, job["id"])["state"] == "done"
-
-
-@dataclass
-class Redis:
-    """A Redis server that can be killed and started again."""
-
-    port: int
-    process: subprocess.Popen[bytes] | None = None
-
-    def begin(self) -> None:
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        for _ in range(100):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                return
-            time.sleep(0.1)
-        raise AssertionError("no Redis after ten seconds")
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-
-
-@pytest.fixture
-def redis() -> Iterator[Redis]:
-    if shutil.which("redis-server") is None:
-        pytest.skip("no Redis here: apt-get install redis-server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        server = Redis(probe.getsockname()[1])
-    server.begin()
-    yield server
-    server.kill()
-
-
-def test_jobs_by_redis_outlive_redis(start, bundle_folder, bee, redis):
-    """What Redis forgets when it dies, the folders of the jobs know."""
-    own = start(bundle_folder, workers="1", redis=f"redis://127.0.0.1:{redis.port}/0")
-    asked = {"method": "occlusion", "effort": "quick"}
-    first = submit(own, "explain", bee, bee, **asked).json()
-    assert ended(own, first["id"])["state"] == "done"
-    assert not (own.jobs / "queue.db").exists()
-    under_way = submit(own, "explain", *[bee] * 4, **asked).json()
-    while own.get(f"/jobs/{under_way['id']}").json()["done"] < 1:
-        time.sleep(0.05)
-    redis.kill()
-    while_away = submit(own, "explain", bee, **asked)
-    assert while_away.status_code == 202
-    assert ended(own, under_way["id"])["done"] == 4
-    redis.begin()
-    assert ended(own, while_away.json()["id"])["state"] == "done"

@@ -324,10 +324,10 @@ def test_who_comes_in_a_burst_is_counted_before_it_begins():
     settings = Settings(request_threads=1, max_queue=1)
 
     async def burst() -> Counter:
-        desk, line = AdmissionControl(settings), Request({"type": "http"}, receive=asyncio.Event().wait)
-        asked = [desk.serve(line, Deadline(5), [lambda: time.sleep(0.01)]) for _ in range(20)]
+        admission, line = AdmissionControl(settings), Request({"type": "http"}, receive=asyncio.Event().wait)
+        asked = [admission.run(line, Deadline(5), [lambda: time.sleep(0.01)]) for _ in range(20)]
         replies = await asyncio.gather(*asked, return_exceptions=True)
-        assert desk.places == 0
+        assert admission.places == 0
         return Counter(type(reply).__name__ for reply in replies)
 
     assert asyncio.run(burst()) == {"list": 2, "Refusal": 18}
@@ -355,10 +355,10 @@ def test_pictures_that_came_too_late_have_their_own_answer():
     settings = Settings(request_threads=4)
 
     async def ask(seconds: float) -> list[str]:
-        desk, line = AdmissionControl(settings), Request({"type": "http"}, receive=asyncio.Event().wait)
-        desk._seconds = 0.01
+        admission, line = AdmissionControl(settings), Request({"type": "http"}, receive=asyncio.Event().wait)
+        admission._seconds = 0.01
         work = [partial(_slept, seconds)] * 8
-        return await desk.serve(line, Deadline(0.3), work, late=lambda error: str(error))
+        return await admission.run(line, Deadline(0.3), work, late=lambda error: str(error))
 
     late = "The work did not end within its 0.3 seconds."
     assert asyncio.run(ask(0.35)) == ["done"] * 4 + [late] * 4
@@ -375,14 +375,16 @@ def test_work_beside_a_free_thread_is_not_in_the_way():
     """However long such work has taken before."""
 
     async def ask() -> list[str]:
-        desk = AdmissionControl(Settings(request_threads=2))
+        admission = AdmissionControl(Settings(request_threads=2))
         line = Request({"type": "http"}, receive=asyncio.Event().wait)
-        desk._seconds = 60.0
-        long = asyncio.create_task(desk.serve(line, Deadline(5), [partial(_slept, 0.3)]))
+        admission._seconds = 60.0
+        long = asyncio.create_task(admission.run(line, Deadline(5), [partial(_slept, 0.3)]))
         await asyncio.sleep(0.05)
-        short = await desk.serve(line, Deadline(0.5), [partial(_slept, 0.01)])
+        short = await admission.run(line, Deadline(0.5), [partial(_slept, 0.01)])
         with pytest.raises(HTTPError, match="would wait longer"):
-            await asyncio.gather(*(desk.serve(line, Deadline(0.5), [partial(_slept, 0.1)]) for _ in range(2)))
+            await asyncio.gather(
+                *(admission.run(line, Deadline(0.5), [partial(_slept, 0.1)]) for _ in range(2))
+            )
         return [*short, *await long]
 
     assert asyncio.run(ask()) == ["done", "done"]
@@ -392,7 +394,7 @@ def test_what_failed_lets_go_of_its_pixels():
     """Its error goes from thread to task to answer and is kept on the way; its picture is not."""
 
     async def fail() -> tuple[BaseException, list[weakref.ref]]:
-        desk, kept = AdmissionControl(Settings()), []
+        admission, kept = AdmissionControl(Settings()), []
 
         def load() -> None:
             picture = np.zeros(10)
@@ -408,7 +410,7 @@ def test_what_failed_lets_go_of_its_pixels():
                 raise ValueError(len(picture)) from error
 
         line = Request({"type": "http"}, receive=asyncio.Event().wait)
-        (error,) = await asyncio.gather(desk.serve(line, Deadline(5), [work]), return_exceptions=True)
+        (error,) = await asyncio.gather(admission.run(line, Deadline(5), [work]), return_exceptions=True)
         return error, kept
 
     gc.disable()

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from models.attribution.forward import run_forward
-from models.attribution.perturbation import Effort
 from models.attribution.registry import METHODS, attribute, attribute_each
 from models.backends.registry import create_backend
 from models.errors import UnknownChoice
+from tests.support.methods import parameters_of
 
-QUICK = Effort(steps=2, window=112, stride=112, masks=2)
+QUICK = {"steps": 2, "window": 112, "stride": 112, "masks": 2}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_thousand_explanations_leave_nothing_behind(backend, random_batch):
     for number in range(1000):
         method = list(METHODS)[number % 4] if number % 20 else list(METHODS)[4 + number // 20 % 4]
         forward = run_forward(model, xs[number % 4], block=blocks[number % 3], backend=backend)
-        attribute(forward, [[number % 1000, 7]], method=method, effort=QUICK)
+        attribute(forward, [[number % 1000, 7]], method=method, parameters=parameters_of(method, **QUICK))
         if number % 100 == 99:
             with pytest.raises(UnknownChoice):
                 attribute_each(forward, [100_000])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import chain
 
 import numpy as np
@@ -12,18 +12,20 @@ import torch
 from captum.attr import GuidedBackprop, GuidedGradCam
 from torch import nn
 
-from models.attribution.cells import average_cells
+from models.attribution.cells import average_cells, sum_cells
 from models.attribution.forward import run_forward
 from models.attribution.gradients import guided_gradient
-from models.attribution.perturbation import Effort, rise_masks
-from models.attribution.registry import METHODS, attribute, attribute_each
-from models.attribution.scaling import attribute_scaled, default_method
+from models.attribution.parameters import RiseParameters
+from models.attribution.perturbation import rise_masks
+from models.attribution.registry import METHODS, attribute, attribute_each, default_method
+from models.attribution.scaling import attribute_scaled
 from models.attribution.smoothing import Smoothing, attribute_smoothed
 from models.attribution.targets import choose_targets, make_target
 from models.backends.registry import create_backend
 from models.errors import ConfigError, ExplanationError, UnknownChoice
 from models.images.decode import read_image
 from models.networks.predictions import Prediction
+from tests.support.methods import parameters_of
 
 
 def out_of_place(network):
@@ -48,7 +50,12 @@ def test_guided_grad_cam_equals_captums(resnet18, random_batch):
     expected = GuidedGradCam(twin, twin.block("layer4.1")).attribute(
         x.clone().requires_grad_(), target=7, interpolate_mode="bilinear"
     )
-    found = attribute_each(run_forward(resnet18, x), [7], method="guided_grad_cam", effort=Effort(cell=1))[0]
+    found = attribute_each(
+        run_forward(resnet18, x),
+        [7],
+        method="guided_grad_cam",
+        parameters=parameters_of("guided_grad_cam", cell=1),
+    )[0]
     np.testing.assert_allclose(
         found.values, expected.detach()[0].norm(dim=0).numpy(), atol=1e-5 * float(expected.abs().max())
     )
@@ -111,7 +118,12 @@ def test_integrated_gradients_add_up_to_the_rise_of_the_logit(imagenet, photos):
     x = imagenet.geometry.prepare(read_image(path))[0][None]
     forward = run_forward(imagenet, x)
     top = int(forward.logits.argmax())
-    found = attribute_each(forward, [top], method="integrated_gradients", effort=Effort(steps=96))[0]
+    found = attribute_each(
+        forward,
+        [top],
+        method="integrated_gradients",
+        parameters=parameters_of("integrated_gradients", steps=96),
+    )[0]
     with torch.no_grad():
         rise = float(forward.logits[0, top] - imagenet(torch.zeros_like(x))[0, top])
     assert found.values.shape == (28, 28)
@@ -123,7 +135,10 @@ def test_integrated_gradients_of_a_linear_model_are_gradient_times_input(watcher
     model = watcher((8, 8, 16, 16))
     x = random_batch(side=32)
     found = attribute_each(
-        run_forward(model, x), [1], method="integrated_gradients", effort=Effort(steps=4, cell=1)
+        run_forward(model, x),
+        [1],
+        method="integrated_gradients",
+        parameters=parameters_of("integrated_gradients", steps=4, cell=1),
     )[0]
     weight = model.blocks["see"].mask[0, 0] * 40.0 / (32 * 32 * 3)
     np.testing.assert_allclose(found.values, (x[0].sum(0) * weight).numpy(), atol=1e-5)
@@ -133,7 +148,10 @@ def test_occlusion_is_the_logit_lost_under_each_window(watcher):
     model = watcher((8, 8, 16, 16))
     x = torch.full((1, 3, 32, 32), 0.5)
     found = attribute_each(
-        run_forward(model, x), [1], method="occlusion", effort=Effort(window=8, stride=8, cell=8)
+        run_forward(model, x),
+        [1],
+        method="occlusion",
+        parameters=parameters_of("occlusion", window=8, stride=8, cell=8),
     )[0]
     with torch.no_grad():
         whole = model(x)[0, 1]
@@ -149,7 +167,10 @@ def test_rise_finds_what_the_score_hangs_on(watcher):
     model = watcher((4, 20, 12, 28))
     x = torch.full((1, 3, 32, 32), 0.5)
     found = attribute_each(
-        run_forward(model, x), [1], method="rise", effort=Effort(masks=1500, cells=8, cell=1)
+        run_forward(model, x),
+        [1],
+        method="rise",
+        parameters=parameters_of("rise", masks=1500, cells=8, cell=1),
     )[0]
     hottest = np.unravel_index(found.values.argmax(), found.values.shape)
     assert 20 <= hottest[0] < 28
@@ -161,10 +182,11 @@ def test_rise_finds_what_the_score_hangs_on(watcher):
 
 def test_rise_is_the_slope_of_score_against_visibility(watcher):
     """Second derivation, pixel by pixel: the least-squares slope of the score on the mask."""
-    model, effort = watcher((4, 4, 12, 12)), Effort(masks=64, cells=4, cell=1, seed=3)
+    model = watcher((4, 4, 12, 12))
+    parameters = RiseParameters(masks=64, cells=4, cell=1, seed=3)
     x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    found = attribute_each(run_forward(model, x), [1], method="rise", effort=effort)[0].values
-    masks = rise_masks(32, 32, effort)
+    found = attribute_each(run_forward(model, x), [1], method="rise", parameters=parameters)[0].values
+    masks = rise_masks(32, 32, parameters)
     with torch.no_grad():
         scores = torch.softmax(model(x * masks[:, None]).double(), dim=1)[:, 1].numpy()
     for place in ((0, 0), (7, 9), (30, 17)):
@@ -174,7 +196,7 @@ def test_rise_is_the_slope_of_score_against_visibility(watcher):
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (224, 160)])
 def test_rise_masks_fit_any_picture(size):
-    masks = rise_masks(*size, Effort(masks=200))
+    masks = rise_masks(*size, RiseParameters(masks=200))
     assert masks.shape == (200, *size)
     assert float(masks.min()) >= 0
     assert float(masks.max()) <= 1
@@ -184,11 +206,9 @@ def test_rise_masks_fit_any_picture(size):
 @pytest.mark.parametrize(("shape", "side"), [((224, 224), 8), ((299, 211), 8), ((5, 7), 3)])
 def test_cells_keep_sums_and_means(shape, side):
     maps = torch.rand(2, *shape, generator=torch.Generator().manual_seed(1))
-    sums = average_cells(maps, side, adds_up=True)
+    sums = sum_cells(maps, side)
     torch.testing.assert_close(sums.sum(dim=(1, 2)), maps.sum(dim=(1, 2)), rtol=1e-4, atol=1e-2)
-    torch.testing.assert_close(
-        average_cells(torch.ones(1, *shape), side, adds_up=False), torch.ones(1, *sums.shape[1:])
-    )
+    torch.testing.assert_close(average_cells(torch.ones(1, *shape), side), torch.ones(1, *sums.shape[1:]))
     if shape == (224, 224):
         by_hand = maps.reshape(2, 28, 8, 28, 8).sum(dim=(2, 4))
         torch.testing.assert_close(sums, by_hand, rtol=1e-4, atol=1e-3)
@@ -196,13 +216,16 @@ def test_cells_keep_sums_and_means(shape, side):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_deterministic_and_says_what_it_did(method, imagenet, random_batch):
-    quick = Effort(steps=4, window=112, stride=56, masks=8)
+    quick = {"steps": 4, "window": 112, "stride": 56, "masks": 8}
     forward = run_forward(imagenet, random_batch(2, seed=3))
-    one, two = (attribute(forward, [[5, 9], [5, 9]], method=method, effort=quick) for _ in range(2))
+    one, two = (
+        attribute(forward, [[5, 9], [5, 9]], method=method, parameters=parameters_of(method, **quick))
+        for _ in range(2)
+    )
     for first, second in zip(chain(*one), chain(*two), strict=True):
         np.testing.assert_array_equal(first.values, second.values)
         assert (first.method, first.target) == (method, second.target)
-        assert set(METHODS[method].effort) <= set(first.settings)
+        assert {item.name for item in fields(METHODS[method].parameters)} <= set(first.settings)
         assert first.settings["engine"] == "eager"
         assert np.isfinite(first.values).all()
     assert METHODS[method].good_for
@@ -211,9 +234,11 @@ def test_every_method_is_deterministic_and_says_what_it_did(method, imagenet, ra
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_pictures_that_are_not_square(method, imagenet):
-    quick = Effort(steps=2, window=96, stride=64, masks=4)
+    quick = {"steps": 2, "window": 96, "stride": 64, "masks": 4}
     x = torch.randn(1, 3, 160, 256, generator=torch.Generator().manual_seed(4))
-    found = attribute_each(run_forward(imagenet, x), [5], method=method, effort=quick)[0]
+    found = attribute_each(
+        run_forward(imagenet, x), [5], method=method, parameters=parameters_of(method, **quick)
+    )[0]
     assert found.values.shape == ((5, 8) if METHODS[method].grid == "block" else (20, 32))
 
 
@@ -272,10 +297,15 @@ def test_a_map_says_what_really_computed_it(imagenet, random_batch):
     pytest.importorskip("openvino", reason="the extra 'fast' is not installed")
     x = random_batch()
     backend = create_backend("openvino", imagenet, probe=x)
-    quick = Effort(steps=2, window=112, stride=112, masks=4)
+    quick = {"steps": 2, "window": 112, "stride": 112, "masks": 4}
     ran = {}
     for method in ("grad_cam", "rise", "integrated_gradients"):
-        (found,) = attribute_each(run_forward(imagenet, x, backend=backend), [5], method=method, effort=quick)
+        (found,) = attribute_each(
+            run_forward(imagenet, x, backend=backend),
+            [5],
+            method=method,
+            parameters=parameters_of(method, **quick),
+        )
         ran[method] = found.settings["engine"]
     (deep,) = attribute_each(run_forward(imagenet, x, block="stage5.2", backend=backend), [5])
     assert ran == {"grad_cam": "openvino", "rise": "openvino", "integrated_gradients": "eager"}

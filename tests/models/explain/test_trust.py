@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 import torch
 
+from models.attribution.cells import average_cells
 from models.attribution.forward import run_forward
 from models.attribution.masking import covered_input
 from models.attribution.registry import METHODS, Method, attribute_each
@@ -195,9 +196,13 @@ def test_grad_cam_depends_on_the_weights_and_an_edge_detector_does_not(imagenet,
     x = torch.stack([imagenet.geometry.prepare(read_image(path))[0] for path in paths])
 
     def edges(forward, rows, _):
-        return [forward.x.diff(dim=2)[:, :, :, :-1].abs().sum(1) for _ in rows]
+        return [average_cells(forward.x.diff(dim=2)[:, :, :, :-1].abs().sum(1), 8) for _ in rows]
 
-    table = {**METHODS, "edges": Method("edges", "Edges", edges, "input", "-", "-")}
+    method = Method(
+        name="edges", title="Edges", run=edges, grid="input", reads_block=False, good_for="-", misleads="-",
+        count_forwards=lambda parameters, targets, height, width: 1,
+    )  # fmt: skip
+    table = {**METHODS, "edges": method}
     monkeypatch.setattr("models.metrics.randomization.METHODS", table)
     found = check_randomization(imagenet, x, methods=["grad_cam", "edges"])
     assert not found.methods["grad_cam"].disabled
