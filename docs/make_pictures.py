@@ -80,8 +80,8 @@ def phases(found: Dataset) -> PIL.Image.Image:
 
 def explained(model: TransferModel, found: Dataset) -> PIL.Image.Image:
     """One sure and right test picture of each species, above its evidence."""
-    judged = sorted(evaluate(model, found.test, "test").judged, key=lambda item: -item.top.score)
-    chosen = [next(item for item in judged if item.right and item.truth == name) for name in SPECIES]
+    judged = sorted(evaluate(model, found.test, "test").samples, key=lambda item: -item.top.score)
+    chosen = [next(item for item in judged if item.is_correct and item.truth == name) for name in SPECIES]
     tiles = [Tile(read_image(item.sample.path).pil, item.truth, SPECIES[item.truth]) for item in chosen]
     tiles += [
         Tile(

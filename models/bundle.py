@@ -202,8 +202,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{MANIFEST_FILE} is not JSON; it was altered or cut off.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != BUNDLE_FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise BundleError(f"{MANIFEST_FILE} has format {found!r}; this version reads format {BUNDLE_FORMAT}.")
+        bundle_format = manifest.get("format") if isinstance(manifest, dict) else None
+        raise BundleError(
+            f"{MANIFEST_FILE} has format {bundle_format!r}; this version reads format {BUNDLE_FORMAT}."
+        )
     if manifest.get("digest") != _manifest_digest(manifest):
         raise BundleError(f"{MANIFEST_FILE} does not have its own digest; it was altered.")
     kinds = {
@@ -265,17 +267,17 @@ def _read_state(folder: Path, model: TransferModel) -> dict[str, Tensor]:
         state: dict[str, Tensor] = load_tensors(_read_file(folder, WEIGHTS_FILE))
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise BundleError(f"{WEIGHTS_FILE} is not a readable safetensors file: {error}.") from error
-    wanted = model.state_dict()
-    if missing := sorted(set(wanted) ^ set(state)):
+    expected = model.state_dict()
+    if missing := sorted(set(expected) ^ set(state)):
         raise BundleError(
             f"{WEIGHTS_FILE} and the backbone {model.backbone.name} "
             f"differ in {len(missing)} names: {missing[:3]}."
         )
     for key, value in state.items():
-        if value.shape != wanted[key].shape or value.dtype != wanted[key].dtype:
+        if value.shape != expected[key].shape or value.dtype != expected[key].dtype:
             raise BundleError(
                 f"{WEIGHTS_FILE} has {key!r} as {value.dtype} {tuple(value.shape)}; "
-                f"the backbone needs {wanted[key].dtype} {tuple(wanted[key].shape)}."
+                f"the backbone needs {expected[key].dtype} {tuple(expected[key].shape)}."
             )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise BundleError(f"{WEIGHTS_FILE} has values in {key!r} that are not finite.")
@@ -342,7 +344,7 @@ class RandomizationCheck:
 
     def disabled(self) -> dict[str, str]:
         """Methods that may not be used with this model, with the reason."""
-        return {name: each.reason for name, each in self.methods.items() if each.disabled}
+        return {name: check.reason for name, check in self.methods.items() if check.disabled}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -362,11 +364,11 @@ class RandomizationCheck:
         try:
             methods = {
                 str(name): MethodCheck(
-                    similarity={str(stop): float(value) for stop, value in each["similarity"].items()},
-                    disabled=bool(each["barred"]),
-                    reason=str(each["reason"]),
+                    similarity={str(stop): float(value) for stop, value in check["similarity"].items()},
+                    disabled=bool(check["barred"]),
+                    reason=str(check["reason"]),
                 )
-                for name, each in data["methods"].items()
+                for name, check in data["methods"].items()
             }
             return cls(methods, int(data["pictures"]), int(data["seed"]))
         except (TypeError, KeyError, ValueError, AttributeError) as error:

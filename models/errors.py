@@ -48,8 +48,8 @@ class UnknownChoice(LucidaError):
 
     def __init__(self, what: str, value: object, choices: Iterable[object]) -> None:
         self.what, self.value, self.choices = what, value, tuple(str(choice) for choice in choices)
-        shown = ", ".join(self.choices[:30]) + (", …" if len(self.choices) > 30 else "")
-        super().__init__(f"Unknown {what} {str(value)[:80]!r}; choose one of: {shown}.")
+        listed = ", ".join(self.choices[:30]) + (", …" if len(self.choices) > 30 else "")
+        super().__init__(f"Unknown {what} {str(value)[:80]!r}; choose one of: {listed}.")
 
 
 class ExplanationError(LucidaError):

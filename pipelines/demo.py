@@ -62,10 +62,10 @@ def run_demo(out: Path, say: Callable[[str], None], reporter: Reporter) -> Demo:
     """Do everything once under ``out`` and leave nothing running; a second run trains another version."""
     say("1/6  Drawing butterflies whose diagnostic mark is known to the pixel")
     root = write_specimens(SpecimenPlan(), out / "specimens", progress=reporter.step)
-    found = scan_folder(root)
+    dataset = scan_folder(root)
     _samples(root / "test", out / "samples")
     say("2/6  Fine-tuning: first the head on a frozen backbone, then the top blocks")
-    trained = train_model(found, TrainConfig(), name=NAME, reporter=reporter)
+    trained = train_model(dataset, TrainConfig(), name=NAME, reporter=reporter)
     say("3/6  Promoting the new version, unless the present champion is better")
     decision = promote(f"{NAME}/{trained.version}")
     say(f"     version {trained.version}: {decision.reason}")
@@ -83,18 +83,26 @@ def run_demo(out: Path, say: Callable[[str], None], reporter: Reporter) -> Demo:
     say("     and putting that one picture to all the questions")
     inspected = _inspect(picture, out, packaged.name, reporter)
     review = out / "review.html"
-    review.write_text(review_run(trained.run_id, found, reporter=reporter))
-    shown = Path(os.path.relpath(picture))
+    review.write_text(review_run(trained.run_id, dataset, reporter=reporter))
+    relative_image = Path(os.path.relpath(picture))
     return Demo(
-        out, trained.run_id, packaged.bento_tag, shown, explained, answer_file, batch, inspected, review
+        out,
+        trained.run_id,
+        packaged.bento_tag,
+        relative_image,
+        explained,
+        answer_file,
+        batch,
+        inspected,
+        review,
     )
 
 
 def _samples(test: Path, folder: Path) -> None:
     """One unseen picture of each class, for the page to offer (LUCIDA_SAMPLES)."""
     folder.mkdir(parents=True, exist_ok=True)
-    for each in sorted(path for path in test.iterdir() if path.is_dir()):
-        first = sorted(path for path in each.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)[0]
+    for class_folder in sorted(path for path in test.iterdir() if path.is_dir()):
+        first = sorted(path for path in class_folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)[0]
         shutil.copyfile(first, folder / first.name)
 
 
@@ -159,8 +167,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _one_picture(trained: TrainedModel) -> Path:
     """A test picture that the model is right and sure about."""
-    judged = trained.evaluations["test"].judged
-    right = [item for item in judged if item.right] or judged
+    samples = trained.evaluations["test"].samples
+    right = [item for item in samples if item.is_correct] or samples
 
     def order(item: EvaluatedSample) -> tuple[bool, float]:
         return item.truth != "argus", -item.top.score
@@ -198,9 +206,9 @@ def _champion(out: Path, name: str) -> tuple[Bundle, str]:
 
 def _inspect(picture: Path, out: Path, name: str, reporter: Reporter) -> Path:
     loaded, _ = _champion(out, name)
-    found = inspect_image(read_image(picture), picture.name, loaded, progress=reporter.step)
+    inspection = inspect_image(read_image(picture), picture.name, loaded, progress=reporter.step)
     page = out / "inspection.html"
-    page.write_text(render_inspection(found, loaded))
+    page.write_text(render_inspection(inspection, loaded))
     return page
 
 

@@ -120,8 +120,8 @@ class Client:
 
     def model(self) -> dict[str, Any]:
         """The card of the model that is served."""
-        found: dict[str, Any] = self._get("/model").json()
-        return found
+        card: dict[str, Any] = self._get("/model").json()
+        return card
 
     def filters(self, **options: Any) -> schemas.FiltersAnswer:
         """What channels look for."""
@@ -173,18 +173,18 @@ class Client:
                 return [schemas.ErrorAnswer(error=str(error), kind=error.kind)]
         answers = self._post(route, pictures, options).json()["answers"]
         return [
-            schemas.ErrorAnswer.model_validate(each) if "error" in each else shape.model_validate(each)
-            for each in answers
+            schemas.ErrorAnswer.model_validate(answer) if "error" in answer else shape.model_validate(answer)
+            for answer in answers
         ]
 
     def _get(self, route: str, query: dict[str, str] | None = None) -> httpx.Response:
         return self._patiently(lambda: self._http.get(route, params=query))
 
     def _post(self, route: str, pictures: Sequence[ImageSource], options: dict[str, Any]) -> httpx.Response:
-        files = [("image", ("picture", _bytes(each))) for each in pictures]
+        files = [("image", ("picture", _bytes(image))) for image in pictures]
         # A form needs a field to be one.
-        given = _texts(options) or ({} if files else {"deadline_ms": ""})
-        texts = [(name, (None, value)) for name, value in given.items()]
+        fields = _texts(options) or ({} if files else {"deadline_ms": ""})
+        texts = [(name, (None, value)) for name, value in fields.items()]
         return self._patiently(lambda: self._http.post(route, files=[*texts, *files]))
 
     def _patiently(self, ask: Callable[[], httpx.Response]) -> httpx.Response:
@@ -202,8 +202,8 @@ def _checked(reply: httpx.Response) -> httpx.Response:
     if reply.is_success:
         return reply
     try:
-        said = schemas.ErrorAnswer.model_validate_json(reply.content)
-        kind, message = said.kind, said.error
+        answer = schemas.ErrorAnswer.model_validate_json(reply.content)
+        kind, message = answer.kind, answer.error
     except ValueError:
         kind, message = "not_ours", f"{reply.status_code} {reply.reason_phrase} from {reply.url.host}."
     after = reply.headers.get("retry-after", "")
@@ -216,12 +216,12 @@ def _bytes(picture: ImageSource) -> bytes:
 
 def _texts(options: dict[str, Any]) -> dict[str, str]:
     """Options as a form has them; None is left out."""
-    found = {}
+    texts = {}
     for name, value in options.items():
         if isinstance(value, bool):
-            found[name] = str(value).lower()
+            texts[name] = str(value).lower()
         elif isinstance(value, (list, tuple)):
-            found[name] = ",".join(map(str, value))
+            texts[name] = ",".join(map(str, value))
         elif value is not None:
-            found[name] = str(value)
-    return found
+            texts[name] = str(value)
+    return texts

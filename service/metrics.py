@@ -75,15 +75,15 @@ class Metrics:
         if isinstance(answer, PredictAnswer) and answer.predictions:
             self.score.observe(answer.predictions[0].score)
         if isinstance(answer, ExplainAnswer):
-            for each in answer.evidence:
-                self._observe_map(each)
+            for evidence in answer.evidence:
+                self._observe_map(evidence)
 
-    def _observe_map(self, found: Evidence) -> None:
-        self.explanations.labels(found.method, found.status).inc()
-        if found.status == "ok":
-            self.concentration.observe(concentration(found.grid.values))
-            if found.border is not None:
-                self.border.observe(found.border.mass)
+    def _observe_map(self, evidence: Evidence) -> None:
+        self.explanations.labels(evidence.method, evidence.status).inc()
+        if evidence.status == "ok":
+            self.concentration.observe(concentration(evidence.grid.values))
+            if evidence.border is not None:
+                self.border.observe(evidence.border.mass)
 
 
 def concentration(values: list[list[float]]) -> float:

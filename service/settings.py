@@ -18,13 +18,13 @@ def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Cores that this process may use: fewer than the machine has where it, or its container, was given
     fewer.
     """
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         allowed, period = quota.read_text().split()
-        return max(1, min(found, math.ceil(int(allowed) / int(period))))
+        return max(1, min(cores, math.ceil(int(allowed) / int(period))))
     except (OSError, ValueError):
         # No such file, or "max": no limit.
-        return found
+        return cores
 
 
 class Settings(BaseSettings):

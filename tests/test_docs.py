@@ -11,7 +11,7 @@ import pytest
 from models.attribution.registry import METHODS
 from pipelines.config.schema import Augmentation, PhaseConfig, TrainConfig
 from service import schemas
-from service.operations.registry import OPERATIONS
+from service.operations.registry import ROUTED
 from service.settings import Settings
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -29,9 +29,9 @@ def test_every_setting_route_and_field_is_described():
     readme = (PROJECT / "README.md").read_text()
     for name in Settings.model_fields:
         assert f"`LUCIDA_{name.upper()}`" in answers
-    for verb in OPERATIONS.values():
-        assert f"POST {verb.path}" in answers
-        assert f"POST {verb.path}" in readme
+    for operation in ROUTED.values():
+        assert f"POST {operation.path}" in answers
+        assert f"POST {operation.path}" in readme
     for shape in (schemas.ExplainAnswer, schemas.Evidence):
         for name in shape.model_fields:
             assert f"`{name}`" in answers, name

@@ -63,7 +63,7 @@ def grad_cam_plus_plus(forward: ForwardPass, targets: Sequence[Target]) -> Tenso
     return (weights * activation).sum(1).float()
 
 
-def _single_tensor(found: Tensor | tuple[Tensor, ...]) -> Tensor:
-    if not isinstance(found, Tensor):
+def _single_tensor(attributions: Tensor | tuple[Tensor, ...]) -> Tensor:
+    if not isinstance(attributions, Tensor):
         raise ExplanationError("Captum gave no single map for this block.")
-    return found.detach()
+    return attributions.detach()

@@ -25,9 +25,9 @@ _BLUR_SHARE = 0.07
 
 def check_cover(how: str) -> Cover:
     """The cover of that name; raises UnknownChoice."""
-    for each in COVERS:
-        if each == how:
-            return each
+    for cover in COVERS:
+        if cover == how:
+            return cover
     raise UnknownChoice("cover", how, COVERS)
 
 

@@ -130,9 +130,11 @@ def make_attribution(
     grid: GridKind = "block",
 ) -> Attribution:
     """An Attribution of a raw signed map (rows, cols), with its status."""
-    status, shown = classify_map(values.astype(np.float32))
-    shown.setflags(write=False)
-    return Attribution(target, method, block, status, shown, unit, FrozenSettings(settings or {}), grid)
+    status, finite_values = classify_map(values.astype(np.float32))
+    finite_values.setflags(write=False)
+    return Attribution(
+        target, method, block, status, finite_values, unit, FrozenSettings(settings or {}), grid
+    )
 
 
 def classify_map(values: np.ndarray) -> tuple[AttributionStatus, np.ndarray]:
@@ -150,5 +152,5 @@ def shared_scale(attributions: list[Attribution]) -> float | None:
     """One full scale for several maps of a kind, so that a faint one looks faint; None when none of them has
     positive evidence.
     """
-    top = max((each.full_scale for each in attributions), default=0.0)
+    top = max((item.full_scale for item in attributions), default=0.0)
     return top if top > 0.0 else None

@@ -36,9 +36,9 @@ def make_target(classes: Sequence[str], index: int, against: int | None = None) 
     """A target by class indices; raises UnknownChoice for one outside the classes, and ExplanationError for a
     class against itself.
     """
-    for each in (index, against):
-        if each is not None and not 0 <= each < len(classes):
-            raise UnknownChoice("class index", each, range(len(classes)))
+    for class_number in (index, against):
+        if class_number is not None and not 0 <= class_number < len(classes):
+            raise UnknownChoice("class index", class_number, range(len(classes)))
     if index == against:
         raise ExplanationError(f"A contrast needs two classes, not {classes[index]!r} twice.")
     return Target(index, classes[index], against, None if against is None else classes[against])

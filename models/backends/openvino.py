@@ -74,17 +74,17 @@ class _CompiledNetwork:
     def __init__(self, converted: Any, *, threads: int, precision: BackendPrecision) -> None:
         import openvino
 
-        wanted = {"fp32": "f32", "bf16": "bf16"}[precision]
+        hint = {"fp32": "f32", "bf16": "bf16"}[precision]
         # One request at a time has all the threads; by default they may be split between streams.
         options = {
-            "INFERENCE_PRECISION_HINT": wanted,
+            "INFERENCE_PRECISION_HINT": hint,
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             # Each worker process would pin its threads to the same first core.
             "ENABLE_CPU_PINNING": False,
         }
         self._network = openvino.Core().compile_model(converted, "CPU", options)
-        if self._network.get_property("INFERENCE_PRECISION_HINT").to_string() != wanted:
+        if self._network.get_property("INFERENCE_PRECISION_HINT").to_string() != hint:
             raise ConfigError(f"This processor does not compute in {precision}; choose fp32.")
         self._local = threading.local()
 

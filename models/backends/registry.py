@@ -50,9 +50,9 @@ def create_backend(
 def _check_logits(backend: Backend, model: TransferModel, probe: Tensor) -> None:
     with torch.no_grad():
         expected = model(probe)
-        found = backend.model.after(model.cam_block, backend.until(model.cam_block, probe))
+        logits = backend.model.after(model.cam_block, backend.until(model.cam_block, probe))
     allowed = _TOLERANCE[backend.precision] * max(1.0, float(expected.abs().max()))
-    worst = float((found - expected).abs().max())
+    worst = float((logits - expected).abs().max())
     if not worst <= allowed:
         raise BundleError(
             f"The engine {backend.name} ({backend.precision}) gives logits that are off by {worst:.3g}, more "

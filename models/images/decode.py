@@ -285,16 +285,16 @@ def _check_header(opened: PIL.Image.Image, data: bytes, limits: Limits) -> int:
 def _scans(data: bytes, enough: int) -> int:
     """Scans of a JPEG up to its end marker, counted to ``enough`` + 1; what follows is left out."""
     position, scans, segments = 2, 0, 0
-    while found := _MARKER.search(data, position):
-        marker = data[found.end() - 1]
+    while match := _MARKER.search(data, position):
+        marker = data[match.end() - 1]
         if marker == _END_OF_IMAGE or scans > enough:
             break
         scans += marker == _START_OF_SCAN
         segments += 1
         if segments > _MAX_SEGMENTS:
             raise ImageTooLarge(f"The JPEG has more than {_MAX_SEGMENTS:,} segments, which is the limit.")
-        length = int.from_bytes(data[found.end() : found.end() + 2], "big")
-        position = found.end() + max(length, 2)
+        length = int.from_bytes(data[match.end() : match.end() + 2], "big")
+        position = match.end() + max(length, 2)
     return scans
 
 

@@ -110,7 +110,7 @@ def run_cover_test(backend: Backend, image: Image, mask: np.ndarray, *, cover: s
     changed = replace(image, pil=edited)
     frame = backend.model.geometry.frame(image.width, image.height)
     seen = frame.seen()
-    before, after = (_scores(backend, each) for each in (image, changed))
+    before, after = (_scores(backend, version) for version in (image, changed))
     later = {item.index: item.score for item in after}
     return CoverTest(
         changes=tuple(ScoreChange(item.label, item.index, item.score, later[item.index]) for item in before),

@@ -105,9 +105,9 @@ def synthesize_templates(
             optimiser.step()
             progress("templates", step + 1, steps)
     with torch.no_grad():
-        found = _to_pixels(spectrum, side)
-        last = response(found)
-    pixels = (found.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+        pixels_01 = _to_pixels(spectrum, side)
+        last = response(pixels_01)
+    pixels = (pixels_01.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
     return [
         FilterTemplate(block, channel, pixels[n], float(last[n]), float(start[n]), steps, seed)
         for n, channel in enumerate(channels)
@@ -138,33 +138,33 @@ class _PreActivationRecorder(TorchFunctionMode):
         options = kwargs or {}
         if func in RELU or func in RELU6 or func in SMOOTH:
             # A copy: the function may work in place.
-            given = args[0].clone()
-            found = func(*args, **options)
-            self._known[id(found)] = (found, given)
-            return found
-        found = func(*args, **options)
-        if getattr(func, "__name__", "") in _PASSING and isinstance(found, Tensor) and self._any(args):
-            self._known[id(found)] = (found, func(*self._replaced(args), **options))
-        return found
+            pre_activation = args[0].clone()
+            output = func(*args, **options)
+            self._known[id(output)] = (output, pre_activation)
+            return output
+        output = func(*args, **options)
+        if getattr(func, "__name__", "") in _PASSING and isinstance(output, Tensor) and self._any(args):
+            self._known[id(output)] = (output, func(*self._replaced(args), **options))
+        return output
 
     def before(self, value: Tensor) -> Tensor:
         """What the activation functions that gave ``value`` were given; ``value`` where none did."""
-        known = self._known.get(id(value))
-        return known[1] if known is not None and known[0] is value else value
+        recorded = self._known.get(id(value))
+        return recorded[1] if recorded is not None and recorded[0] is value else value
 
     def _any(self, args: Sequence[Any]) -> bool:
         return any(
-            self._any(each) if isinstance(each, list | tuple) else id(each) in self._known for each in args
+            self._any(arg) if isinstance(arg, list | tuple) else id(arg) in self._known for arg in args
         )
 
     def _replaced(self, args: Sequence[Any]) -> list[Any]:
         return [
-            self._replaced(each)
-            if isinstance(each, list | tuple) and self._any(each)
-            else self.before(each)
-            if isinstance(each, Tensor)
-            else each
-            for each in args
+            self._replaced(arg)
+            if isinstance(arg, list | tuple) and self._any(arg)
+            else self.before(arg)
+            if isinstance(arg, Tensor)
+            else arg
+            for arg in args
         ]
 
 
@@ -192,5 +192,5 @@ def _jitter(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _normalize(pictures: Tensor, geometry: Geometry) -> Tensor:
-    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (geometry.mean, geometry.std))
+    mean, std = (torch.tensor(channels).view(1, 3, 1, 1) for channels in (geometry.mean, geometry.std))
     return (pictures - mean) / std

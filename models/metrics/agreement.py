@@ -34,12 +34,12 @@ class MethodAgreement:
     @property
     def verdict(self) -> str:
         """In words."""
-        said = f"mean rank correlation {self.mean:.2f}"
+        figure = f"mean rank correlation {self.mean:.2f}"
         if self.mean >= _HIGH:
-            return f"The methods point at much the same places ({said})."
+            return f"The methods point at much the same places ({figure})."
         if self.mean >= _LOW:
-            return f"The methods agree in part ({said}); look at each."
-        return f"The methods disagree ({said}): no single one of these maps should be taken for the reason."
+            return f"The methods agree in part ({figure}); look at each."
+        return f"The methods disagree ({figure}): no single one of these maps should be taken for the reason."
 
 
 def measure_agreement(attributions: Sequence[Attribution]) -> MethodAgreement:
@@ -47,13 +47,17 @@ def measure_agreement(attributions: Sequence[Attribution]) -> MethodAgreement:
 
     Raises ValueError for fewer than two, and for maps of different targets.
     """
-    if len(attributions) < 2 or len({each.target for each in attributions}) != 1:
+    if len(attributions) < 2 or len({attribution.target for attribution in attributions}) != 1:
         raise ValueError("Agreement needs two or more maps of one target.")
-    shape = min((each.values.shape for each in attributions), key=lambda shape: shape[0] * shape[1])
-    grids = [resample_map(each.values, shape) for each in attributions]
+    shape = min(
+        (attribution.values.shape for attribution in attributions), key=lambda shape: shape[0] * shape[1]
+    )
+    grids = [resample_map(attribution.values, shape) for attribution in attributions]
     correlations = tuple(tuple(rank_correlation(one, other) for other in grids) for one in grids)
     pairs = [_overlap(one, other) for one, other in combinations(grids, 2)]
-    return MethodAgreement(tuple(each.method for each in attributions), correlations, float(np.mean(pairs)))
+    return MethodAgreement(
+        tuple(attribution.method for attribution in attributions), correlations, float(np.mean(pairs))
+    )
 
 
 def resample_map(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -67,8 +71,8 @@ def resample_map(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Spearman's, of two maps of one shape; equal values share their rank. 0 where a map is constant."""
-    ranks = [_ranks(each.ravel()) for each in (one, other)]
-    if min(float(each.std()) for each in ranks) == 0.0:
+    ranks = [_ranks(values.ravel()) for values in (one, other)]
+    if min(float(values.std()) for values in ranks) == 0.0:
         return 0.0
     return float(np.corrcoef(ranks)[0, 1])
 
@@ -82,5 +86,5 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 def _overlap(one: np.ndarray, other: np.ndarray) -> float:
     count = max(1, round(_HOTTEST_SHARE * one.size))
-    hottest = [set(np.argsort(-each.ravel(), kind="stable")[:count].tolist()) for each in (one, other)]
+    hottest = [set(np.argsort(-values.ravel(), kind="stable")[:count].tolist()) for values in (one, other)]
     return len(hottest[0] & hottest[1]) / count

@@ -62,27 +62,27 @@ def run_audit(
     Where the deadline of the work passes, what was found by then is returned, and ``skipped`` names the rest.
     Raises UnknownChoice for a check that does not exist.
     """
-    wanted, backend, target = check_names(checks), forward.backend, attribution.target
+    names, backend, target = check_names(checks), forward.backend, attribution.target
     method = _block_method(attribution.method, disabled)
     skipped: list[str] = []
 
     def run(name: str, check: Callable[[], T], *, able: bool = True) -> T | None:
-        if name not in wanted or not able:
+        if name not in names or not able:
             return None
-        progress(name, wanted.index(name), len(wanted))
+        progress(name, names.index(name), len(names))
         try:
             return check()
         except DeadlineExceeded:
             skipped.append(name)
             return None
 
-    judged = run(
+    faithfulness = run(
         "faithfulness",
         lambda: measure_faithfulness(backend, forward.x[0], attribution),
         able=attribution.status == "ok",
     )
-    asked = run("agreement", lambda: attribute_by_all_methods(forward, target, disabled))
-    maps, left_out = asked if asked is not None else ((), {})
+    compared = run("agreement", lambda: attribute_by_all_methods(forward, target, disabled))
+    maps, left_out = compared if compared is not None else ((), {})
     stood = method or attribution.method
     moved = run(
         "shifts",
@@ -94,9 +94,9 @@ def run_audit(
         lambda: tuple(run_layer_sweep(backend, forward.x[0], target, method=stood)),
         able=method is not None,
     )
-    progress("checked", len(wanted), len(wanted))
+    progress("checked", len(names), len(names))
     agreed = measure_agreement(maps) if len(maps) > 1 else None
-    return Audit(attribution, judged, maps, agreed, left_out, moved, stages, tuple(skipped))
+    return Audit(attribution, faithfulness, maps, agreed, left_out, moved, stages, tuple(skipped))
 
 
 def _block_method(method: str, disabled: Mapping[str, str]) -> str | None:
@@ -118,12 +118,12 @@ def attribute_by_all_methods(
             continue
         try:
             quick = METHODS[name].parameters.from_names({}, quick=True)
-            (found,) = attribute_each(forward, [target], method=name, parameters=quick)
+            (attribution,) = attribute_each(forward, [target], method=name, parameters=quick)
         except ExplanationError as error:
             left_out[name] = str(error)
             continue
-        if found.status == "ok":
-            maps.append(found)
+        if attribution.status == "ok":
+            maps.append(attribution)
         else:
-            left_out[name] = STATUS_MEANINGS[found.status]
+            left_out[name] = STATUS_MEANINGS[attribution.status]
     return tuple(maps), left_out

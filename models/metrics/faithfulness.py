@@ -77,14 +77,16 @@ class FaithfulnessResult:
         """In words that claim no more than that the model reacts."""
         beaten = f"{self.percentile:.0f} % of {len(self.random_scores)} random maps as smooth"
         if self.percentile >= _HIGH_PERCENTILE:
-            said = f"The model reacts to what the map marks, more than to {beaten}."
+            sentence = f"The model reacts to what the map marks, more than to {beaten}."
         elif self.percentile >= _MEDIUM_PERCENTILE:
-            said = f"The model reacts somewhat more to what the map marks than elsewhere: {beaten} do worse."
+            sentence = (
+                f"The model reacts somewhat more to what the map marks than elsewhere: {beaten} do worse."
+            )
         else:
-            said = f"The model reacts to what the map marks as to random places: {beaten} do worse."
+            sentence = f"The model reacts to what the map marks as to random places: {beaten} do worse."
         if self.centre >= self.score:
-            said += " A plain spot in the middle of the picture does as well."
-        return said
+            sentence += " A plain spot in the middle of the picture does as well."
+        return sentence
 
 
 def measure_faithfulness(
@@ -113,7 +115,7 @@ def measure_faithfulness(
     size = (x.shape[1], x.shape[2])
     grid = attribution.values
     candidates = [grid, _centre_spot(grid.shape), *random_surrogates(grid, random_maps, seed=seed)]
-    orders = [_pixel_order(each, size) for each in candidates]
+    orders = [_pixel_order(candidate, size) for candidate in candidates]
     hidden = covered_input(x[None], how)[0]
     curves = []
     for number, order in enumerate(orders):
@@ -133,14 +135,14 @@ def random_surrogates(grid: np.ndarray, count: int, *, seed: int) -> list[np.nda
     """Random maps of the same shape, mean and power spectrum as ``grid`` (Theiler et al. 1992)."""
     rng = np.random.default_rng(seed)
     strength = np.abs(np.fft.rfft2(grid))
-    made = []
+    maps = []
     for _ in range(count):
         # Phases of white noise have the symmetry that a real map's must have.
         noise = np.fft.rfft2(rng.standard_normal(grid.shape))
         phases = noise / np.maximum(np.abs(noise), 1e-12)
         phases[0, 0] = 1.0
-        made.append(np.fft.irfft2(strength * phases, s=grid.shape).astype(np.float32))
-    return made
+        maps.append(np.fft.irfft2(strength * phases, s=grid.shape).astype(np.float32))
+    return maps
 
 
 def _centre_spot(shape: tuple[int, ...]) -> np.ndarray:
@@ -171,7 +173,7 @@ def _curves(
     pictures = torch.where(marked, hidden, x)
     logits = torch.cat([predict_logits(backend, part) for part in torch.split(pictures, batch)])
     scores = target.of(backend.model.scoring.scores(logits)).tolist()
-    deleted, kept = scores[: steps + 1], scores[steps + 1 :]
-    inserted = [deleted[-1], *kept, deleted[0]]
+    deleted, inserted_part = scores[: steps + 1], scores[steps + 1 :]
+    inserted = [deleted[-1], *inserted_part, deleted[0]]
     along = tuple(shares.tolist())
     return ScoreCurve(along, tuple(deleted)), ScoreCurve(along, tuple(inserted))

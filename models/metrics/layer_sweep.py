@@ -56,13 +56,13 @@ def run_layer_sweep(
     """Explain one picture (3, H, W) at the end of each stage, each map with its faithfulness."""
     stages = []
     for block in stage_ends(backend.model, x[None]):
-        found = attribute_each(
+        attribution = attribute_each(
             run_forward(backend.model, x[None], block=block, backend=backend), [target], method=method
         )[0]
-        judged = (
-            measure_faithfulness(backend, x, found, steps=steps, random_maps=random_maps)
-            if found.status == "ok"
+        result = (
+            measure_faithfulness(backend, x, attribution, steps=steps, random_maps=random_maps)
+            if attribution.status == "ok"
             else None
         )
-        stages.append(SweepStage(found, judged))
+        stages.append(SweepStage(attribution, result))
     return stages

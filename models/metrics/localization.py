@@ -54,8 +54,8 @@ def localize(attribution: Attribution, frame: Frame, mask: np.ndarray) -> Locali
     )
 
 
-def mean_localization(found: Sequence[Localization]) -> Localization:
+def mean_localization(results: Sequence[Localization]) -> Localization:
     """The mean of each figure."""
-    rows = np.array([[each.energy, each.area, each.pointing, each.centre] for each in found])
+    rows = np.array([[result.energy, result.area, result.pointing, result.centre] for result in results])
     energy, area, pointing, centre = rows.mean(axis=0).tolist()
     return Localization(energy, area, pointing, centre)

@@ -36,15 +36,15 @@ def shuffle_weights(model: TransferModel, start: str, *, seed: int) -> TransferM
     """A copy with the weights of the head and of every block from ``start`` upwards shuffled within each
     tensor.
     """
-    made = copy.deepcopy(model).eval().requires_grad_(False)
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     first = len(model.block_names) if start == HEAD else model.index_of(start)
-    parts = [made.classifier, *(made.block(name) for name in model.block_names[first:])]
+    parts = [copied.classifier, *(copied.block(name) for name in model.block_names[first:])]
     for part in parts:
         for weights in part.parameters():
             order = torch.randperm(weights.numel(), generator=generator)
             weights.copy_(weights.flatten()[order].view_as(weights))
-    return made
+    return copied
 
 
 def check_randomization(
@@ -63,7 +63,7 @@ def check_randomization(
     """
     count = len(model.block_names)
     starts = [HEAD, *(model.block_names[count * share // 4] for share in (3, 2, 1)), model.block_names[0]]
-    found: dict[str, MethodCheck] = {}
+    checks: dict[str, MethodCheck] = {}
     trained = run_forward(model, x)
     targets = trained.logits.argmax(1).tolist()
     before = {name: maps for name in methods if (maps := _maps(name, trained, targets)) is not None}
@@ -78,8 +78,8 @@ def check_randomization(
                 alike[name].setdefault(start, []).extend(_similarities(before[name], changed or []))
         progress("sanity of the methods", number + 1, len(starts))
     for name, steps in alike.items():
-        found[name] = _verdict({start: values for start, values in steps.items() if values})
-    return RandomizationCheck(found, len(x), seed)
+        checks[name] = _verdict({start: values for start, values in steps.items() if values})
+    return RandomizationCheck(checks, len(x), seed)
 
 
 def _is_checked_at(name: str, at_an_end: bool, turn: int) -> bool:
@@ -122,8 +122,8 @@ def _verdict(alike: Mapping[str, Sequence[float]]) -> MethodCheck:
         return MethodCheck({}, False, "It could not be checked: its maps came out empty.")
     last = list(similarity.values())[-1]
     disabled = last >= DISABLED_FROM
-    said = "hardly change" if disabled else "change"
-    reason = f"Its maps {said} when every weight is shuffled (rank correlation {last:.2f})"
+    change = "hardly change" if disabled else "change"
+    reason = f"Its maps {change} when every weight is shuffled (rank correlation {last:.2f})"
     if disabled:
         return MethodCheck(similarity, True, f"{reason}: it shows the picture, not the model.")
     head = similarity.get(HEAD, 0.0)

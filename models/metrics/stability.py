@@ -90,7 +90,7 @@ def run_shift_test(
     maps = attribute_each(forward, [target] * len(moves), method=method)
     scores = target.of(backend.model.scoring.scores(forward.logits)).tolist()
     answers = _answers(backend, forward.logits)
-    laid = [_project_map(each, frame) for each, (_, frame) in zip(maps, seen, strict=True)]
+    laid = [_project_map(attribution, frame) for attribution, (_, frame) in zip(maps, seen, strict=True)]
     return ShiftTest(
         score=scores[0],
         moves=tuple(

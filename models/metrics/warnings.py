@@ -50,19 +50,19 @@ def audit_border(attribution: Attribution) -> BorderAudit:
 
 def image_warnings(image: Image, frame: Frame) -> list[str]:
     """What is lost between the picture and what the model saw."""
-    found = list(image.notes)
+    warnings = list(image.notes)
     x0, y0, x1, y1 = frame.seen_box
     unseen = 1.0 - (x1 - x0) * (y1 - y0) / (image.width * image.height)
     if unseen > _MAX_HIDDEN_SHARE:
-        found.append(
+        warnings.append(
             f"The model saw only the middle of the picture: {unseen:.0%} of its area was cropped away."
         )
     if min(x1 - x0, y1 - y0) < min(frame.crop_width, frame.crop_height) / 4:
-        found.append(
+        warnings.append(
             f"The picture is small: {image.width} x {image.height} pixels were enlarged for the model, "
             "so its details are not evidence."
         )
-    return found
+    return warnings
 
 
 def map_warnings(attribution: Attribution, score: float, full_scale: float | None = None) -> list[str]:
@@ -70,26 +70,26 @@ def map_warnings(attribution: Attribution, score: float, full_scale: float | Non
     name = attribution.target.name
     if attribution.status != "ok":
         return [f"{name}: {STATUS_MEANINGS[attribution.status]}"]
-    found = []
+    warnings = []
     rim = audit_border(attribution)
     if rim.suspicious:
-        found.append(
+        warnings.append(
             f"{name}: {rim.mass:.0%} of the evidence lies in the outermost cells ({rim.area:.0%} of the "
             "area), where the network sees its own padding; it may be an artefact of the edge."
         )
     if score >= _SATURATED and attribution.unit == "score":
-        found.append(
+        warnings.append(
             f"{name}: The score is {score:.3f}, as high as it can be; covering a part hardly "
             "lowers it, so the map is mostly noise."
         )
     elif score >= _SATURATED:
-        found.append(
+        warnings.append(
             f"{name}: The score is {score:.3f}, as high as it can be; the map shows what raises the "
             "logit, of which there is more than the score needs."
         )
     if full_scale is not None and attribution.maximum < _FAINT * full_scale:
-        found.append(
+        warnings.append(
             f"{name}: The evidence is faint, at most {attribution.maximum / full_scale:.0%} of the strongest "
             "map beside it."
         )
-    return found
+    return warnings

@@ -41,16 +41,16 @@ def inference_copy(model: TransferModel) -> TransferModel:
     Modules are defined in the order of their forward in every backbone of the table, but that is a
     custom, not a rule: blocks whose fold does not give the same values are kept as they are.
     """
-    made = copy.deepcopy(model).eval().requires_grad_(False)
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
     x = _random_batch(model)
     with torch.no_grad():
         for name in model.block_names:
-            block, candidate = made.block(name), fold_batchnorm(made.block(name))
+            block, candidate = copied.block(name), fold_batchnorm(copied.block(name))
             expected = block(x)
             if _is_close(candidate(x), expected):
-                made.replace_block(name, candidate)
+                copied.replace_block(name, candidate)
             x = expected
-    return made.to(memory_format=torch.channels_last)
+    return copied.to(memory_format=torch.channels_last)
 
 
 def frozen_prefix(model: TransferModel, level: int) -> nn.Module:
@@ -59,8 +59,8 @@ def frozen_prefix(model: TransferModel, level: int) -> nn.Module:
     x = _random_batch(model)
     candidate = fold_batchnorm(blocks)
     with torch.no_grad():
-        expected, found = blocks.eval()(x), candidate(x)
-    return candidate if _is_close(found, expected) else copy.deepcopy(blocks).requires_grad_(False)
+        expected, output = blocks.eval()(x), candidate(x)
+    return candidate if _is_close(output, expected) else copy.deepcopy(blocks).requires_grad_(False)
 
 
 def _random_batch(model: TransferModel) -> Tensor:
@@ -70,5 +70,5 @@ def _random_batch(model: TransferModel) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _is_close(found: Tensor, expected: Tensor) -> bool:
-    return bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max().clamp(min=1.0))
+def _is_close(output: Tensor, expected: Tensor) -> bool:
+    return bool((output - expected).abs().max() <= _TOLERANCE * expected.abs().max().clamp(min=1.0))

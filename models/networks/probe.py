@@ -22,5 +22,5 @@ def probe_pixels(geometry: Geometry) -> np.ndarray:
         cy, cx, radius = rng.uniform(0, height), rng.uniform(0, width), rng.uniform(12, 70)
         cloud = np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * radius**2))
         pixels += cloud[..., None] * rng.uniform(-0.6, 0.6, size=3)
-    drawn: np.ndarray = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
-    return drawn
+    rounded: np.ndarray = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    return rounded

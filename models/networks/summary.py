@@ -187,16 +187,16 @@ class _LayerRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        found = func(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
         inputs = [value for value in _tensors(args) if value in self.fields]
         if inputs:
-            known = self.fields[inputs[0]]
+            field = self.fields[inputs[0]]
             for other in inputs[1:]:
-                known = self._meet(known, self.fields[other], func)
-            known = self._through(func.overloadpacket.__name__, args, known, found)
-            for value in _tensors((found,)):
-                self.fields[value] = known
-        return found
+                field = self._meet(field, self.fields[other], func)
+            field = self._through(func.overloadpacket.__name__, args, field, output)
+            for value in _tensors((output,)):
+                self.fields[value] = field
+        return output
 
     @staticmethod
     def _meet(one: ReceptiveField, other: ReceptiveField, func: Any) -> ReceptiveField:
@@ -205,52 +205,52 @@ class _LayerRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return replace(other if one.sees_all else one, sees_all=True)
         return one.joined(other)
 
-    def _through(self, name: str, args: Sequence[Any], known: ReceptiveField, found: Any) -> ReceptiveField:
+    def _through(self, name: str, args: Sequence[Any], field: ReceptiveField, output: Any) -> ReceptiveField:
         if name == "convolution":
             _, weight, _, stride, padding, dilation = args[:6]
             kernel, groups = tuple(weight.shape[2:]), args[8]
-            known = _apply_window(known, kernel, stride, padding, dilation)
-            adds = found[0].numel() * math.prod(weight.shape[1:])
-            self._note(_conv_kind(weight, groups), found, known, adds, kernel, stride, padding, dilation)
+            field = _apply_window(field, kernel, stride, padding, dilation)
+            adds = output[0].numel() * math.prod(weight.shape[1:])
+            self._note(_conv_kind(weight, groups), output, field, adds, kernel, stride, padding, dilation)
         elif name in {"max_pool2d_with_indices", "avg_pool2d"}:
             kernel, stride = _pair(args[1]), _pair(args[2]) if len(args) > 2 and args[2] else _pair(args[1])
             padding = _pair(args[3]) if len(args) > 3 else (0, 0)
             dilation = _pair(args[4]) if name.startswith("max") and len(args) > 4 else (1, 1)
-            known = _apply_window(known, kernel, stride, padding, dilation)
-            out = found[0] if isinstance(found, tuple) else found
+            field = _apply_window(field, kernel, stride, padding, dilation)
+            out = output[0] if isinstance(output, tuple) else output
             self._note(
-                "max pool" if "max" in name else "avg pool", out, known, 0, kernel, stride, padding, dilation
+                "max pool" if "max" in name else "avg pool", out, field, 0, kernel, stride, padding, dilation
             )
         elif name == "constant_pad_nd":
             left, _, top, _ = (*args[1], 0, 0)[:4]
-            known = replace(known, rows=known.rows.padded(top), cols=known.cols.padded(left))
+            field = replace(field, rows=field.rows.padded(top), cols=field.cols.padded(left))
         elif name in {"_adaptive_avg_pool2d", "adaptive_avg_pool2d"} or (
             name == "mean" and args[0].ndim == 4
         ):
-            known = replace(known, sees_all=True)
-            self._note("global pool", found, known, 0)
+            field = replace(field, sees_all=True)
+            self._note("global pool", output, field, 0)
         elif name in {"addmm", "mm", "bmm", "baddbmm"}:
             one, other = [value for value in _tensors(args) if value.ndim >= 2][-2:]
             linear = name in {"addmm", "mm"}
-            known = known if linear else replace(known, sees_all=True)
+            field = field if linear else replace(field, sees_all=True)
             adds = one.shape[-2] * one.shape[-1] * other.shape[-1] * (1 if linear else one.shape[0])
-            self._note("linear" if linear else "matrix product", found, known, adds)
+            self._note("linear" if linear else "matrix product", output, field, adds)
         elif "attention" in name:
-            known = replace(known, sees_all=True)
+            field = replace(field, sees_all=True)
             query, key, value = args[:3]
             adds = query.numel() * key.shape[-2] + query.shape[0] * query.shape[1] * query.shape[
                 2
             ] * value.numel() // (value.shape[0] * value.shape[1])
-            self._note("matrix product", found[0] if isinstance(found, tuple) else found, known, adds)
+            self._note("matrix product", output[0] if isinstance(output, tuple) else output, field, adds)
         elif name in {"native_batch_norm", "_native_batch_norm_legit_no_training", "native_layer_norm"}:
-            self._note("norm", found[0], known, 0, channels_last="layer" in name)
-        return known
+            self._note("norm", output[0], field, 0, channels_last="layer" in name)
+        return field
 
     def _note(
         self,
         kind: str,
-        found: Tensor,
-        known: ReceptiveField,
+        output: Tensor,
+        field: ReceptiveField,
         multiply_adds: int,
         kernel: Sequence[int] = (1, 1),
         stride: Sequence[int] = (1, 1),
@@ -264,7 +264,7 @@ class _LayerRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if module is not None and module not in self._counted:
             own = list(module.parameters(recurse=False))
             self._counted.add(module)
-        shape = tuple(found.shape[1:])
+        shape = tuple(output.shape[1:])
         self._layers.append(
             LayerSummary(
                 name=name,
@@ -274,7 +274,7 @@ class _LayerRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 padding=_pair(padding),
                 dilation=_pair(dilation),
                 shape=(shape[1], shape[2], shape[0]) if len(shape) == 3 and not channels_last else shape,
-                field=known,
+                field=field,
                 parameters=sum(weights.numel() for weights in own),
                 multiply_adds=multiply_adds,
             )
@@ -288,14 +288,14 @@ def _conv_kind(weight: Tensor, groups: int) -> str:
 
 
 def _apply_window(
-    known: ReceptiveField,
+    field: ReceptiveField,
     kernel: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> ReceptiveField:
-    (ky, kx), (sy, sx), (py, px), (dy, dx) = (_pair(each) for each in (kernel, stride, padding, dilation))
-    return replace(known, rows=known.rows.through(ky, sy, py, dy), cols=known.cols.through(kx, sx, px, dx))
+    (ky, kx), (sy, sx), (py, px), (dy, dx) = (_pair(sizes) for sizes in (kernel, stride, padding, dilation))
+    return replace(field, rows=field.rows.through(ky, sy, py, dy), cols=field.cols.through(kx, sx, px, dx))
 
 
 def _pair(value: Any) -> tuple[int, int]:

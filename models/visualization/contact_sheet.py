@@ -63,8 +63,8 @@ def draw_activation_sheet(blocks: Sequence[BlockActivation], *, columns: int = 8
     for block in blocks:
         top = max((channel.maximum for channel in block.strongest), default=0.0)
         for channel in block.strongest:
-            shown = np.maximum(channel.values, 0.0) / top if top > 0.0 else np.zeros_like(channel.values)
-            picture = PIL.Image.fromarray(apply_evidence_colormap(shown)).resize(
+            scaled = np.maximum(channel.values, 0.0) / top if top > 0.0 else np.zeros_like(channel.values)
+            picture = PIL.Image.fromarray(apply_evidence_colormap(scaled)).resize(
                 (168, 168), PIL.Image.Resampling.NEAREST
             )
             _, rows, cols = block.shape

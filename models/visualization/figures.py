@@ -45,12 +45,12 @@ def draw_trace_figure(image: Image, frame: Frame, trace: GradCamTrace) -> PIL.Im
     overlay.
     """
     traced = [*trace.speaking_for, *trace.speaking_against]
-    activation = max((float(np.abs(each.activation).max()) for each in traced), default=0.0)
-    gradient = max((float(np.abs(each.gradient).max()) for each in traced), default=0.0)
-    added = max((float(np.abs(each.weight * each.activation).max()) for each in traced), default=0.0)
+    activation = max((float(np.abs(channel.activation).max()) for channel in traced), default=0.0)
+    gradient = max((float(np.abs(channel.gradient).max()) for channel in traced), default=0.0)
+    added = max((float(np.abs(channel.weight * channel.activation).max()) for channel in traced), default=0.0)
     tiles: list[Tile] = []
-    for each in traced:
-        tiles += _channel_tiles(each, activation, gradient, added)
+    for channel in traced:
+        tiles += _channel_tiles(channel, activation, gradient, added)
     values = trace.attribution.values
     top = float(np.abs(values).max())
     tiles += [
@@ -69,21 +69,21 @@ def draw_trace_figure(image: Image, frame: Frame, trace: GradCamTrace) -> PIL.Im
     return draw_contact_sheet(tiles, columns=4, side=190, title=title)
 
 
-def _channel_tiles(each: ChannelTrace, activation: float, gradient: float, added: float) -> list[Tile]:
-    product = each.weight * each.activation
+def _channel_tiles(channel: ChannelTrace, activation: float, gradient: float, added: float) -> list[Tile]:
+    product = channel.weight * channel.activation
     return [
         Tile(
-            draw_evidence_map(each.activation, activation),
-            f"1  channel {each.index} answers",
-            _format_range(each.activation),
+            draw_evidence_map(channel.activation, activation),
+            f"1  channel {channel.index} answers",
+            _format_range(channel.activation),
         ),
         Tile(
-            draw_signed_map(each.gradient, gradient),
+            draw_signed_map(channel.gradient, gradient),
             "2  gradient of the logit there",
-            _format_range(each.gradient),
+            _format_range(channel.gradient),
         ),
-        Tile(_draw_bar(each.weight, gradient), f"3  its mean: {each.weight:+.2e}", "of all positions"),
-        Tile(draw_signed_map(product, added), "4  weight x activation", f"{each.share:+.1%} of the map"),
+        Tile(_draw_bar(channel.weight, gradient), f"3  its mean: {channel.weight:+.2e}", "of all positions"),
+        Tile(draw_signed_map(product, added), "4  weight x activation", f"{channel.share:+.1%} of the map"),
     ]
 
 
@@ -91,14 +91,14 @@ def draw_sweep_figure(image: Image, frame: Frame, stages: Sequence[SweepStage]) 
     """The map of each stage, with how far the model reacts to it."""
     tiles = [Tile(image.pil, "the picture", stages[0].attribution.target.name if stages else "")]
     for stage in stages:
-        found, judged = stage.attribution, stage.faithfulness
-        said = (
-            f"score {judged.score:+.2f}, beats {judged.percentile:.0f} %"
-            if judged is not None
-            else found.status
+        attribution, faithfulness = stage.attribution, stage.faithfulness
+        detail = (
+            f"score {faithfulness.score:+.2f}, beats {faithfulness.percentile:.0f} %"
+            if faithfulness is not None
+            else attribution.status
         )
-        shown = draw_overlay(image, frame, found, max_side=600)
-        tiles.append(Tile(shown, f"{found.block}  ({found.rows} x {found.cols})", said))
+        overlay = draw_overlay(image, frame, attribution, max_side=600)
+        tiles.append(Tile(overlay, f"{attribution.block}  ({attribution.rows} x {attribution.cols})", detail))
     return draw_contact_sheet(
         tiles,
         columns=min(len(tiles), 4),
@@ -117,9 +117,9 @@ def draw_methods_figure(
 ) -> PIL.Image.Image:
     """Maps of several methods, each to its own full scale, for their units differ."""
     tiles = [Tile(image.pil, "the picture", attributions[0].target.name if attributions else "")]
-    for number, (found, title) in enumerate(zip(attributions, titles, strict=True)):
-        detail = details[number] if details else _format_range(found.values)
-        tiles.append(Tile(draw_overlay(image, frame, found, max_side=600), title, detail))
+    for number, (attribution, title) in enumerate(zip(attributions, titles, strict=True)):
+        detail = details[number] if details else _format_range(attribution.values)
+        tiles.append(Tile(draw_overlay(image, frame, attribution, max_side=600), title, detail))
     return draw_contact_sheet(tiles, columns=3, side=_SIDE + 40, title="One picture, several methods")
 
 
@@ -129,9 +129,9 @@ def draw_decomposition_figure(
     """What came through each part of a block, on one scale."""
     scale = shared_scale(list(parts))
     tiles = [Tile(image.pil, "the picture", f"{split.target.name}, logit {split.logit:.2f}")]
-    for part, found in zip(split.parts, parts, strict=True):
-        shown = draw_overlay(image, frame, found, max_side=600, full_scale=scale)
-        tiles.append(Tile(shown, part.name, f"sum {part.total:+.2f}; without it {part.without:.2f}"))
+    for part, attribution in zip(split.parts, parts, strict=True):
+        overlay = draw_overlay(image, frame, attribution, max_side=600, full_scale=scale)
+        tiles.append(Tile(overlay, part.name, f"sum {part.total:+.2f}; without it {part.without:.2f}"))
     title = f"{split.block}: the evidence by {'branch' if split.kind == 'inception' else 'skip and branch'}"
     return draw_contact_sheet(tiles, columns=len(tiles), side=_SIDE, title=title)
 
@@ -152,11 +152,11 @@ def draw_receptive_field(
 ) -> PIL.Image.Image:
     """The picture with what one cell of a map sees of it: its receptive field, and the cell's own place."""
     picture, frame = shrink_to_fit(image.pil, frame, 1000)
-    drawn = picture.convert("RGB")
-    draw = ImageDraw.Draw(drawn)
+    canvas = picture.convert("RGB")
+    draw = ImageDraw.Draw(canvas)
     x0, y0, x1, y1 = frame.to_picture(field.box(row, col))
-    edge = (max(0, x0), max(0, y0), min(drawn.width - 1, x1), min(drawn.height - 1, y1))
-    width = max(2, round(min(drawn.size) / 120))
+    edge = (max(0, x0), max(0, y0), min(canvas.width - 1, x1), min(canvas.height - 1, y1))
+    width = max(2, round(min(canvas.size) / 120))
     draw.rectangle(edge, outline=_BOX, width=width)
     middle_x, middle_y = (x0 + x1) / 2, (y0 + y1) / 2
     half_x, half_y = (
@@ -171,7 +171,7 @@ def draw_receptive_field(
         outline=(255, 255, 255),
         width=width,
     )
-    return drawn
+    return canvas
 
 
 def _draw_cells(pixels: np.ndarray) -> PIL.Image.Image:

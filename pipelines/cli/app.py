@@ -142,16 +142,16 @@ def train(
 
     chosen = {"backbone": backbone, "seed": seed, "weights": weights, "threads": threads}
     if resume is not None:
-        given = {**chosen, "config": config, "preset": preset, "set": settings, "name": name}
-        if also := [f"--{option}" for option, value in given.items() if value not in (None, [])]:
+        other_options = {**chosen, "config": config, "preset": preset, "set": settings, "name": name}
+        if also := [f"--{option}" for option, value in other_options.items() if value not in (None, [])]:
             raise typer.BadParameter(f"--resume takes the run's own settings, not {', '.join(also)}")
         with progress_reporter() as reporter:
             _print_trained(resume_training(resume, partial(_scan_again, data), reporter=reporter))
         return
-    made = load_config(config, chosen, preset=preset, settings=settings or ())
-    found = load_dataset(data or SPECIMENS, val_share=made.val_share)
+    train_config = load_config(config, chosen, preset=preset, settings=settings or ())
+    dataset = load_dataset(data or SPECIMENS, val_share=train_config.val_share)
     with progress_reporter() as reporter:
-        done = train_model(found, made, name=name or found.name, reporter=reporter)
+        done = train_model(dataset, train_config, name=name or dataset.name, reporter=reporter)
     _print_trained(done)
 
 
@@ -169,12 +169,12 @@ def rates(
     from pipelines.evaluation.plots import plot_lr_range_test
     from pipelines.training.train import find_rates
 
-    made = load_config(config, preset=preset, settings=settings or ())
-    found = load_dataset(data, val_share=made.val_share)
+    train_config = load_config(config, preset=preset, settings=settings or ())
+    dataset = load_dataset(data, val_share=train_config.val_share)
     with progress_reporter() as reporter:
-        tests = find_rates(found, made, reporter=reporter)
+        tests = find_rates(dataset, train_config, reporter=reporter)
     out.mkdir(parents=True, exist_ok=True)
-    for number, (phase, test) in enumerate(zip(made.phases, tests, strict=True), start=1):
+    for number, (phase, test) in enumerate(zip(train_config.phases, tests, strict=True), start=1):
         title = f"phase {phase.name}: suggested {test.suggested:.2g}, set {phase.rate:.2g}"
         file = out / f"{number}.png"
         file.write_bytes(
@@ -208,11 +208,11 @@ def review(
     from pipelines.tracking.registry import find_run, run_val_share
 
     run_id = find_run(run)
-    found = load_dataset(data, val_share=run_val_share(run_id))
+    dataset = load_dataset(data, val_share=run_val_share(run_id))
     out.parent.mkdir(parents=True, exist_ok=True)
     with progress_reporter() as reporter:
         # The page is written before it is logged: a tracker that is away must not cost the work.
-        make(run_id, found, reporter=reporter, keep=out.write_text)
+        make(run_id, dataset, reporter=reporter, keep=out.write_text)
     console.print(f"Logged to run {run_id} as review/review.html; look at {out}", highlight=False)
 
 
@@ -230,14 +230,14 @@ def compare(
     from pipelines.tracking.registry import find_run, run_val_share
 
     first, second = find_run(one), find_run(other)
-    found = load_dataset(data, val_share=run_val_share(first))
+    dataset = load_dataset(data, val_share=run_val_share(first))
     out.parent.mkdir(parents=True, exist_ok=True)
     with progress_reporter() as reporter:
         # The page is written before it is logged: a tracker that is away must not cost the work.
-        made = make(first, second, found, reporter=reporter, keep=out.write_text)
-    for sentence in made.summary:
+        comparison = make(first, second, dataset, reporter=reporter, keep=out.write_text)
+    for sentence in comparison.summary:
         console.print(sentence, highlight=False)
-    console.print(f"Logged as run {made.run_id}; look at {out}", highlight=False)
+    console.print(f"Logged as run {comparison.run_id}; look at {out}", highlight=False)
 
 
 @app.command()
@@ -274,22 +274,22 @@ def demo(
     from pipelines.demo import run_demo
 
     with progress_reporter() as reporter:
-        made = run_demo(out, lambda text: console.print(text, highlight=False), reporter)
+        result = run_demo(out, lambda text: console.print(text, highlight=False), reporter)
     table = Table(title="What lies where", title_justify="left", show_header=False, box=None)
     for what, where in (
-        ("the picture, explained", made.explained),
-        ("the service's whole answer", made.answer),
-        ("the picture, put to all the questions", made.inspection),
-        ("mistakes, with where it looked", made.review),
-        ("the test folder, explained", made.batch / "index.html"),
-        ("the butterflies and their masks", made.out / "specimens"),
+        ("the picture, explained", result.explained),
+        ("the service's whole answer", result.answer),
+        ("the picture, put to all the questions", result.inspection),
+        ("mistakes, with where it looked", result.review),
+        ("the test folder, explained", result.batch / "index.html"),
+        ("the butterflies and their masks", result.out / "specimens"),
     ):
         table.add_row(what, str(where))
     console.print(table)
     say = partial(console.print, highlight=False, soft_wrap=True)
-    say(f"make ui      then open http://127.0.0.1:5000 and look at run {made.run_id}")
+    say(f"make ui      then open http://127.0.0.1:5000 and look at run {result.run_id}")
     say("make serve   then open http://127.0.0.1:3000, or")
-    say(f"             curl -F image=@{made.picture} http://127.0.0.1:3000/explain")
+    say(f"             curl -F image=@{result.picture} http://127.0.0.1:3000/explain")
 
 
 # ---------------------------------------------------------------- parts of the commands
@@ -300,8 +300,8 @@ def _scan_again(moved_to: str | None, plan: RunManifest) -> Dataset:
 
 
 def _print_trained(done: TrainedModel) -> None:
-    for each in done.evaluations.values():
-        print_evaluation(each)
+    for evaluation in done.evaluations.values():
+        print_evaluation(evaluation)
     if done.baseline is not None:
         console.print(
             f"A linear probe on the untouched features has {done.baseline:.3f} on val.", highlight=False

@@ -129,19 +129,22 @@ def inspect(
             parameters=parse_parameters(parameter or ()),
         )  # fmt: skip
         image = read_image(picture)
-        found = inspect_image(image, picture.name, loaded, options, progress=reporter.step)
+        inspection = inspect_image(image, picture.name, loaded, options, progress=reporter.step)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(render_inspection(found, loaded))
-    judged = found.audit.faithfulness
+        out.write_text(render_inspection(inspection, loaded))
+    faithfulness = inspection.audit.faithfulness
     console.print(
-        f"{found.explanation.predictions[0].label} {found.explanation.predictions[0].score:.3f}",
+        f"{inspection.explanation.predictions[0].label} {inspection.explanation.predictions[0].score:.3f}",
         markup=False,
         highlight=False,
     )
-    for said in (judged and judged.verdict, found.audit.agreement and found.audit.agreement.verdict):
-        if said:
-            console.print(said, markup=False, highlight=False)
-    for warning in found.explanation.warnings:
+    for verdict in (
+        faithfulness and faithfulness.verdict,
+        inspection.audit.agreement and inspection.audit.agreement.verdict,
+    ):
+        if verdict:
+            console.print(verdict, markup=False, highlight=False)
+    for warning in inspection.explanation.warnings:
         console.print(f"! {warning}", markup=False, highlight=False)
     console.print(f"Look at {out}", highlight=False)
 
@@ -160,16 +163,16 @@ def anatomy(
     from models.visualization.architecture import draw_architecture
 
     if backbone is not None:
-        found = take_apart(TransferModel.create(backbone, ["one", "other"], pretraining="none"))
+        summary = take_apart(TransferModel.create(backbone, ["one", "other"], pretraining="none"))
     else:
         with bundle_of(model, bundle) as loaded:
-            found = take_apart(loaded.model)
-    height, width, channels = found.input
-    title = f"{found.backbone}, {height} x {width} x {channels}"
+            summary = take_apart(loaded.model)
+    height, width, channels = summary.input
+    title = f"{summary.backbone}, {height} x {width} x {channels}"
     table = Table(
         "block", "H x W x C", "sees px", "every px", "parameters", "multiply-adds", "kind", title=title
     )
-    for block in (*found.blocks, found.head):
+    for block in (*summary.blocks, summary.head):
         seen = f"{block.field.rows.size} x {block.field.cols.size}"
         seen += " and more" if block.field.sees_all else ""
         table.add_row(
@@ -178,12 +181,13 @@ def anatomy(
         )  # fmt: skip
     console.print(table)
     console.print(
-        f"{found.parameters:,} parameters, {found.multiply_adds:,} multiply-adds a picture.", highlight=False
+        f"{summary.parameters:,} parameters, {summary.multiply_adds:,} multiply-adds a picture.",
+        highlight=False,
     )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "anatomy.json").write_text(json.dumps(asdict(found), indent=2))
-        draw_architecture(found).save(out / "flow.png")
+        (out / "anatomy.json").write_text(json.dumps(asdict(summary), indent=2))
+        draw_architecture(summary).save(out / "flow.png")
         console.print(f"Look at {out / 'flow.png'}", highlight=False)
 
 
@@ -206,18 +210,18 @@ def atlas(
         named = [int(part) for part in channels.split(",") if part.strip()]
     except ValueError as error:
         raise UnknownChoice("channels", channels, ("numbers with commas between",)) from error
-    found = load_dataset(data)
+    dataset = load_dataset(data)
     with bundle_of(model, bundle) as loaded, progress_reporter() as reporter:
         charted = build_atlas(
-            loaded.model, found, block, channels=named or None, count=count, progress=reporter.step
+            loaded.model, dataset, block, channels=named or None, count=count, progress=reporter.step
         )
         origin = loaded.provenance
         facts = {
             "model": origin.model,
             "version": origin.version or "not from a registry",
             "bundle digest": origin.digest,
-            "data set": found.name,
-            "data set's digest": found.digest,
+            "data set": dataset.name,
+            "data set's digest": dataset.digest,
         }
         out.mkdir(parents=True, exist_ok=True)
         (out / "index.html").write_text(render_atlas(charted, facts))

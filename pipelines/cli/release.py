@@ -35,22 +35,23 @@ def package(
     from pipelines.release.package import package as build
     from pipelines.tracking.registry import CHAMPION_ALIAS
 
-    made = build(model if "@" in model or "/" in model else f"{model}@{CHAMPION_ALIAS}", atlas=atlas)
+    packaged = build(model if "@" in model or "/" in model else f"{model}@{CHAMPION_ALIAS}", atlas=atlas)
     console.print(
-        f"{made.name} version {made.version} is Bento model {made.model_tag}, in Bento {made.bento_tag}.",
+        f"{packaged.name} version {packaged.version} is Bento model {packaged.model_tag}, "
+        f"in Bento {packaged.bento_tag}.",
         soft_wrap=True,
         highlight=False,
     )
-    console.print(f"Next: bentoml serve {made.bento_tag}", highlight=False)
+    console.print(f"Next: bentoml serve {packaged.bento_tag}", highlight=False)
 
 
 def key(
     name: Annotated[str, typer.Argument(help="Whose key it is; it appears in the service's log.")],
 ) -> None:
     """Make an API key: the key itself, shown once, and the setting that lets the service know it."""
-    made = secrets.token_urlsafe(32)
-    setting = json.dumps({name: hashlib.sha256(made.encode()).hexdigest()})
-    console.print(f"Give to {name}, and keep nowhere else:\n{made}\n", highlight=False, soft_wrap=True)
+    secret = secrets.token_urlsafe(32)
+    setting = json.dumps({name: hashlib.sha256(secret.encode()).hexdigest()})
+    console.print(f"Give to {name}, and keep nowhere else:\n{secret}\n", highlight=False, soft_wrap=True)
     console.print(f"For the service:\nLUCIDA_API_KEYS='{setting}'", highlight=False, soft_wrap=True)
 
 
@@ -69,12 +70,12 @@ def verify(
         if not path.is_file():
             raise DataError(f"There is no file {path}.")
     text = answer.read_text()
-    with bundle_of(model, bundle) as known:
-        found = check(text, image, known)
-    for each in found:
-        mark = "[green]holds[/green]" if each.holds else "[red]does not hold[/red]"
-        console.print(f"{each.what}: {mark}. {each.says}", highlight=False, soft_wrap=True)
+    with bundle_of(model, bundle) as loaded:
+        findings = check(text, image, loaded)
+    for finding in findings:
+        mark = "[green]holds[/green]" if finding.holds else "[red]does not hold[/red]"
+        console.print(f"{finding.what}: {mark}. {finding.says}", highlight=False, soft_wrap=True)
     console.print(f"Not made again: {'; '.join(list_unverified(text))}.", highlight=False, soft_wrap=True)
-    if not all(each.holds for each in found):
+    if not all(finding.holds for finding in findings):
         raise typer.Exit(_FAILED)
     console.print("The answer holds.", highlight=False)

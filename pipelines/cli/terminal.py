@@ -129,7 +129,7 @@ def progress_reporter() -> Iterator[Reporter]:
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """Metrics of a split, and of its classes when they are few."""
-    table = Table(title=f"{evaluation.split}: {len(evaluation.judged)} pictures", title_justify="left")
+    table = Table(title=f"{evaluation.split}: {len(evaluation.samples)} pictures", title_justify="left")
     for name in evaluation.metrics:
         table.add_column(name.replace("_", " "), justify="right")
     table.add_row(*(f"{value:.3f}" for value in evaluation.metrics.values()))

@@ -134,13 +134,13 @@ def _apply_to_phase(data: dict[str, Any], parts: list[str], value: Any, setting:
     if len(parts) != 3 or not isinstance(phases, list):
         raise ConfigError(f"A phase's setting is written phases.NAME.setting=value, not {setting!r}.")
     names = [str(phase.get("name")) for phase in phases]
-    wanted = parts[1]
-    if wanted in names:
-        phases[names.index(wanted)][parts[2]] = value
-    elif wanted.isdigit() and 1 <= int(wanted) <= len(phases):
-        phases[int(wanted) - 1][parts[2]] = value
+    phase_name = parts[1]
+    if phase_name in names:
+        phases[names.index(phase_name)][parts[2]] = value
+    elif phase_name.isdigit() and 1 <= int(phase_name) <= len(phases):
+        phases[int(phase_name) - 1][parts[2]] = value
     else:
-        raise UnknownChoice("phase", wanted, [*names, *range(1, len(names) + 1)])
+        raise UnknownChoice("phase", phase_name, [*names, *range(1, len(names) + 1)])
 
 
 def _value(text: str) -> Any:

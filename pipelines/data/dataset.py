@@ -67,8 +67,8 @@ class Dataset:
 
     def samples(self, split: str) -> list[Sample]:
         """The samples of "train", "val" or "test"."""
-        found: list[Sample] = getattr(self, split)
-        return found
+        samples: list[Sample] = getattr(self, split)
+        return samples
 
     def summary(self) -> dict[str, object]:
         """Counts and digest, for a manifest."""
@@ -92,7 +92,7 @@ def scan_folder(root: Path, *, val_share: float = 0.25, progress: Progress = no_
     if not root.is_dir():
         raise DataError(f"The data folder {root} does not exist.")
     listed = list_folder(root)
-    found: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    by_split: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     skipped = list(listed.skipped)
     for done, entry in enumerate(listed.entries, start=1):
         inner = entry.path.relative_to(root).as_posix()
@@ -101,17 +101,17 @@ def scan_folder(root: Path, *, val_share: float = 0.25, progress: Progress = no_
             skipped.append(read)
         else:
             split, sample = read
-            found[split].append(sample)
+            by_split[split].append(sample)
         progress("reading pictures", done, len(listed.entries))
-    _check_classes_in_splits(found, listed.classes, skipped, divided=listed.divided)
+    _check_classes_in_splits(by_split, listed.classes, skipped, divided=listed.divided)
     return Dataset(
         name=name,
         root=root,
         task=listed.task,
         classes=listed.classes,
         skipped=skipped,
-        shared=_shared(found),
-        **found,
+        shared=_shared(by_split),
+        **by_split,
     )
 
 
@@ -125,7 +125,7 @@ def with_task(data: Dataset, task: str) -> Dataset:
     if task == "binary" and len(data.classes) != 2:
         raise DataError(f"task is 'binary', but the data has {len(data.classes)} classes: {data.classes}.")
     samples = [sample for split in SPLITS for sample in data.samples(split)]
-    if task != "multilabel" and (odd := [each for each in samples if len(each.labels) != 1]):
+    if task != "multilabel" and (odd := [sample for sample in samples if len(sample.labels) != 1]):
         raise DataError(
             f"task is {task!r}, but {odd[0].name} has {len(odd[0].labels)} labels; it needs exactly one each."
         )
@@ -139,8 +139,8 @@ def _read(entry: LabelledFile, inner: str, val_share: float) -> tuple[str, Sampl
     try:
         inner.encode()
     except UnicodeEncodeError:
-        shown = inner.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        return SkippedFile(shown, "The file's name is not valid UTF-8; rename it.")
+        readable = inner.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        return SkippedFile(readable, "The file's name is not valid UTF-8; rename it.")
     try:
         digest = read_image(entry.path).sha256
     except ImageError as error:
@@ -150,10 +150,10 @@ def _read(entry: LabelledFile, inner: str, val_share: float) -> tuple[str, Sampl
 
 
 def _check_classes_in_splits(
-    found: dict[str, list[Sample]], classes: list[str], skipped: list[SkippedFile], *, divided: bool
+    by_split: dict[str, list[Sample]], classes: list[str], skipped: list[SkippedFile], *, divided: bool
 ) -> None:
     for split in ("train", "val"):
-        counts = Counter(label for sample in found[split] for label in sample.labels)
+        counts = Counter(label for sample in by_split[split] for label in sample.labels)
         if empty := [name for label, name in enumerate(classes) if not counts[label]]:
             broken = f" ({len(skipped)} files were left out, such as {skipped[0].name})" if skipped else ""
             advice = "" if divided else "; with so few pictures, make train/ and val/ folders yourself"
@@ -162,7 +162,7 @@ def _check_classes_in_splits(
             )
 
 
-def _shared(found: dict[str, list[Sample]]) -> list[tuple[str, str]]:
-    trained = {sample.sha256: sample.name for sample in found["train"]}
-    held_out = [sample for split in ("val", "test") for sample in found[split]]
+def _shared(by_split: dict[str, list[Sample]]) -> list[tuple[str, str]]:
+    trained = {sample.sha256: sample.name for sample in by_split["train"]}
+    held_out = [sample for split in ("val", "test") for sample in by_split[split]]
     return [(trained[sample.sha256], sample.name) for sample in held_out if sample.sha256 in trained]

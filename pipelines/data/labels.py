@@ -82,19 +82,21 @@ def _from_folders(root: Path, *, divided: bool) -> FolderListing:
         raise DataError(
             f"A classifier needs at least two classes, each a folder of pictures; {root} has {have}."
         )
-    found = FolderListing("multiclass", classes, divided)
+    listing = FolderListing("multiclass", classes, divided)
     for split in _parts(root, divided=divided):
         if split:
             _same_classes(root, split, classes)
         for label, name in enumerate(classes):
-            found.entries += [LabelledFile(path, split, (label,)) for path in _pictures(root / split / name)]
-        found.skipped += [
+            listing.entries += [
+                LabelledFile(path, split, (label,)) for path in _pictures(root / split / name)
+            ]
+        listing.skipped += [
             SkippedFile(
                 path.relative_to(root).as_posix(), "It lies in no class folder and has no label file."
             )
             for path in _pictures(root / split, deep=False)
         ]
-    return found
+    return listing
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -139,7 +141,8 @@ def _from_table(root: Path) -> FolderListing:
         task = "binary" if binary else "multilabel"
         classes = [f"not {own[0]}", own[0]] if binary else own
         labels = [
-            (int(each[0]),) if binary else tuple(i for i, holds in enumerate(each) if holds) for each in flags
+            (int(row_flags[0]),) if binary else tuple(i for i, holds in enumerate(row_flags) if holds)
+            for row_flags in flags
         ]
     if len(classes) < 2:
         raise DataError(f"{LABELS_TABLE} names {classes or 'no class'}; a classifier needs at least two.")
@@ -192,7 +195,7 @@ def _table_entries(
     entries: list[LabelledFile] = []
     skipped: list[SkippedFile] = []
     seen: set[Path] = set()
-    for (line, row), each in zip(rows, labels, strict=True):
+    for (line, row), file_labels in zip(rows, labels, strict=True):
         name = row["file"].strip()
         # Not resolved: a picture may be a link to where a data store keeps it, but its name may not lead
         # outside.
@@ -209,7 +212,7 @@ def _table_entries(
             raise DataError(f"{LABELS_TABLE}, line {line}: the file {name!r} is named twice.")
         seen.add(path)
         if path.is_file():
-            entries.append(LabelledFile(path, split, each))
+            entries.append(LabelledFile(path, split, file_labels))
         else:
             skipped.append(SkippedFile(name, f"{LABELS_TABLE} names it, but there is no such file."))
     unnamed = [path for path in _pictures(root) if path not in seen and not _is_mask(root, path)]

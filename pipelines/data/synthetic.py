@@ -78,9 +78,9 @@ def write_specimens(plan: SpecimenPlan, folder: Path, *, progress: Progress = no
     if plan.shortcut_species and plan.shortcut_species not in SPECIES:
         raise DataError(f"Unknown species {plan.shortcut_species!r}; choose one of: {', '.join(SPECIES)}.")
     note = folder / "specimens.json"
-    wanted = json.dumps({"plan": asdict(plan), "species": SPECIES}, indent=2)
+    content = json.dumps({"plan": asdict(plan), "species": SPECIES}, indent=2)
     if folder.exists():
-        if note.is_file() and note.read_text() == wanted:
+        if note.is_file() and note.read_text() == content:
             return folder
         raise DataError(
             f"The folder {folder} exists and does not hold these specimens; name another or remove it."
@@ -91,7 +91,7 @@ def write_specimens(plan: SpecimenPlan, folder: Path, *, progress: Progress = no
         with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
             for done, _ in enumerate(pool.map(_draw_and_save, jobs, chunksize=4), start=1):
                 progress("drawing specimens", done, len(jobs))
-        (aside / note.name).write_text(wanted)
+        (aside / note.name).write_text(content)
     return folder
 
 

@@ -51,40 +51,40 @@ class EvaluatedSample:
         return " + ".join(item.label for item in self._by_index() if item.accepted) or "none"
 
     @property
-    def right(self) -> bool:
+    def is_correct(self) -> bool:
         """Whether exactly the true classes are answered."""
         return {item.index for item in self.ranking if item.accepted} == set(self.sample.labels)
 
     @property
-    def said(self) -> Prediction:
+    def predicted(self) -> Prediction:
         """The answer to look at: the surest false one, or else the highest score."""
         return (self._false() or [self.top])[0]
 
     @property
-    def sure(self) -> bool:
+    def is_confident_mistake(self) -> bool:
         """Whether it is a mistake made with a score of 0.8 or more: a false answer so high, or a miss so
         low.
         """
-        return not self.right and self.error >= _CONFIDENT
+        return not self.is_correct and self.error >= _CONFIDENT
 
     @property
-    def true(self) -> Prediction:
+    def target(self) -> Prediction:
         """The true class to look at: the one with the lowest score of those; where none holds, the answer."""
         holding = [item for item in self.ranking if item.index in self.sample.labels]
-        return (holding or [self.said])[-1]
+        return (holding or [self.predicted])[-1]
 
     @property
     def truth_score(self) -> float:
         """The score of the true class."""
-        return self.true.score
+        return self.target.score
 
     @property
     def error(self) -> float:
         """How bad a mistake is, 0 to 1: the score of the surest false answer, or what the missed class
         lacks. Of a right answer, how far it is from being sure.
         """
-        if not self.right:
-            return self._false()[0].score if self._false() else 1 - self.true.score
+        if not self.is_correct:
+            return self._false()[0].score if self._false() else 1 - self.target.score
         return max(abs((item.index in self.sample.labels) - item.score) for item in self.ranking)
 
     def _false(self) -> list[Prediction]:
@@ -127,7 +127,7 @@ class Evaluation:
 
     split: str
     classes: list[str]
-    judged: list[EvaluatedSample]
+    samples: list[EvaluatedSample]
     confusion: Tensor = field(repr=False)
     """Counts (classes, classes): row is the truth, column the prediction; for several labels, (classes, 2, 2)
     with [[true negatives, false positives], [false negatives, true positives]]."""
@@ -141,12 +141,12 @@ class Evaluation:
     @property
     def wrong(self) -> list[EvaluatedSample]:
         """The mistakes, the worst first."""
-        return sorted((item for item in self.judged if not item.right), key=lambda item: -item.error)
+        return sorted((item for item in self.samples if not item.is_correct), key=lambda item: -item.error)
 
     @property
     def least_sure(self) -> list[EvaluatedSample]:
         """The right answers, the closest call first."""
-        return sorted((item for item in self.judged if item.right), key=lambda item: -item.error)
+        return sorted((item for item in self.samples if item.is_correct), key=lambda item: -item.error)
 
 
 def evaluate(
@@ -187,10 +187,10 @@ def evaluate_logits(
     classes: list[str], scoring: Scoring, samples: Sequence[Sample], split: str, logits: Tensor
 ) -> Evaluation:
     """An evaluation from logits (N, classes) that are there already."""
-    judged = []
+    evaluated = []
     for sample, row in zip(samples, logits, strict=True):
         named = " + ".join(classes[label] for label in sample.labels) or "none"
-        judged.append(
+        evaluated.append(
             EvaluatedSample(sample, named, _worth_keeping(rank_classes(row, classes, scoring), sample))
         )
     truth = torch.zeros(len(samples), len(classes), dtype=torch.long)
@@ -201,14 +201,14 @@ def evaluate_logits(
     figures = _multilabel(scores, truth) if several else _single(scores, truth.argmax(1), scoring)
     table = [
         _class_metrics(
-            label, int(truth[:, i].sum()), len(samples), [float(each[i]) for each in figures.by_class]
+            label, int(truth[:, i].sum()), len(samples), [float(figure[i]) for figure in figures.by_class]
         )
         for i, label in enumerate(classes)
     ]
     return Evaluation(
         split=split,
         classes=classes,
-        judged=judged,
+        samples=evaluated,
         confusion=figures.confusion,
         metrics={**figures.metrics, "loss": float(_nll(logits, truth, scoring))},
         table=table,
@@ -219,13 +219,13 @@ def evaluate_logits(
 
 def _class_metrics(label: str, pictures: int, of: int, figures: list[float]) -> ClassMetrics:
     precision, recall, f1, auroc = figures
-    shown = pictures > 0
+    present = pictures > 0
     return ClassMetrics(
         label=label,
         pictures=pictures,
-        precision=precision if shown else None,
-        recall=recall if shown else None,
-        f1=f1 if shown else None,
+        precision=precision if present else None,
+        recall=recall if present else None,
+        f1=f1 if present else None,
         auroc=auroc if 0 < pictures < of else None,
     )
 
@@ -245,7 +245,7 @@ def fit_temperature(evaluation: Evaluation, scoring: Scoring) -> float:
     Without the prior a small split that the model happens to get right asks for ever surer scores.
     """
     truth = torch.zeros(evaluation.logits.shape, dtype=torch.long)
-    for row, item in zip(truth, evaluation.judged, strict=True):
+    for row, item in zip(truth, evaluation.samples, strict=True):
         row[list(item.sample.labels)] = 1
 
     decisions = truth.numel() if scoring.task == "multilabel" else len(truth)
@@ -254,9 +254,9 @@ def fit_temperature(evaluation: Evaluation, scoring: Scoring) -> float:
         nll = float(_nll(evaluation.logits, truth, Scoring(scoring.task, math.exp(log_temperature))))
         return nll * decisions + (log_temperature / _PRIOR_WIDTH) ** 2 / 2
 
-    bounds = tuple(math.log(each) for each in _TEMPERATURES)
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
-    return float(math.exp(found.x))
+    bounds = tuple(math.log(temperature) for temperature in _TEMPERATURES)
+    minimum = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
+    return float(math.exp(minimum.x))
 
 
 def reliability(scores: Tensor, truth: Tensor, *, several: bool) -> list[ReliabilityBin]:
@@ -353,13 +353,18 @@ def _finite(metrics: dict[str, Tensor]) -> dict[str, float]:
 
 def _label_ece(bins: list[ReliabilityBin]) -> Tensor:
     """Mean distance of score and truth over all label decisions; torchmetrics has it for one answer only."""
-    total = sum(each.answers for each in bins)
-    return torch.tensor(sum(each.answers / total * abs(each.confidence - each.accuracy) for each in bins))
+    total = sum(reliability_bin.answers for reliability_bin in bins)
+    return torch.tensor(
+        sum(
+            reliability_bin.answers / total * abs(reliability_bin.confidence - reliability_bin.accuracy)
+            for reliability_bin in bins
+        )
+    )
 
 
 def _nll(logits: Tensor, truth: Tensor, scoring: Scoring) -> Tensor:
     """Mean negative log-likelihood, nats; over the labels too where several can hold."""
-    calibrated, wanted = logits.double() / scoring.temperature, truth.double()
+    calibrated, targets = logits.double() / scoring.temperature, truth.double()
     if scoring.task == "multilabel":
-        return torch.nn.functional.binary_cross_entropy_with_logits(calibrated, wanted)
-    return torch.nn.functional.cross_entropy(calibrated, wanted)
+        return torch.nn.functional.binary_cross_entropy_with_logits(calibrated, targets)
+    return torch.nn.functional.cross_entropy(calibrated, targets)

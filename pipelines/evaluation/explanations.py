@@ -42,7 +42,7 @@ class LocalizationResult:
     method: str
     block: str
     pictures: int
-    found: Localization
+    mean: Localization
 
     @property
     def name(self) -> str:
@@ -51,7 +51,7 @@ class LocalizationResult:
 
     def metrics(self) -> dict[str, float]:
         """Energy inside against area by chance, pointing game against the centre."""
-        return {f"{self.name}_{key}": value for key, value in asdict(self.found).items()}
+        return {f"{self.name}_{key}": value for key, value in asdict(self.mean).items()}
 
 
 def check_methods(
@@ -80,25 +80,40 @@ def measure_localization(model: TransferModel, data: Dataset, split: str) -> lis
     samples = sorted(data.samples(split), key=lambda sample: sample.sha256)[:_MOST_LOCALISED]
     trees = {"object": data.root / "masks", **_part_trees(data)}
     masked = {what: [sample for sample in samples if _mask(tree, sample)] for what, tree in trees.items()}
-    masked = {what: found for what, found in masked.items() if found}
+    masked = {what: tree_samples for what, tree_samples in masked.items() if tree_samples}
     if not masked:
         return []
     ends = stage_ends(model, model.geometry.prepare_files([samples[0].path]))
     looks = [(DEFAULT_METHOD, model.cam_block)] + ([(FINE_METHOD, ends[-2])] if len(ends) > 1 else [])
-    found = []
+    tree_samples = []
     for what, of_tree in masked.items():
         for method, block in looks:
-            each = _localize_samples(model, of_tree, trees[what], method, block)
-            if each:
-                found.append(
-                    LocalizationResult(split, what, method, block, len(each), mean_localization(each))
+            localizations = _localize_samples(model, of_tree, trees[what], method, block)
+            if localizations:
+                tree_samples.append(
+                    LocalizationResult(
+                        split, what, method, block, len(localizations), mean_localization(localizations)
+                    )
                 )
-    return found
+    return tree_samples
 
 
 def localization_to_json(located: Sequence[LocalizationResult]) -> str:
     """As JSON, for a run's files."""
-    return json.dumps([asdict(each) for each in located], indent=2)
+    return json.dumps(
+        [
+            {
+                "split": result.split,
+                "what": result.what,
+                "method": result.method,
+                "block": result.block,
+                "pictures": result.pictures,
+                "found": asdict(result.mean),
+            }
+            for result in located
+        ],
+        indent=2,
+    )
 
 
 def _localize_samples(

@@ -122,16 +122,20 @@ def draw_snapshots_figure(
     for place, sample in enumerate(probes):
         image = read_image(sample.path)
         _, frame = model.geometry.prepare(image)
-        maps = [_attribution(model, sample, np.array(each.maps[place], np.float32)) for each in snapshots]
-        scale = max(each.maximum for each in maps)
+        maps = [
+            _attribution(model, sample, np.array(snapshot.maps[place], np.float32)) for snapshot in snapshots
+        ]
+        scale = max(snapshot.maximum for snapshot in maps)
         tiles.append(Tile(image.pil, model.classes[sample.labels[0]], sample.name.rsplit("/", 1)[-1]))
-        for number, (each, found) in enumerate(zip(snapshots, maps, strict=True)):
+        for number, (snapshot, attribution) in enumerate(zip(snapshots, maps, strict=True)):
             went = ""
             if number:
-                share = evidence_moved(snapshots[number - 1].maps[place], each.maps[place])
+                share = evidence_moved(snapshots[number - 1].maps[place], snapshot.maps[place])
                 went = f", {share:.0%} of it moved"
-            shown = draw_overlay(image, frame, found, max_side=400, full_scale=scale)
-            tiles.append(Tile(shown, f"after {each.phase}", f"score {each.scores[place]:.2f}{went}"))
+            overlay = draw_overlay(image, frame, attribution, max_side=400, full_scale=scale)
+            tiles.append(
+                Tile(overlay, f"after {snapshot.phase}", f"score {snapshot.scores[place]:.2f}{went}")
+            )
     columns = (1 + len(snapshots)) * (2 if len(snapshots) < 4 and len(probes) > 1 else 1)
     return draw_contact_sheet(
         tiles, columns=columns, side=190, title="What the network looked at, phase by phase"

@@ -32,7 +32,7 @@ def plot_confusion(evaluation: Evaluation) -> PIL.Image.Image:
         # A label's four counts in the order in which a reviewer asks for them.
         counts = np.stack([counts[:, 1, 1], counts[:, 1, 0], counts[:, 0, 1], counts[:, 0, 0]], axis=1)
         columns = ["hit", "missed", "false alarm", "rightly silent"]
-        share = counts / max(len(evaluation.judged), 1)
+        share = counts / max(len(evaluation.samples), 1)
     else:
         share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     named = len(counts) <= _MOST_NAMED
@@ -46,7 +46,7 @@ def plot_confusion(evaluation: Evaluation) -> PIL.Image.Image:
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     accuracy = evaluation.metrics["accuracy"]
-    axes.set_title(f"{evaluation.split}: accuracy {accuracy:.3f} of {len(evaluation.judged)}", fontsize=11)
+    axes.set_title(f"{evaluation.split}: accuracy {accuracy:.3f} of {len(evaluation.samples)}", fontsize=11)
     for row, col in np.ndindex(*counts.shape):
         if counts[row, col] and named:
             axes.text(col, row, str(int(counts[row, col])), ha="center", va="center", fontsize=10,
@@ -62,11 +62,11 @@ def plot_reliability(
     """
     figure, axes = _figure(5.2, 5.0)
     axes.plot([0, 1], [0, 1], color=LINE, linewidth=1.5, zorder=1)
-    total = max(sum(each.answers for each in after), 1)
+    total = max(sum(bar.answers for bar in after), 1)
     for bins, colour, label in ((before, FAINT, "as trained"), (after, PURPLE, "calibrated")):
-        used = [each for each in bins if each.answers]
-        x, y = [each.confidence for each in used], [each.accuracy for each in used]
-        sizes = [20 + 600 * each.answers / total for each in used]
+        used = [bar for bar in bins if bar.answers]
+        x, y = [bar.confidence for bar in used], [bar.accuracy for bar in used]
+        sizes = [20 + 600 * bar.answers / total for bar in used]
         axes.plot(x, y, color=colour, linewidth=1.2, zorder=2)
         axes.scatter(x, y, s=sizes, color=colour, alpha=0.65, label=label, edgecolors="white", zorder=3)
     axes.set_xlim(0, 1.02)
@@ -87,15 +87,15 @@ def plot_history(phases: Sequence[Sequence[EpochResult]]) -> PIL.Image.Image:
     start = 0
     for epochs in phases:
         x = [start + epoch.number for epoch in epochs]
-        kept = max((i for i, epoch in enumerate(epochs) if epoch.best), default=0)
+        best = max((i for i, epoch in enumerate(epochs) if epoch.best), default=0)
         trained = [
             (place, e.train_loss) for place, e in zip(x, epochs, strict=True) if e.train_loss is not None
         ]
         left.plot(*zip(*trained, strict=True), color=ORANGE, linewidth=1.6) if trained else None
         left.plot(x, [epoch.val_loss for epoch in epochs], color=PURPLE, linewidth=1.6)
         right.plot(x, [epoch.val_accuracy for epoch in epochs], color=PURPLE, linewidth=1.6)
-        left.scatter([x[kept]], [epochs[kept].val_loss], color=PURPLE, s=36, zorder=3)
-        right.scatter([x[kept]], [epochs[kept].val_accuracy], color=PURPLE, s=36, zorder=3)
+        left.scatter([x[best]], [epochs[best].val_loss], color=PURPLE, s=36, zorder=3)
+        right.scatter([x[best]], [epochs[best].val_accuracy], color=PURPLE, s=36, zorder=3)
         for axes in (left, right):
             axes.axvline(start, color=LINE, linewidth=1)
             axes.annotate(f" {epochs[0].phase}", (start, 1), xycoords=("data", "axes fraction"),
@@ -133,9 +133,9 @@ def plot_weight_movement(stages: Sequence[str], moved: Sequence[dict[str, float]
     figure, axes = _figure(max(6.0, 0.42 * len(blocks) + 2), 3.8)
     width = 0.8 / len(stages)
     shades = [PURPLE, ORANGE, FAINT, "#8f6bb1", "#b98b4e", INK]
-    for number, (stage, each) in enumerate(zip(stages, moved, strict=True)):
+    for number, (stage, distances) in enumerate(zip(stages, moved, strict=True)):
         x = np.arange(len(blocks)) + (number - (len(stages) - 1) / 2) * width
-        axes.bar(x, [100 * each[block] for block in blocks], width * 0.92, label=f"after {stage}",
+        axes.bar(x, [100 * distances[block] for block in blocks], width * 0.92, label=f"after {stage}",
                  color=shades[number % len(shades)])  # fmt: skip
     axes.set_xticks(range(len(blocks)), blocks, rotation=50, ha="right", fontsize=9)
     # A new head moves a hundred times as far as a pretrained block: only a logarithm shows both.
@@ -181,22 +181,24 @@ def _render(figure: Figure) -> PIL.Image.Image:
     return PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())  # type: ignore[no-untyped-call]
 
 
-def plot_faithfulness(found: FaithfulnessResult) -> PIL.Image.Image:
+def plot_faithfulness(result: FaithfulnessResult) -> PIL.Image.Image:
     """Deletion and insertion curves of a map, and its score among those of random maps."""
     figure = Figure(figsize=(7.6, 3.4), dpi=110, layout="constrained")
     curves, beside = figure.subplots(1, 2, width_ratios=(1.7, 1))
     _style_axes(curves)
     _style_axes(beside)
     for curve, colour, label in (
-        (found.insertion, ORANGE, "shown, strongest first"),
-        (found.deletion, PURPLE, "covered, strongest first"),
+        (result.insertion, ORANGE, "shown, strongest first"),
+        (result.deletion, PURPLE, "covered, strongest first"),
     ):
         curves.plot(curve.shares, curve.scores, color=colour, marker="o", markersize=3, label=label)
-    curves.set(xlabel="share of the picture", ylabel="score", ylim=(min(-0.02, *found.deletion.scores), 1.02))
+    curves.set(
+        xlabel="share of the picture", ylabel="score", ylim=(min(-0.02, *result.deletion.scores), 1.02)
+    )
     curves.legend(frameon=False, fontsize=9)
-    beside.hist(found.random_scores, bins=9, color=LINE, label="random maps")
-    beside.axvline(found.score, color=ORANGE, linewidth=2, label="this map")
-    beside.axvline(found.centre, color=FAINT, linestyle=":", label="a spot in the middle")
+    beside.hist(result.random_scores, bins=9, color=LINE, label="random maps")
+    beside.axvline(result.score, color=ORANGE, linewidth=2, label="this map")
+    beside.axvline(result.centre, color=FAINT, linestyle=":", label="a spot in the middle")
     beside.set(xlabel="insertion less deletion", yticks=[])
     beside.legend(frameon=False, fontsize=8)
     return _render(figure)

@@ -55,15 +55,15 @@ def package(reference: str, *, build: bool = True, atlas: Path | None = None) ->
         }
         with bentoml.models.create(
             BENTO_MODEL, labels=labels, metadata=dict(checked.manifest["metrics"])
-        ) as made:
-            shutil.copytree(ref.folder, made.path, dirs_exist_ok=True)
+        ) as bento_model:
+            shutil.copytree(ref.folder, bento_model.path, dirs_exist_ok=True)
             if atlas is not None:
                 _check_atlas(atlas, checked.provenance.digest)
-                shutil.copyfile(atlas / ATLAS_FILE, Path(made.path) / ATLAS_FILE)
+                shutil.copyfile(atlas / ATLAS_FILE, Path(bento_model.path) / ATLAS_FILE)
     tag = ""
     if build:
         tag = str(bentoml.bentos.build_bentofile(str(bentofile), build_ctx=str(project)).tag)
-    return PackagedModel(str(made.tag), tag, ref.name, ref.version, checked.provenance.digest)
+    return PackagedModel(str(bento_model.tag), tag, ref.name, ref.version, checked.provenance.digest)
 
 
 def _check_atlas(folder: Path, digest: str) -> None:

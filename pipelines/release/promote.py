@@ -37,11 +37,11 @@ def promote(reference: str) -> Promotion:
     Raises RegistryError or BundleError when the version cannot be judged at all; the alias then stays where
     it was.
     """
-    found = find_version(reference)
-    name, number = found.name, str(found.version)
+    model_version = find_version(reference)
+    name, number = model_version.name, str(model_version.version)
     with tempfile.TemporaryDirectory() as aside:
         load_bundle(fetch_bundle(f"{name}/{number}", Path(aside) / "bundle").folder)
-    accuracy = _accuracy(name, number, found.run_id)
+    accuracy = _accuracy(name, number, model_version.run_id)
     present = find_champion(name)
     if present is not None and str(present.version) == number:
         return Promotion(name, number, promoted=True, reason="it is the champion already")
@@ -49,7 +49,7 @@ def promote(reference: str) -> Promotion:
         set_champion(name, number)
         return Promotion(name, number, promoted=True, reason=f"first champion, {METRIC} {accuracy:.3f}")
     other = _accuracy(name, str(present.version), present.run_id)
-    note = "" if _same_data(found.run_id, present.run_id) else " (measured on different data)"
+    note = "" if _same_data(model_version.run_id, present.run_id) else " (measured on different data)"
     if accuracy < other:
         reason = f"{METRIC} {accuracy:.3f} is below {other:.3f} of champion version {present.version}{note}"
         return Promotion(name, number, promoted=False, reason=reason)

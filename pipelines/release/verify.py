@@ -55,45 +55,51 @@ def list_unverified(text: str) -> list[str]:
     part.
     """
     answer = _read(text)
-    found = [name for name in ("agreement", "shifts", "sweep") if answer.get(name)]
-    found += [
+    names = [name for name in ("agreement", "shifts", "sweep") if answer.get(name)]
+    names += [
         f"{name} of the map for {item['label']}"
         for item in answer.get("evidence", ())
         for name in ("faithfulness", "sanity", "overlay")
         if item.get(name)
     ]
-    return [*found, "warnings, timing"]
+    return [*names, "warnings, timing"]
 
 
 def _compared(answer: Mapping[str, Any], picture: Path, bundle: Bundle) -> list[Finding]:
-    told = answer["provenance"]
-    found = [
-        _same("bundle", told["digest"], bundle.provenance.digest),
-        _same("picture", told["image_sha256"], hashlib.sha256(picture.read_bytes()).hexdigest()),
+    provenance = answer["provenance"]
+    findings = [
+        _same("bundle", provenance["digest"], bundle.provenance.digest),
+        _same("picture", provenance["image_sha256"], hashlib.sha256(picture.read_bytes()).hexdigest()),
     ]
-    if not all(each.holds for each in found):
-        return found
-    known = bundle.provenance
-    found.append(_same("run", str(told["run_id"]), str(known.run_id)))
-    if known.version is not None:
-        found.append(_same("version", f"{told['model']}/{told['version']}", f"{known.model}/{known.version}"))
+    if not all(finding.holds for finding in findings):
+        return findings
+    origin = bundle.provenance
+    findings.append(_same("run", str(provenance["run_id"]), str(origin.run_id)))
+    if origin.version is not None:
+        findings.append(
+            _same(
+                "version",
+                f"{provenance['model']}/{provenance['version']}",
+                f"{origin.model}/{origin.version}",
+            )
+        )
     image = decode_image(picture.read_bytes(), draft=_as_decoded(answer))
     explainer = Explainer(bundle)
     prepared = explainer.prepare(image)
     (ranking,) = explainer.predict([prepared])
     frame = prepared.frame
-    allowed = _COARSE if told.get("precision") == "bf16" else TOLERANCE
-    found.append(_scores(answer["predictions"], ranking, allowed))
+    allowed = _COARSE if provenance.get("precision") == "bf16" else TOLERANCE
+    findings.append(_scores(answer["predictions"], ranking, allowed))
     for item in answer.get("evidence", ()):
         name = f"map for {item['label']} by {item['method']} at {item['block']}"
         try:
             again = explainer.explain(prepared, _options(item)).attributions[0]
         except LucidaError as error:
-            found.append(Finding(name, False, f"It cannot be made again: {error}"))
+            findings.append(Finding(name, False, f"It cannot be made again: {error}"))
             continue
-        found.append(_map(name, item, again, allowed))
-        score = next(each.score for each in ranking if each.label == item["label"])
-        found.append(
+        findings.append(_map(name, item, again, allowed))
+        score = next(finding.score for finding in ranking if finding.label == item["label"])
+        findings.append(
             Finding(
                 f"score of the {name}",
                 abs(item["score"] - score) <= allowed,
@@ -101,10 +107,10 @@ def _compared(answer: Mapping[str, Any], picture: Path, bundle: Bundle) -> list[
             )
         )
         box = np.abs(np.array(item["seen_box"]) - np.array(frame.seen_box)).max()
-        found.append(
+        findings.append(
             Finding(f"place of the {name}", bool(box < 0.01), f"Its box is off by {box:.3f} pixels.")
         )
-    return found
+    return findings
 
 
 def _read(text: str) -> Mapping[str, Any]:
@@ -117,8 +123,8 @@ def _read(text: str) -> Mapping[str, Any]:
     )
     if missing:
         raise DataError(f"This is no answer about a picture: {', '.join(sorted(missing))} is missing.")
-    known: Mapping[str, Any] = answer
-    return known
+    content: Mapping[str, Any] = answer
+    return content
 
 
 def _as_decoded(answer: Mapping[str, Any]) -> DraftSize | None:
@@ -144,26 +150,28 @@ def _options(item: Mapping[str, Any]) -> ExplainOptions:
     )
 
 
-def _same(what: str, told: str, found: str) -> Finding:
+def _same(what: str, claimed: str, actual: str) -> Finding:
     says = (
-        "It is the one that the answer names." if told == found else f"The answer names {told}, not {found}."
+        "It is the one that the answer names."
+        if claimed == actual
+        else f"The answer names {claimed}, not {actual}."
     )
-    return Finding(what, told == found, says)
+    return Finding(what, claimed == actual, says)
 
 
-def _scores(told: list[Mapping[str, Any]], ranking: list[Prediction], allowed: float) -> Finding:
+def _scores(claimed: list[Mapping[str, Any]], ranking: list[Prediction], allowed: float) -> Finding:
     now = {item.label: item.score for item in ranking}
-    if {item["label"] for item in told} != set(now):
+    if {item["label"] for item in claimed} != set(now):
         return Finding("scores", False, "The answer has other classes.")
-    worst = max(abs(item["score"] - now[item["label"]]) for item in told)
+    worst = max(abs(item["score"] - now[item["label"]]) for item in claimed)
     return Finding("scores", worst <= allowed, f"They differ by {worst:.2g} at most ({allowed} is allowed).")
 
 
 def _map(name: str, item: Mapping[str, Any], again: Attribution, allowed: float) -> Finding:
-    told = np.array(item["grid"]["values"], dtype=np.float64)
-    if told.shape != again.values.shape:
-        return Finding(name, False, f"Its grid is {told.shape}, made again it is {again.values.shape}.")
+    claimed = np.array(item["grid"]["values"], dtype=np.float64)
+    if claimed.shape != again.values.shape:
+        return Finding(name, False, f"Its grid is {claimed.shape}, made again it is {again.values.shape}.")
     scale = max(float(np.abs(again.values).max()), 1e-12)
-    worst = float(np.abs(told - again.values).max()) / scale
+    worst = float(np.abs(claimed - again.values).max()) / scale
     holds = worst <= allowed and item["status"] == again.status
     return Finding(name, holds, f"It differs by {worst:.2g} of its largest value ({allowed} is allowed).")

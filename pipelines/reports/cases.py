@@ -46,12 +46,12 @@ class Neighbour:
 class ReviewCase:
     """One picture of a review."""
 
-    judged: EvaluatedSample
+    evaluated: EvaluatedSample
     split: str
     picture: PIL.Image.Image
     predicted: PIL.Image.Image
     """Overlay for the answer."""
-    true: PIL.Image.Image
+    target: PIL.Image.Image
     """Overlay for the true class, on the same scale."""
     contrast: PIL.Image.Image
     """Overlay of the difference: orange speaks for the answer, blue for the true class."""
@@ -73,24 +73,24 @@ class NeighbourIndex:
     def nearest(self, vector: Tensor, labels: Sequence[int], sha256: str) -> tuple[Neighbour, ...]:
         """The most similar training pictures of one judged picture (features,), itself left out."""
         cosine = self._directions @ torch.nn.functional.normalize(vector, dim=0)
-        found: list[Neighbour] = []
+        neighbours: list[Neighbour] = []
         for place in torch.argsort(cosine, descending=True, stable=True).tolist():
             sample = self.samples[place]
             if sample.sha256 == sha256:
                 continue
             picture = read_image(sample.path).pil
             picture.thumbnail((_NEAREST_SIDE, _NEAREST_SIDE))
-            label = " + ".join(self.classes[each] for each in sample.labels) or "none"
+            label = " + ".join(self.classes[class_number] for class_number in sample.labels) or "none"
             alike = bool(set(labels) & set(sample.labels))
-            found.append(Neighbour(picture, label, sample.name, float(cosine[place]), alike))
-            if len(found) == _NEAREST:
+            neighbours.append(Neighbour(picture, label, sample.name, float(cosine[place]), alike))
+            if len(neighbours) == _NEAREST:
                 break
-        return tuple(found)
+        return tuple(neighbours)
 
 
 def explain_samples(
     model: TransferModel,
-    judged: Sequence[EvaluatedSample],
+    evaluated: Sequence[EvaluatedSample],
     split: str,
     neighbours: NeighbourIndex,
     progress: Progress,
@@ -99,37 +99,39 @@ def explain_samples(
 ) -> list[ReviewCase]:
     """Explain each sample; ``what`` names the work for the progress."""
     cases: list[ReviewCase] = []
-    for item in judged:
+    for item in evaluated:
         (vector,) = embed_samples(model, [item.sample])
         near = neighbours.nearest(vector, item.sample.labels, item.sample.sha256)
         cases.append(_case(model, item, split, near))
-        progress(what, len(cases), len(judged))
+        progress(what, len(cases), len(evaluated))
     return cases
 
 
 def _case(
-    model: TransferModel, judged: EvaluatedSample, split: str, near: tuple[Neighbour, ...]
+    model: TransferModel, evaluated: EvaluatedSample, split: str, near: tuple[Neighbour, ...]
 ) -> ReviewCase:
-    image = read_image(judged.sample.path)
+    image = read_image(evaluated.sample.path)
     explainer = Explainer(model)
     prepared = explainer.prepare(image)
     frame = prepared.frame
-    targets = [make_target(model.classes, item.index) for item in (judged.said, judged.true)]
+    targets = [make_target(model.classes, item.index) for item in (evaluated.predicted, evaluated.target)]
     options = ExplainOptions(method=DEFAULT_METHOD)
-    ((said, true),) = explainer.attribute([prepared], [targets], options=options)
-    scale = max(said.maximum, true.maximum)
+    ((predicted, true),) = explainer.attribute([prepared], [targets], options=options)
+    scale = max(predicted.maximum, true.maximum)
     notes = dict.fromkeys(
-        f"{each.label}: {STATUS_MEANINGS[each.status]}" for each in (said, true) if each.status != "ok"
+        f"{attribution.label}: {STATUS_MEANINGS[attribution.status]}"
+        for attribution in (predicted, true)
+        if attribution.status != "ok"
     )
     picture = image.pil.copy()
     picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     return ReviewCase(
-        judged=judged,
+        evaluated=evaluated,
         split=split,
         picture=picture,
-        predicted=draw_overlay(image, frame, said, max_side=SHOWN_SIDE, full_scale=scale),
-        true=draw_overlay(image, frame, true, max_side=SHOWN_SIDE, full_scale=scale),
-        contrast=draw_contrast_overlay(image, frame, said, true, max_side=SHOWN_SIDE),
+        predicted=draw_overlay(image, frame, predicted, max_side=SHOWN_SIDE, full_scale=scale),
+        target=draw_overlay(image, frame, true, max_side=SHOWN_SIDE, full_scale=scale),
+        contrast=draw_contrast_overlay(image, frame, predicted, true, max_side=SHOWN_SIDE),
         neighbours=near,
         notes=tuple(notes),
     )
@@ -139,14 +141,14 @@ def cases_to_columns(cases: Sequence[ReviewCase]) -> dict[str, list[object]]:
     """The cases as columns of a table: picture and overlays as uint8 arrays (height, width, 3)."""
     return {
         "split": [case.split for case in cases],
-        "picture": [case.judged.sample.name for case in cases],
-        "truth": [case.judged.truth for case in cases],
-        "answer": [case.judged.answer for case in cases],
-        "score": [case.judged.said.score for case in cases],
-        "truth_score": [case.judged.truth_score for case in cases],
-        "sha256": [case.judged.sample.sha256 for case in cases],
+        "picture": [case.evaluated.sample.name for case in cases],
+        "truth": [case.evaluated.truth for case in cases],
+        "answer": [case.evaluated.answer for case in cases],
+        "score": [case.evaluated.predicted.score for case in cases],
+        "truth_score": [case.evaluated.truth_score for case in cases],
+        "sha256": [case.evaluated.sample.sha256 for case in cases],
         "nearest": [", ".join(f"{n.name} ({n.similarity:.2f})" for n in case.neighbours) for case in cases],
         "evidence_for_answer": [np.asarray(case.predicted) for case in cases],
-        "evidence_for_truth": [np.asarray(case.true) for case in cases],
+        "evidence_for_truth": [np.asarray(case.target) for case in cases],
         "difference": [np.asarray(case.contrast) for case in cases],
     }

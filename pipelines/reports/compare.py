@@ -38,7 +38,7 @@ _BATCH = 16
 class ComparedSample:
     """One picture as both models judge it; each explains its own answer."""
 
-    judged: tuple[EvaluatedSample, EvaluatedSample]
+    evaluated: tuple[EvaluatedSample, EvaluatedSample]
     split: str
     maps: tuple[Attribution, Attribution]
     moved: float
@@ -47,9 +47,9 @@ class ComparedSample:
     @property
     def kind(self) -> str:
         """What happened to the picture: fixed, broken, other mistake, or same."""
-        before, after = self.judged
-        if before.right != after.right:
-            return "fixed" if after.right else "broken"
+        before, after = self.evaluated
+        if before.is_correct != after.is_correct:
+            return "fixed" if after.is_correct else "broken"
         return "same" if before.answer == after.answer else "other mistake"
 
 
@@ -80,19 +80,19 @@ def compare_runs(
     reporter = reporter or Reporter()
     bundles = (load_run_bundle(one, data), load_run_bundle(other, data))
     if bundles[0].model.scoring.task != bundles[1].model.scoring.task:
-        tasks = [each.model.scoring.task for each in bundles]
+        tasks = [bundle.model.scoring.task for bundle in bundles]
         raise RegistryError(f"The runs answer different questions, {tasks[0]} and {tasks[1]}.")
-    judged = tuple(evaluate_held_out(each, data, reporter) for each in bundles)
+    evaluations = tuple(evaluate_held_out(bundle, data, reporter) for bundle in bundles)
     pairs = [
         pair
-        for before, after in zip(*judged, strict=True)
+        for before, after in zip(*evaluations, strict=True)
         for pair in _pairs(bundles, before, after, reporter)
     ]
-    summary = _summary(judged, pairs, bundles, data)
-    html = _page((one, other), bundles, judged, pairs, summary)
+    summary = _summary(evaluations, pairs, bundles, data)
+    html = _page((one, other), bundles, evaluations, pairs, summary)
     keep(html)
     run_id = log_comparison(
-        (one, other), _metrics(judged, pairs), {"compare/compare.html": html}, data.digest
+        (one, other), _metrics(evaluations, pairs), {"compare/compare.html": html}, data.digest
     )
     return RunComparison(run_id, html, summary, pairs)
 
@@ -100,39 +100,39 @@ def compare_runs(
 def _pairs(
     bundles: tuple[Bundle, Bundle], before: Evaluation, after: Evaluation, reporter: Reporter
 ) -> list[ComparedSample]:
-    both = list(zip(before.judged, after.judged, strict=True))
-    found: list[ComparedSample] = []
+    both = list(zip(before.samples, after.samples, strict=True))
+    pairs: list[ComparedSample] = []
     for start in range(0, len(both), _BATCH):
         part = both[start : start + _BATCH]
-        maps = [_maps(each.model, [pair[place] for pair in part]) for place, each in enumerate(bundles)]
+        maps = [_maps(bundle.model, [pair[place] for pair in part]) for place, bundle in enumerate(bundles)]
         for pair, first, second in zip(part, *maps, strict=True):
             moved = evidence_moved(_on_one_grid(first, second), _on_one_grid(second, first))
-            found.append(ComparedSample(pair, before.split, (first, second), moved))
-        reporter.step("comparing evidence", len(found), len(both))
-    return found
+            pairs.append(ComparedSample(pair, before.split, (first, second), moved))
+        reporter.step("comparing evidence", len(pairs), len(both))
+    return pairs
 
 
-def _maps(model: TransferModel, judged: Sequence[EvaluatedSample]) -> list[Attribution]:
+def _maps(model: TransferModel, evaluated: Sequence[EvaluatedSample]) -> list[Attribution]:
     explainer = Explainer(model)
-    images = [explainer.prepare(read_image(item.sample.path)) for item in judged]
-    targets = [[make_target(model.classes, item.top.index)] for item in judged]
+    images = [explainer.prepare(read_image(item.sample.path)) for item in evaluated]
+    targets = [[make_target(model.classes, item.top.index)] for item in evaluated]
     maps = explainer.attribute(images, targets, options=ExplainOptions(method=DEFAULT_METHOD))
     return [attribution for (attribution,) in maps]
 
 
-def _on_one_grid(wanted: Attribution, other: Attribution) -> list[list[float]]:
+def _on_one_grid(attribution: Attribution, other: Attribution) -> list[list[float]]:
     """The map with each cell repeated until both maps have the same grid: two backbones may differ in
     theirs.
     """
-    rows = int(np.lcm(wanted.rows, other.rows)) // wanted.rows
-    cols = int(np.lcm(wanted.cols, other.cols)) // wanted.cols
-    repeated: list[list[float]] = wanted.values.repeat(rows, axis=0).repeat(cols, axis=1).tolist()
+    rows = int(np.lcm(attribution.rows, other.rows)) // attribution.rows
+    cols = int(np.lcm(attribution.cols, other.cols)) // attribution.cols
+    repeated: list[list[float]] = attribution.values.repeat(rows, axis=0).repeat(cols, axis=1).tolist()
     return repeated
 
 
-def _metrics(judged: tuple[list[Evaluation], ...], pairs: Sequence[ComparedSample]) -> dict[str, float]:
+def _metrics(evaluations: tuple[list[Evaluation], ...], pairs: Sequence[ComparedSample]) -> dict[str, float]:
     metrics: dict[str, float] = {}
-    for before, after in zip(*judged, strict=True):
+    for before, after in zip(*evaluations, strict=True):
         for name in before.metrics.keys() & after.metrics.keys():
             metrics[f"{before.split}_{name}_change"] = after.metrics[name] - before.metrics[name]
         here = [pair for pair in pairs if pair.split == before.split]
@@ -143,44 +143,46 @@ def _metrics(judged: tuple[list[Evaluation], ...], pairs: Sequence[ComparedSampl
 
 
 def _summary(
-    judged: tuple[list[Evaluation], ...],
+    evaluations: tuple[list[Evaluation], ...],
     pairs: Sequence[ComparedSample],
     bundles: tuple[Bundle, Bundle],
     data: Dataset,
 ) -> list[str]:
-    found = []
-    for before, after in zip(*judged, strict=True):
+    sentences = []
+    for before, after in zip(*evaluations, strict=True):
         here = [pair for pair in pairs if pair.split == before.split]
         fixed, broken = (sum(pair.kind == kind for pair in here) for kind in ("fixed", "broken"))
-        found.append(
+        sentences.append(
             f"{before.split}: accuracy {before.metrics['accuracy']:.3f} → {after.metrics['accuracy']:.3f}; "
             f"of {len(here)} pictures {fixed} were fixed and {broken} broken."
         )
-    same = [pair for pair in pairs if pair.kind == "same" and pair.judged[0].right]
+    same = [pair for pair in pairs if pair.kind == "same" and pair.evaluated[0].is_correct]
     far = sum(pair.moved >= _MOVED_FAR for pair in same)
-    found.append(
+    sentences.append(
         f"{far} of the {len(same)} pictures that both get right are right for another reason: half or more "
         "of the evidence lies elsewhere."
     )
-    for name, each in zip(("first", "second"), bundles, strict=True):
-        if each.manifest["dataset"].get("digest") != data.digest:
-            found.append(
+    for name, bundle in zip(("first", "second"), bundles, strict=True):
+        if bundle.manifest["dataset"].get("digest") != data.digest:
+            sentences.append(
                 f"The {name} model comes from another data set: it may have been trained on these pictures."
             )
-    return found
+    return sentences
 
 
 def _page(
     runs_compared: tuple[str, str],
     bundles: tuple[Bundle, Bundle],
-    judged: tuple[list[Evaluation], ...],
+    evaluations: tuple[list[Evaluation], ...],
     pairs: Sequence[ComparedSample],
     summary: Sequence[str],
 ) -> str:
     def some(kind: str) -> list[ComparedSample]:
         return [pair for pair in pairs if pair.kind == kind]
 
-    elsewhere = sorted((pair for pair in some("same") if pair.judged[0].right), key=lambda pair: -pair.moved)
+    elsewhere = sorted(
+        (pair for pair in some("same") if pair.evaluated[0].is_correct), key=lambda pair: -pair.moved
+    )
     sections = [
         ("Broken", "Right before, wrong now.", some("broken")),
         ("Fixed", "Wrong before, right now.", some("fixed")),
@@ -190,7 +192,7 @@ def _page(
     return render_template(
         "compare.html.j2",
         title=f"{_called(bundles[0])} and {_called(bundles[1])}",
-        names=[_called(each) for each in bundles],
+        names=[_called(bundle) for bundle in bundles],
         summary=summary,
         splits=[
             {
@@ -201,13 +203,13 @@ def _page(
                     if name in after.metrics
                 ],
             }
-            for before, after in zip(*judged, strict=True)
+            for before, after in zip(*evaluations, strict=True)
         ],
         plot=to_data_uri(plot_evidence_movement([(pair.kind, pair.moved) for pair in pairs])),
         sections=[
-            {"name": name, "lead": lead, "count": len(found),
-             "cases": [_for_page(bundles, pair) for pair in found[:_MOST_SHOWN]]}
-            for name, lead, found in sections
+            {"name": name, "lead": lead, "count": len(section_pairs),
+             "cases": [_for_page(bundles, pair) for pair in section_pairs[:_MOST_SHOWN]]}
+            for name, lead, section_pairs in sections
         ],
         facts={
             "first run": runs_compared[0],
@@ -218,13 +220,13 @@ def _page(
     )  # fmt: skip
 
 
-def _called(each: Bundle) -> str:
-    origin = each.provenance
+def _called(bundle: Bundle) -> str:
+    origin = bundle.provenance
     return f"{origin.model} v{origin.version}" if origin.version else origin.model
 
 
 def _for_page(bundles: tuple[Bundle, Bundle], pair: ComparedSample) -> dict[str, Any]:
-    image = read_image(pair.judged[0].sample.path)
+    image = read_image(pair.evaluated[0].sample.path)
     picture = image.pil.copy()
     picture.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
 
@@ -233,12 +235,12 @@ def _for_page(bundles: tuple[Bundle, Bundle], pair: ComparedSample) -> dict[str,
         return draw_overlay(image, frame, pair.maps[place], max_side=_SHOWN_SIDE)
 
     return {
-        "name": pair.judged[0].sample.name,
+        "name": pair.evaluated[0].sample.name,
         "split": pair.split,
-        "truth": pair.judged[0].truth,
+        "truth": pair.evaluated[0].truth,
         "picture": to_data_uri(picture),
         "maps": [to_data_uri(shown(place)) for place in (0, 1)],
-        "answers": [(item.answer, item.top.score, item.right) for item in pair.judged],
-        "strongest": [each.maximum for each in pair.maps],
+        "answers": [(item.answer, item.top.score, item.is_correct) for item in pair.evaluated],
+        "strongest": [attribution.maximum for attribution in pair.maps],
         "moved": pair.moved,
     }

@@ -101,18 +101,18 @@ def build_atlas(
         if not 0 <= channel < answers.count:
             raise UnknownChoice("channel", channel, (f"0 to {answers.count - 1}",))
     chosen = list(channels) if channels else answers.most_varied(count)
-    made = synthesize_templates(model, block, chosen, steps=steps, progress=progress)
+    filter_templates = synthesize_templates(model, block, chosen, steps=steps, progress=progress)
     seen = summarize_network(model).block(block).field
     duplicates = answers.duplicates()
     entries = []
-    for channel, template in zip(chosen, made, strict=True):
-        found = [
+    for channel, template in zip(chosen, filter_templates, strict=True):
+        channel_patches = [
             _patch(model, data, samples[n], answers, channel, n, seen)
             for n in answers.strongest(channel, patches)
         ]
         twins = [b if a == channel else a for a, b, _ in duplicates if channel in (a, b)]
         entries.append(
-            AtlasEntry(channel, template, tuple(found), answers.share_active(channel), tuple(twins))
+            AtlasEntry(channel, template, tuple(channel_patches), answers.share_active(channel), tuple(twins))
         )
     return FilterAtlas(block, answers.count, len(samples), tuple(entries), answers.dead(), duplicates)
 
@@ -191,7 +191,7 @@ def _patch(
     image = read_image(sample.path)
     frame = model.geometry.frame(image.width, image.height)
     box = _box(frame, seen, *answers.place(channel, n))
-    label = " + ".join(data.classes[each] for each in sample.labels) or "none"
+    label = " + ".join(data.classes[class_number] for class_number in sample.labels) or "none"
     return AtlasPatch(sample, label, float(answers.maxima[n, channel]), box, image.pil.crop(box))
 
 
@@ -302,6 +302,6 @@ def _located(patch: AtlasPatch) -> PIL.Image.Image:
     pixels = np.asarray(source).astype(np.float32) * 0.35 + 40
     x0, y0, x1, y1 = patch.box
     pixels[y0:y1, x0:x1] = np.asarray(source)[y0:y1, x0:x1]
-    shown = PIL.Image.fromarray(pixels.astype(np.uint8))
-    shown.thumbnail((_PATCH_SIDE, _PATCH_SIDE))
-    return shown
+    dimmed = PIL.Image.fromarray(pixels.astype(np.uint8))
+    dimmed.thumbnail((_PATCH_SIDE, _PATCH_SIDE))
+    return dimmed

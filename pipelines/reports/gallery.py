@@ -22,18 +22,18 @@ _MOST_IN_TABLE = 40
 """Classes of a confusion table that a page can show; of more, the rows of the classes say it."""
 
 
-def draw_gallery_figure(found: Sequence[ReviewCase], *, title: str) -> PIL.Image.Image:
+def draw_gallery_figure(cases: Sequence[ReviewCase], *, title: str) -> PIL.Image.Image:
     """Rows of picture, map of the answer, map of the truth, and their difference."""
     tiles: list[Tile] = []
-    for case in found:
-        said, true = case.judged.said, case.judged.true
+    for case in cases:
+        predicted, true = case.evaluated.predicted, case.evaluated.target
         tiles += [
-            Tile(case.picture, case.judged.sample.name.rsplit("/", 1)[-1], case.split),
-            Tile(case.predicted, f"answered {said.label}", f"{said.score:.0%}"),
-            Tile(case.true, f"true {case.judged.truth}", f"{true.score:.0%}"),
-            Tile(case.contrast, "the difference", f"orange {said.label}, blue {true.label}"),
+            Tile(case.picture, case.evaluated.sample.name.rsplit("/", 1)[-1], case.split),
+            Tile(case.predicted, f"answered {predicted.label}", f"{predicted.score:.0%}"),
+            Tile(case.target, f"true {case.evaluated.truth}", f"{true.score:.0%}"),
+            Tile(case.contrast, "the difference", f"orange {predicted.label}, blue {true.label}"),
         ]
-    return draw_contact_sheet(tiles, columns=8 if len(found) > 1 else 4, title=title)
+    return draw_contact_sheet(tiles, columns=8 if len(cases) > 1 else 4, title=title)
 
 
 def render_gallery(
@@ -51,7 +51,7 @@ def render_gallery(
         title=title,
         summary=summary,
         classes=evaluations[0].classes,
-        evaluations=[_split(each) for each in evaluations],
+        evaluations=[_split(evaluation) for evaluation in evaluations],
         sections=[
             {
                 "name": "Mistakes",
@@ -69,41 +69,43 @@ def render_gallery(
 
 
 def _split(evaluation: Evaluation) -> dict[str, Any]:
-    shown = evaluation.confusion.ndim == 2 and len(evaluation.classes) <= _MOST_IN_TABLE
+    fits = evaluation.confusion.ndim == 2 and len(evaluation.classes) <= _MOST_IN_TABLE
     return {
         "split": evaluation.split,
-        "count": len(evaluation.judged),
+        "count": len(evaluation.samples),
         "wrong": len(evaluation.wrong),
         "metrics": evaluation.metrics,
         "classes": evaluation.classes,
-        "confusion": evaluation.confusion.tolist() if shown else [],
-        "answers": sum(each.answers for each in evaluation.reliability),
+        "confusion": evaluation.confusion.tolist() if fits else [],
+        "answers": sum(reliability_bin.answers for reliability_bin in evaluation.reliability),
         "table": [asdict(row) for row in evaluation.table],
-        "bins": [asdict(each) for each in evaluation.reliability if each.answers],
+        "bins": [
+            asdict(reliability_bin) for reliability_bin in evaluation.reliability if reliability_bin.answers
+        ],
     }
 
 
 def _for_page(case: ReviewCase) -> dict[str, Any]:
-    judged = case.judged
-    labels = {item.label for item in judged.ranking if item.index in judged.sample.labels}
-    said = {item.label for item in judged.ranking if item.accepted}
+    evaluated = case.evaluated
+    labels = {item.label for item in evaluated.ranking if item.index in evaluated.sample.labels}
+    predicted_labels = {item.label for item in evaluated.ranking if item.accepted}
     return {
-        "name": judged.sample.name,
+        "name": evaluated.sample.name,
         "split": case.split,
-        "truth": judged.truth,
-        "true_label": judged.true.label,
-        "truth_score": judged.truth_score,
-        "answer": judged.answer,
-        "said": judged.said.label,
-        "said_score": judged.said.score,
+        "truth": evaluated.truth,
+        "true_label": evaluated.target.label,
+        "truth_score": evaluated.truth_score,
+        "answer": evaluated.answer,
+        "said": evaluated.predicted.label,
+        "said_score": evaluated.predicted.score,
         "true_classes": sorted(labels),
-        "answered_classes": sorted(said),
-        "right": judged.right,
+        "answered_classes": sorted(predicted_labels),
+        "right": evaluated.is_correct,
         "picture": to_data_uri(case.picture),
         "predicted_map": to_data_uri(case.predicted),
-        "true_map": to_data_uri(case.true),
+        "true_map": to_data_uri(case.target),
         "contrast": to_data_uri(case.contrast),
-        "one_class": judged.said.index == judged.true.index,
+        "one_class": evaluated.predicted.index == evaluated.target.index,
         "neighbours": [
             {"label": n.label, "name": n.name, "similarity": n.similarity, "same": n.same_class,
              "picture": to_data_uri(n.picture)}

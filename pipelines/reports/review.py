@@ -44,13 +44,15 @@ def log_review(
     """Make the review, keep it as a page, sheets and a table, and return the page."""
     near = NeighbourIndex(model, data.train, reporter.step)
 
-    def explained(each: Evaluation, what: str, chosen: list[EvaluatedSample]) -> list[ReviewCase]:
-        return explain_samples(model, chosen, each.split, near, reporter.step, what=what)
+    def explained(evaluation: Evaluation, what: str, chosen: list[EvaluatedSample]) -> list[ReviewCase]:
+        return explain_samples(model, chosen, evaluation.split, near, reporter.step, what=what)
 
     wrong = [
-        c for each in evaluations for c in explained(each, "explaining mistakes", each.wrong[:_MOST_MISTAKES])
+        c
+        for evaluation in evaluations
+        for c in explained(evaluation, "explaining mistakes", evaluation.wrong[:_MOST_MISTAKES])
     ]
-    wrong.sort(key=lambda case: -case.judged.error)
+    wrong.sort(key=lambda case: -case.evaluated.error)
     first = evaluations[0]
     close = explained(first, "explaining close calls", first.least_sure[:_CLOSE_CALLS])
     facts = {

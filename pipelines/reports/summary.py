@@ -23,40 +23,40 @@ def summarize_evaluations(
     pictures on both sides.
     """
     last = evaluations[-1]
-    found = [_result(each) for each in evaluations]
+    sentences = [_result(evaluation) for evaluation in evaluations]
     if baseline is not None:
         gain = evaluations[0].metrics["accuracy"] - baseline
         verdict = "no better than" if gain < 0.005 else f"{gain:.1%} above"
-        found.append(
+        sentences.append(
             f"The accuracy on {evaluations[0].split} is {verdict} that of a linear probe on the untouched "
             f"features ({baseline:.1%})."
         )
-    found += _confusions(last)
-    found += _weakest(last)
-    found += _calibration(last)
+    sentences += _confusions(last)
+    sentences += _weakest(last)
+    sentences += _calibration(last)
     if shared:
         many = f"{len(shared)} held-out pictures were" if len(shared) > 1 else "One held-out picture was"
-        found.append(
+        sentences.append(
             f"{many} trained on as well, such as {shared[0][1]}: what is measured on them is no evidence."
         )
-    if len(last.judged) < _FEW:
-        found.append(
-            f"{last.split} has only {len(last.judged)} pictures: one more mistake would move its accuracy by "
-            f"{1 / len(last.judged):.1%}."
+    if len(last.samples) < _FEW:
+        sentences.append(
+            f"{last.split} has only {len(last.samples)} pictures: one more mistake would move its "
+            f"accuracy by {1 / len(last.samples):.1%}."
         )
-    return found
+    return sentences
 
 
 def _result(evaluation: Evaluation) -> str:
-    count, wrong = len(evaluation.judged), len(evaluation.wrong)
-    sure = sum(item.sure for item in evaluation.wrong)
-    said = f"{evaluation.split}: {count - wrong} of {count} pictures right"
+    count, wrong = len(evaluation.samples), len(evaluation.wrong)
+    sure = sum(item.is_confident_mistake for item in evaluation.wrong)
+    sentence = f"{evaluation.split}: {count - wrong} of {count} pictures right"
     if not wrong:
-        return f"{said}."
+        return f"{sentence}."
     how = "with a score of 80% or more"
     if wrong == 1:
-        return f"{said}; the one mistake was {'' if sure else 'not '}made {how}."
-    return f"{said}; {sure} of the {wrong} mistakes were made {how}."
+        return f"{sentence}; the one mistake was {'' if sure else 'not '}made {how}."
+    return f"{sentence}; {sure} of the {wrong} mistakes were made {how}."
 
 
 def _confusions(evaluation: Evaluation) -> list[str]:
@@ -70,12 +70,16 @@ def _confusions(evaluation: Evaluation) -> list[str]:
 
 
 def _weakest(evaluation: Evaluation) -> list[str]:
-    shown = [(each.recall, each) for each in evaluation.table if each.recall is not None]
-    recall, row = min(shown, key=lambda pair: pair[0])
+    recalls = [
+        (class_metrics.recall, class_metrics)
+        for class_metrics in evaluation.table
+        if class_metrics.recall is not None
+    ]
+    recall, row = min(recalls, key=lambda pair: pair[0])
     if recall >= 1:
         return []
-    found = round(recall * row.pictures)
-    return [f"The class found least often: {row.label}, {found} of {row.pictures} on {evaluation.split}."]
+    hits = round(recall * row.pictures)
+    return [f"The class found least often: {row.label}, {hits} of {row.pictures} on {evaluation.split}."]
 
 
 def _calibration(evaluation: Evaluation) -> list[str]:

@@ -162,21 +162,25 @@ def fetch_bundle(reference: str, folder: Path) -> FetchedBundle:
     """Copy a registered version's bundle to a new ``folder``, noting name and version; its files are not
     yet trusted.
     """
-    found = find_version(reference)
+    model_version = find_version(reference)
     with tempfile.TemporaryDirectory() as aside:
         try:
             # Only the bundle: what code was logged beside it is none of our business.
             files = mlflow.artifacts.download_artifacts(
-                f"models:/{found.name}/{found.version}/artifacts/{BUNDLE_ARTIFACT}", dst_path=aside
+                f"models:/{model_version.name}/{model_version.version}/artifacts/{BUNDLE_ARTIFACT}",
+                dst_path=aside,
             )
         except MlflowException as error:
             raise RegistryError(
-                f"{found.name} version {found.version} has no model files: {error.message}"
+                f"{model_version.name} version {model_version.version} has no model files: {error.message}"
             ) from error
         copy_bundle(Path(files), folder)
-    write_registration(folder, name=found.name, version=str(found.version), source="mlflow")
+    write_registration(folder, name=model_version.name, version=str(model_version.version), source="mlflow")
     return FetchedBundle(
-        name=found.name, version=str(found.version), run_id=found.run_id or "", folder=folder
+        name=model_version.name,
+        version=str(model_version.version),
+        run_id=model_version.run_id or "",
+        folder=folder,
     )
 
 
@@ -212,10 +216,12 @@ def find_run(reference: str) -> str:
     if len(reference) == 32 and all(c in "0123456789abcdef" for c in reference):
         run_tags(reference)
         return reference
-    found = find_version(reference)
-    if not found.run_id:
-        raise RegistryError(f"{found.name} version {found.version} does not say which run it came from.")
-    return str(found.run_id)
+    model_version = find_version(reference)
+    if not model_version.run_id:
+        raise RegistryError(
+            f"{model_version.name} version {model_version.version} does not say which run it came from."
+        )
+    return str(model_version.run_id)
 
 
 def find_run_version(run_id: str) -> str:

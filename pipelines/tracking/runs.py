@@ -66,8 +66,8 @@ def terminate_abandoned(folder: str) -> bool:
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             return True
-        found = client.search_runs([experiment.experiment_id], f"tags.`{_FOLDER_TAG}` = '{folder}'")
-        for run in found:
+        abandoned = client.search_runs([experiment.experiment_id], f"tags.`{_FOLDER_TAG}` = '{folder}'")
+        for run in abandoned:
             if run.info.status in ("RUNNING", "SCHEDULED"):
                 client.set_terminated(run.info.run_id, status="KILLED")
     except TRACKER_ERRORS:
@@ -265,10 +265,12 @@ def _log_table(run_id: str, columns: dict[str, list[Any]], pictures: list[str], 
     parent = str(Path(path).parent)
     if path in [file.path for file in client.list_artifacts(run_id, None if parent == "." else parent)]:
         return
-    shown = dict(columns)
+    table = dict(columns)
     for name in pictures:
-        shown[name] = [mlflow.Image(decode_image(unpack_bytes(each)).pil) for each in columns[name]]
-    client.log_table(run_id, pd.DataFrame(shown), path)
+        table[name] = [
+            mlflow.Image(decode_image(unpack_bytes(packed_image)).pil) for packed_image in columns[name]
+        ]
+    client.log_table(run_id, pd.DataFrame(table), path)
 
 
 def _deliver_dataset(client: mlflow.MlflowClient, run_id: str, news: Message) -> None:

@@ -191,12 +191,12 @@ def unfinished_runs(root: Path) -> dict[str, tuple[RunFolder, RunManifest]]:
     """The runs that can be gone on with, by their ids, the newest first; a folder without a readable plan is
     none.
     """
-    found = {}
+    runs = {}
     for folder in list_run_folders(root):
         with suppress(TrainingError):
             plan = folder.read_plan()
-            found[plan.run_id] = (folder, plan)
-    return found
+            runs[plan.run_id] = (folder, plan)
+    return runs
 
 
 def find_run_folder(root: Path, run_id: str) -> RunFolder:

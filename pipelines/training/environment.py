@@ -25,7 +25,9 @@ def package_versions() -> dict[str, str]:
 
 def describe_environment() -> str:
     """Interpreter, machine and every installed distribution, a line each."""
-    installed = sorted({f"{each.name}=={each.version}" for each in distributions()}, key=str.lower)
+    installed = sorted(
+        {f"{distribution.name}=={distribution.version}" for distribution in distributions()}, key=str.lower
+    )
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"
     return "\n".join([f"# Python {platform.python_version()}", f"# {platform.platform()}", f"# {machine}",
                       *installed]) + "\n"  # fmt: skip

@@ -64,11 +64,11 @@ class CachedFeatures:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def rows(self, wanted: np.ndarray | slice) -> Tensor:
+    def rows(self, index: np.ndarray | slice) -> Tensor:
         """A copy of those rows."""
         if self._held is not None:
-            return torch.from_numpy(np.ascontiguousarray(self._held[wanted]).copy())
-        taken = np.array(self._view[wanted])
+            return torch.from_numpy(np.ascontiguousarray(self._held[index]).copy())
+        taken = np.array(self._view[index])
         if self._map is not None:
             self._map.madvise(mmap.MADV_DONTNEED)
         return torch.from_numpy(taken)
@@ -152,7 +152,7 @@ class FeatureCache:
         fits.
         """
         for part in self.folder.glob(".*.part"):
-            if (found := _PART.fullmatch(part.name)) and not _alive(int(found[1])):
+            if (match := _PART.fullmatch(part.name)) and not _alive(int(match[1])):
                 part.unlink(missing_ok=True)
         arrays = _arrays(self.folder)
         used = sum(bytes_ for _, _, bytes_ in arrays)
@@ -179,13 +179,13 @@ def clear_cache(folder: Path) -> None:
 
 def _arrays(folder: Path) -> list[tuple[float, Path, int]]:
     """(last use, file, bytes) of every array, the one used longest ago first."""
-    found = []
+    arrays = []
     for path in folder.glob(f"*{_SUFFIX}"):
         if _NAME.fullmatch(path.name):
             with suppress(FileNotFoundError):  # another process made room
                 status = path.stat()
-                found.append((status.st_mtime, path, status.st_size))
-    return sorted(found)
+                arrays.append((status.st_mtime, path, status.st_size))
+    return sorted(arrays)
 
 
 def _put(held: np.ndarray, start: int, rows: Tensor) -> None:

@@ -34,10 +34,10 @@ def count_frozen_blocks(model: TransferModel, train_from: str) -> int:
 
 def encode_targets(data: Dataset, samples: Sequence[Sample]) -> Tensor:
     """(N, classes) float32: 1 where the class holds."""
-    wanted = torch.zeros(len(samples), len(data.classes))
-    for row, sample in zip(wanted, samples, strict=True):
+    targets = torch.zeros(len(samples), len(data.classes))
+    for row, sample in zip(targets, samples, strict=True):
         row[list(sample.labels)] = 1.0
-    return wanted
+    return targets
 
 
 class Features:
@@ -91,8 +91,8 @@ class Features:
             self,
             level,
             [
-                self._raised(each, view, "train", level, digest)
-                for view, each in enumerate(self.train[:views])
+                self._raised(base, view, "train", level, digest)
+                for view, base in enumerate(self.train[:views])
             ],
             self._raised(self.val, 0, "val", level, digest) if self.val is not None else None,
             own=True,

@@ -31,7 +31,7 @@ def fit_linear_probe(features: Features) -> float | None:
     count = min(pooled.pictures, _MOST_PICTURES)
     chosen = np.random.default_rng(0).permutation(pooled.pictures)[:count]
     x = _vectors(pooled.train[0], np.sort(chosen))
-    wanted = features.targets[np.sort(chosen)].numpy()
+    targets = features.targets[np.sort(chosen)].numpy()
     held_out = _vectors(pooled.val, np.arange(len(pooled.val)))
     truth = features.val_targets.numpy()
     pooled.release()
@@ -41,7 +41,7 @@ def fit_linear_probe(features: Features) -> float | None:
     with warnings.catch_warnings():
         # A baseline stopped a little early is still that baseline.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        probe.fit(x, wanted if several else wanted.argmax(1))
+        probe.fit(x, targets if several else targets.argmax(1))
     answer = probe.predict(held_out)
     return float(np.mean(answer == truth) if several else np.mean(answer == truth.argmax(1)))
 

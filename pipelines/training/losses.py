@@ -32,7 +32,7 @@ class Objective:
             return F.binary_cross_entropy_with_logits(logits, soft, pos_weight=self.weights)
         return F.cross_entropy(logits, targets, weight=self.weights, label_smoothing=smoothing)
 
-    def right(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def correctness(self, logits: Tensor, targets: Tensor) -> Tensor:
         """(N,) share of right answers of each picture: 0 or 1, or the share of the labels judged rightly."""
         if self.several:
             return ((logits > 0) == (targets > 0.5)).float().mean(1)

@@ -48,13 +48,13 @@ def run_lr_range_test(
     steps: int = 100,
 ) -> LrRangeTest:
     """Try rates from 1e-6 to 1 on the phase's own features; the model is left as it was."""
-    kept = copy.deepcopy(model.state_dict())
+    initial_state = copy.deepcopy(model.state_dict())
     model.freeze_below(phase.train_from, batch_norm_frozen=phase.batch_norm == "frozen")
     torch.manual_seed(seed)
     try:
         rates, losses = _rise(model, features, phase, objective, reporter, seed, steps)
     finally:
-        model.load_state_dict(kept)
+        model.load_state_dict(initial_state)
         model.eval()
     return LrRangeTest(phase.name, rates, losses, _steepest(rates, losses))
 

@@ -213,8 +213,8 @@ class TrainingRun:
     def _take_up(self, model: TransferModel, state: PhaseState, run_id: str) -> None:
         """Put back what earlier phases trained, before features are raised to this phase's boundary."""
         prefix = "model."
-        kept = {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}
-        model.load_state_dict(kept, strict=False)
+        model_state = {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}
+        model.load_state_dict(model_state, strict=False)
         # The last epoch's news may have been lost with the process; told twice it stays one.
         self._log_epoch(state.epochs[-1], run_id)
 
@@ -254,18 +254,19 @@ class TrainingRun:
         self, model: TransferModel, probes: list[Sample], done: list[FinishedPhase], ended_ms: int
     ) -> None:
         """Curves, the probes' evidence phase by phase, and how far weights and maps moved."""
-        snapshots = [each.after for each in done]
+        snapshots = [finished.after for finished in done]
         shifted = map_movement(snapshots)
         story = {
             "probes": [sample.name for sample in probes],
-            "phases": [asdict(each) for each in snapshots],
+            "phases": [asdict(finished) for finished in snapshots],
             "evidence_moved": shifted,
         }
-        names = [each.phase for each in snapshots]
-        self.log.picture(plot_history([each.epochs for each in done]), "history.png")
+        names = [finished.phase for finished in snapshots]
+        self.log.picture(plot_history([finished.epochs for finished in done]), "history.png")
         self.log.picture(draw_snapshots_figure(model, probes, snapshots), "forensics/probes.png")
         self.log.picture(
-            plot_weight_movement(names, [each.moved for each in snapshots]), "forensics/weights_moved.png"
+            plot_weight_movement(names, [finished.moved for finished in snapshots]),
+            "forensics/weights_moved.png",
         )
         self.log.file(_to_json(story), "forensics/forensics.json")
         if shifted:
@@ -278,8 +279,8 @@ class TrainingRun:
         evaluations = self._evaluate(model)
         metrics = {
             f"{split}_{key}": value
-            for split, each in evaluations.items()
-            for key, value in each.metrics.items()
+            for split, evaluation in evaluations.items()
+            for key, value in evaluation.metrics.items()
         }
         if baseline is not None:
             metrics["baseline_accuracy"] = baseline
@@ -346,11 +347,11 @@ class TrainingRun:
     def _located(self, model: TransferModel) -> dict[str, float]:
         """Where the evidence lies against the data's masks, as metrics; nothing without masks."""
         located = [
-            each for split in ("val", "test") for each in measure_localization(model, self.data, split)
+            result for split in ("val", "test") for result in measure_localization(model, self.data, split)
         ]
         if located:
             self.log.file(localization_to_json(located), "explanations/localisation.json")
-        return {key: value for each in located for key, value in each.metrics().items()}
+        return {key: value for result in located for key, value in result.metrics().items()}
 
     def _evaluate(self, model: TransferModel) -> dict[str, Evaluation]:
         """Judge the held-out splits with the temperature that fits the validation split."""
@@ -365,20 +366,21 @@ class TrainingRun:
             if self.data.samples(split)
         }
         model.scoring = Scoring(model.scoring.task, fit_temperature(raw["val"], model.scoring))
-        judged = {}
-        for split, each in raw.items():
+        calibrated = {}
+        for split, evaluation in raw.items():
             samples = self.data.samples(split)
-            judged[split] = evaluate_logits(self.data.classes, model.scoring, samples, split, each.logits)
-            judged[split].metrics["uncalibrated_ece"] = each.metrics["ece"]
-            judged[split].metrics["uncalibrated_loss"] = each.metrics["loss"]
-            title = (
-                f"{split}: calibration error {each.metrics['ece']:.3f} → {judged[split].metrics['ece']:.3f}"
+            calibrated[split] = evaluate_logits(
+                self.data.classes, model.scoring, samples, split, evaluation.logits
             )
-            drawn = plot_reliability(each.reliability, judged[split].reliability, title=title)
-            self.log.picture(drawn, f"reliability_{split}.png")
-            self.log.picture(plot_confusion(judged[split]), f"confusion_{split}.png")
-            self.log.file(_to_json([asdict(row) for row in judged[split].table]), f"classes_{split}.json")
-        return judged
+            calibrated[split].metrics["uncalibrated_ece"] = evaluation.metrics["ece"]
+            calibrated[split].metrics["uncalibrated_loss"] = evaluation.metrics["loss"]
+            before, after = evaluation.metrics["ece"], calibrated[split].metrics["ece"]
+            title = f"{split}: calibration error {before:.3f} → {after:.3f}"
+            diagram = plot_reliability(evaluation.reliability, calibrated[split].reliability, title=title)
+            self.log.picture(diagram, f"reliability_{split}.png")
+            self.log.picture(plot_confusion(calibrated[split]), f"confusion_{split}.png")
+            self.log.file(_to_json([asdict(row) for row in calibrated[split].table]), f"classes_{split}.json")
+        return calibrated
 
 
 def _describe_dataset(data: Dataset) -> dict[str, object]:

@@ -230,9 +230,9 @@ class _PhaseTrainer:
         self.model.eval()
         with torch.no_grad():
             logits = torch.cat([self.model.trainable_rest(x) for x in self.features.validation()])
-        wanted = self.features.source.val_targets
-        right = self.objective.right(logits, wanted)
-        return float(self.objective.loss(logits, wanted)), float(right.mean())
+        targets = self.features.source.val_targets
+        right = self.objective.correctness(logits, targets)
+        return float(self.objective.loss(logits, targets)), float(right.mean())
 
     def _refuse(self, what: str, where: str) -> None:
         if self.best:
@@ -262,14 +262,14 @@ class _PhaseTrainer:
         # Lower blocks may have been trained by an earlier phase, so everything that any phase changes is
         # kept.
         whole = self.model.state_above(self.features.source.lowest)
-        found = {f"model.{key}": value for key, value in whole.items()}
-        found |= {f"best.{key}": value for key, value in self.best.items()}
+        tensors = {f"model.{key}": value for key, value in whole.items()}
+        tensors |= {f"best.{key}": value for key, value in self.best.items()}
         for place, param in enumerate(self.params):
             for key, value in self.optimiser.state.get(param, {}).items():
-                found[f"adamw.{place}.{key}"] = value
+                tensors[f"adamw.{place}.{key}"] = value
         if self.average is not None:
-            found |= self.average.tensors()
-        return found
+            tensors |= self.average.tensors()
+        return tensors
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Put a state of :meth:`tensors` back."""
@@ -323,8 +323,8 @@ class _WeightAverage:
                 param.copy_(value)
 
     def tensors(self) -> dict[str, Tensor]:
-        found = {f"average.{place}": value for place, value in enumerate(self.values)}
-        return found | {"average.updates": torch.tensor(self.updates)}
+        tensors = {f"average.{place}": value for place, value in enumerate(self.values)}
+        return tensors | {"average.updates": torch.tensor(self.updates)}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         self.updates = int(tensors["average.updates"])

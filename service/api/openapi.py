@@ -89,14 +89,14 @@ def _fields(form: type[Form], settings: Settings, card: dict[str, Any]) -> dict[
     fields = {name: _plain(field) for name, field in defined.items()}
     choices = {"block": card["blocks"], "method": card["methods"], "target": card["classes"],
                "against": card["classes"]}  # fmt: skip
-    for name, known in choices.items():
+    for name, values in choices.items():
         if name in fields:
-            fields[name]["enum"] = list(known)
+            fields[name]["enum"] = list(values)
     if "top_k" in fields:
         fields["top_k"]["maximum"] = settings.max_top_k
-    for name, known in (("checks", list(schemas.CHECKS)), ("blocks", card["blocks"])):
+    for name, values in (("checks", list(schemas.CHECKS)), ("blocks", card["blocks"])):
         if name in fields:
-            fields[name]["examples"] = [",".join(known[:2])]
+            fields[name]["examples"] = [",".join(values[:2])]
     return fields
 
 

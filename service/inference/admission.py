@@ -83,7 +83,7 @@ class AdmissionControl:
         # Counted now and not when they begin: all that is ready in one turn of the loop is let in together.
         self._move(len(work))
         watcher = asyncio.create_task(_cancel_on_hang_up(request, deadline))
-        tasks = [asyncio.create_task(self._one(each, deadline, begun)) for each in work]
+        tasks = [asyncio.create_task(self._one(piece, deadline, begun)) for piece in work]
         try:
             done, running = await asyncio.wait(
                 tasks, timeout=None if left is None else max(left, 0.0) + GRACE_SECONDS
@@ -183,11 +183,11 @@ def _clear_frames(error: BaseException) -> None:
     seen: set[int] = set()
     behind: list[BaseException | None] = [error]
     while behind:
-        each = behind.pop()
-        if each is not None and id(each) not in seen:
-            seen.add(id(each))
-            traceback.clear_frames(each.__traceback__)
-            behind += [each.__cause__, each.__context__]
+        current = behind.pop()
+        if current is not None and id(current) not in seen:
+            seen.add(id(current))
+            traceback.clear_frames(current.__traceback__)
+            behind += [current.__cause__, current.__context__]
 
 
 def release_memory() -> None:

@@ -16,17 +16,17 @@ def read_atlas(folder: Path, digest: str) -> list[TemplateAnswer]:
     if not path.exists():
         return []
     try:
-        found = json.loads(path.read_text())
-        if found["provenance"]["bundle digest"] != digest:
+        content = json.loads(path.read_text())
+        if content["provenance"]["bundle digest"] != digest:
             raise BundleError(f"The {ATLAS_FILE} in {folder.name} is of another bundle.")
         return [
             TemplateAnswer(
-                block=found["block"],
+                block=content["block"],
                 channel=entry["channel"],
                 **entry["template"],
                 patches=[patch["crop"] for patch in entry["patches"]],
             )
-            for entry in found["entries"]
+            for entry in content["entries"]
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         # An OSError's own text has the whole path.

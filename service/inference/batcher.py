@@ -101,15 +101,15 @@ class BatchingBackend:
     def _next(self) -> list[_PendingForward]:
         """The one that has waited longest, and those that fit beside it; the others keep their places."""
         batch = [self._waiting.popleft()]
-        room, kept = self._most - len(batch[0].x), deque[_PendingForward]()
+        room, waiting = self._most - len(batch[0].x), deque[_PendingForward]()
         while self._waiting:
             item = self._waiting.popleft()
             if item.fits(batch[0]) and len(item.x) <= room:
                 batch.append(item)
                 room -= len(item.x)
             else:
-                kept.append(item)
-        self._waiting = kept
+                waiting.append(item)
+        self._waiting = waiting
         return batch
 
     def _run(self, batch: list[_PendingForward]) -> None:

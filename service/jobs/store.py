@@ -96,8 +96,8 @@ class JobStore:
         """All, oldest first."""
         if not self.folder.is_dir():
             return []
-        found = [self.get(path.name) for path in self.folder.iterdir()]
-        return sorted((job for job in found if job is not None), key=lambda job: (job.created, job.id))
+        jobs = [self.get(path.name) for path in self.folder.iterdir()]
+        return sorted((job for job in jobs if job is not None), key=lambda job: (job.created, job.id))
 
     def unfinished(self) -> list[Job]:
         """Those that wait or run, oldest first."""
@@ -186,10 +186,10 @@ class JobStore:
     def remove_old(self, seconds: float, *, most: int = 1000) -> int:
         """Remove what ended longer ago than that, and all but the latest ``most``; how many."""
         ended = [(self.status(job).ended, job) for job in self.jobs()]
-        kept = sorted((when, job.id, job) for when, job in ended if when is not None)
-        old = [job for when, _, job in kept if when < time.time() - seconds]
+        newest = sorted((when, job.id, job) for when, job in ended if when is not None)
+        old = [job for when, _, job in newest if when < time.time() - seconds]
         # In number, too: the oldest go first.
-        old += [job for _, _, job in kept[len(old) :][: max(0, len(kept) - len(old) - most)]]
+        old += [job for _, _, job in newest[len(old) :][: max(0, len(newest) - len(old) - most)]]
         for job in old:
             self.remove(job)
         for aside in self.folder.glob(".*"):

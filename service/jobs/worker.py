@@ -131,12 +131,16 @@ class _Progress:
         self._say()
 
     def _say(self) -> None:
-        made = self.done - self._first
-        each = max(self._all_ticks / made, 1.0) if made else float(self._GUESS)
-        within = self._ticks / (self._ticks + each) if not made else min(self._ticks / each, 0.99)
+        done_here = self.done - self._first
+        ticks_per_image = max(self._all_ticks / done_here, 1.0) if done_here else float(self._GUESS)
+        within = (
+            self._ticks / (self._ticks + ticks_per_image)
+            if not done_here
+            else min(self._ticks / ticks_per_image, 0.99)
+        )
         share = (self.done + within) / self.total
         gone = time.monotonic() - self._begun
-        ours = made + within
+        ours = done_here + within
         eta = gone / ours * (self.total - self.done - within) if ours > 0 and gone > 1 else None
         self._store.update(
             self._job, done=self.done, progress=round(min(share, 1.0), 4),

@@ -44,5 +44,5 @@ class ApiKeys:
     def owner(self, key: str | None) -> str | None:
         """Whose key it is; None for nobody's. Takes as long whichever it is."""
         digest = hashlib.sha256((key or "").encode("utf-8", "surrogateescape")).hexdigest()
-        found = [name for name, known in self._keys.items() if hmac.compare_digest(known, digest)]
-        return found[0] if found else None
+        owners = [name for name, key_digest in self._keys.items() if hmac.compare_digest(key_digest, digest)]
+        return owners[0] if owners else None

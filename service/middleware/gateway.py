@@ -152,8 +152,8 @@ class _ResponseFilter:
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, balance: ConnectionBalance | None) -> None:
-        given = Headers(scope=scope).get("x-request-id", "")
-        self.id = given if _ID.fullmatch(given) else secrets.token_hex(8)
+        request_id = Headers(scope=scope).get("x-request-id", "")
+        self.id = request_id if _ID.fullmatch(request_id) else secrets.token_hex(8)
         self.start = time.perf_counter()
         self.status, self.sent, self.begun = 0, 0, False
         self._receive, self._send, self._balance = receive, send, balance
@@ -232,10 +232,10 @@ def _is_cross_site(headers: Headers) -> bool:
 
     It says so itself where the address is https or this machine; elsewhere it only names the page's origin.
     """
-    said = headers.get("sec-fetch-site")
+    fetch_site = headers.get("sec-fetch-site")
     origin = headers.get("origin")
-    if said is not None or origin is None:
-        return said == "cross-site"
+    if fetch_site is not None or origin is None:
+        return fetch_site == "cross-site"
     # A proxy may have put its own name for us in the place of the one that the browser knows. What is no
     # address at all, as "null", is nobody's.
     ours = {headers.get("host", "").lower(), headers.get("x-forwarded-host", "").lower()}
@@ -249,11 +249,11 @@ def _normalize_error(status: int, body: bytes) -> bytes:
         content = None
     if isinstance(content, dict) and {"error", "kind"} == set(content):
         return body
-    known = HTTPStatus(status)
-    message = known.description or known.phrase
+    http_status = HTTPStatus(status)
+    message = http_status.description or http_status.phrase
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.SERVICE_UNAVAILABLE:
-        return bytes(HTTPError(known, "internal", INTERNAL_MESSAGE).response().body)
-    return bytes(HTTPError(known, known.name.lower(), f"{message.rstrip('.')}.").response().body)
+        return bytes(HTTPError(http_status, "internal", INTERNAL_MESSAGE).response().body)
+    return bytes(HTTPError(http_status, http_status.name.lower(), f"{message.rstrip('.')}.").response().body)
 
 
 async def _discard(message: Message) -> None:

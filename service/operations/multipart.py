@@ -131,14 +131,14 @@ async def parse_form(
 
 
 async def _read_images(form: FormData, most: int, needed: bool) -> tuple[bytes, ...]:
-    found = form.getlist("image")
-    if needed and not found:
+    values = form.getlist("image")
+    if needed and not values:
         raise _unprocessable("missing_image", "The form has no field 'image' with the picture.")
-    if len(found) > most:
+    if len(values) > most:
         rule = "send one" if most == 1 else f"at most {most} are allowed"
-        raise _unprocessable("several_images", f"The form has {len(found)} fields 'image'; {rule}.")
+        raise _unprocessable("several_images", f"The form has {len(values)} fields 'image'; {rule}.")
     read: list[bytes] = []
-    for picture in found:
+    for picture in values:
         if not isinstance(picture, UploadFile):
             raise _unprocessable(
                 "image_is_text",
@@ -173,13 +173,13 @@ def validate_form(kind: type[Form], fields: dict[str, str]) -> Form:
         )
     try:
         texts = {name for name, field in kind.model_fields.items() if field.default in (None, "")}
-        given = {name: value for name, value in fields.items() if value or name not in texts}
-        return kind.model_validate(given)
+        present = {name: value for name, value in fields.items() if value or name not in texts}
+        return kind.model_validate(present)
     except ValidationError as error:
-        told = "; ".join(
+        message = "; ".join(
             f"Field {'.'.join(map(str, item['loc'])) or 'form'!r}: {item['msg']}" for item in error.errors()
         )
-        raise _unprocessable("bad_field", f"{told}.") from error
+        raise _unprocessable("bad_field", f"{message}.") from error
 
 
 def _unprocessable(kind: str, message: str) -> HTTPError:

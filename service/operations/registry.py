@@ -16,9 +16,11 @@ from service.operations.operation import Operation
 def _discover() -> dict[str, Operation]:
     table = {}
     for module in sorted(pkgutil.iter_modules(operations.__path__), key=lambda item: item.name):
-        found = getattr(importlib.import_module(f"{operations.__name__}.{module.name}"), "OPERATION", None)
-        if isinstance(found, Operation):
-            table[found.name] = found
+        operation = getattr(
+            importlib.import_module(f"{operations.__name__}.{module.name}"), "OPERATION", None
+        )
+        if isinstance(operation, Operation):
+            table[operation.name] = operation
     return table
 
 

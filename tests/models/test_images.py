@@ -263,7 +263,7 @@ def test_a_large_jpeg_may_be_decoded_smaller_and_is_seen_alike(encode, orientati
     exif[0x0112] = orientation
     data = encode(detailed(4000, 3000), "JPEG", quality=92, exif=exif)
     whole = decode_image(data)
-    less = decode_image(data, enough=DraftSize(1024, 1600))
+    less = decode_image(data, draft=DraftSize(1024, 1600))
     assert (whole.reduction, less.reduction) == (1, 2)
     assert (less.width, less.height) == (whole.width, whole.height)
     assert max(less.pil.size) == 2000
@@ -279,44 +279,44 @@ def test_a_large_jpeg_may_be_decoded_smaller_and_is_seen_alike(encode, orientati
 
 
 def test_what_is_small_or_no_jpeg_is_decoded_whole(encode):
-    enough = DraftSize(1024, 1600)
+    draft = DraftSize(1024, 1600)
     for data in (encode(detailed(2000, 1500), "JPEG"), encode(detailed(4000, 3000), "PNG")):
-        found = decode_image(data, enough=enough)
+        found = decode_image(data, draft=draft)
         assert found.full_size is None
         assert found.reduction == 1
-    assert enough.factor(40_000, 1_000) == 1
-    assert enough.factor(20_000, 16_000) == 8
+    assert draft.factor(40_000, 1_000) == 1
+    assert draft.factor(20_000, 16_000) == 8
 
 
 def test_pictures_that_do_not_fit_beside_each_other_wait_until_one_is_let_go():
-    room, most, lock = PixelBudget(1_500_000), 0, threading.Lock()
+    budget, most, lock = PixelBudget(1_500_000), 0, threading.Lock()
     data = encoded_scene(1200, 1000)
 
     def work(_: int) -> None:
         nonlocal most
-        image = decode_image(data, room=room)
+        image = decode_image(data, budget=budget)
         with lock:
-            most = max(most, room.taken)
+            most = max(most, budget.taken)
         time.sleep(0.01)
         assert image.width == 1200
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(work, range(18)))
     assert most == 1_200_000, "two were decoded at once"
-    assert room.taken == 0
+    assert budget.taken == 0
 
 
 def test_room_is_given_back_by_what_fails_and_by_what_is_too_large_for_it():
-    data, room = encoded_scene(1200, 1000), PixelBudget(100)
+    data, budget = encoded_scene(1200, 1000), PixelBudget(100)
     for _ in range(3):
         with pytest.raises(UnreadableImage):
-            decode_image(data[: len(data) // 2], room=room)
-        assert room.taken == 0
-    image = decode_image(data, room=room)
+            decode_image(data[: len(data) // 2], budget=budget)
+        assert budget.taken == 0
+    image = decode_image(data, budget=budget)
     with deadline_scope(Deadline(0.2)), pytest.raises(DeadlineExceeded):
-        decode_image(data, room=room)
+        decode_image(data, budget=budget)
     del image
-    assert decode_image(data, room=room).height == 1000
+    assert decode_image(data, budget=budget).height == 1000
 
 
 def encoded_scene(width: int, height: int) -> bytes:

@@ -64,7 +64,7 @@ def test_several_labels_against_scikit_learn():
     balanced = np.mean([sk.balanced_accuracy_score(y[:, i], answer[:, i]) for i in range(4)])
     assert result.metrics["balanced_accuracy"] == pytest.approx(balanced)
     assert result.confusion.shape == (4, 2, 2)
-    assert sum(item.right for item in result.judged) == round(result.metrics["exact_match"] * 150)
+    assert sum(item.is_correct for item in result.samples) == round(result.metrics["exact_match"] * 150)
 
 
 def test_a_binary_question_against_scikit_learn():
@@ -106,20 +106,30 @@ def test_mistakes_are_told_the_worst_first():
     assert [item.sample.name for item in result.wrong] == ["0.png", "1.png"]
     assert [item.sample.name for item in result.least_sure] == ["3.png", "2.png"]
     first = result.wrong[0]
-    assert (first.answer, first.truth, first.said.label, first.true.label) == ("c0", "c1", "c0", "c1")
+    assert (first.answer, first.truth, first.predicted.label, first.target.label) == ("c0", "c1", "c0", "c1")
 
 
 def test_several_labels_say_what_was_false_and_what_was_missed():
     logits = torch.tensor([[3.0, 2.0, -3.0], [-2.0, -1.0, -4.0], [-2.0, -2.0, 1.0]])
     result = judged(logits, [[0], [1], [2]], "multilabel")
-    false, missed, right = result.judged
-    assert (false.answer, false.truth, false.said.label, false.true.label) == ("c0 + c1", "c0", "c1", "c0")
-    assert (missed.answer, missed.truth, missed.said.label, missed.true.label) == ("none", "c1", "c1", "c1")
+    false, missed, right = result.samples
+    assert (false.answer, false.truth, false.predicted.label, false.target.label) == (
+        "c0 + c1",
+        "c0",
+        "c1",
+        "c0",
+    )
+    assert (missed.answer, missed.truth, missed.predicted.label, missed.target.label) == (
+        "none",
+        "c1",
+        "c1",
+        "c1",
+    )
     assert missed.error == pytest.approx(1 - torch.sigmoid(torch.tensor(-1.0)).item())
-    assert right.right
+    assert right.is_correct
     assert [item.sample.name for item in result.wrong] == ["0.png", "1.png"]
     nothing = judged(torch.tensor([[-3.0, -3.0], [1.0, -3.0]]), [[], []], "multilabel")
-    assert [(item.truth, item.answer, item.right) for item in nothing.judged] == [
+    assert [(item.truth, item.answer, item.is_correct) for item in nothing.samples] == [
         ("none", "none", True),
         ("none", "c0", False),
     ]
@@ -157,14 +167,14 @@ def test_hundreds_of_classes_and_names_like_formulas_can_be_drawn():
 def test_only_what_a_review_needs_is_kept_of_a_thousand_classes():
     torch.manual_seed(0)
     result = judged(torch.randn(3, 1000), [[7], [8], [9]])
-    assert all(len(item.ranking) <= 6 for item in result.judged)
-    assert [item.true.label for item in result.judged] == ["c7", "c8", "c9"]
+    assert all(len(item.ranking) <= 6 for item in result.samples)
+    assert [item.target.label for item in result.samples] == ["c7", "c8", "c9"]
 
 
 def test_a_sure_mistake_is_a_false_answer_or_a_clear_miss():
     logits = torch.tensor([[3.0, -5.0], [3.0, 0.2], [-5.0, -0.2]])
-    missed, half, silent = judged(logits, [[0, 1], [0], [0]], "multilabel").judged
-    assert missed.sure, "b is true and has a score of 0.01"
-    assert not half.sure
+    missed, half, silent = judged(logits, [[0, 1], [0], [0]], "multilabel").samples
+    assert missed.is_confident_mistake, "b is true and has a score of 0.01"
+    assert not half.is_confident_mistake
     assert half.error == pytest.approx(torch.sigmoid(torch.tensor(0.2)).item())
     assert silent.error == pytest.approx(1 - torch.sigmoid(torch.tensor(-5.0)).item())

@@ -327,10 +327,10 @@ def test_progress_reaches_the_reporter(found):
 def test_evaluation_agrees_with_counting_by_hand(found):
     model, _ = trained(found, replace(CONFIG, phases=(HEAD,)))
     result = evaluate(model, found.val, "val")
-    right = [item.top.label == item.truth for item in result.judged]
+    right = [item.top.label == item.truth for item in result.samples]
     assert result.metrics["accuracy"] == pytest.approx(np.mean(right))
     recalls = [
-        np.mean([r for r, item in zip(right, result.judged, strict=True) if item.truth == name])
+        np.mean([r for r, item in zip(right, result.samples, strict=True) if item.truth == name])
         for name in result.classes
     ]
     assert result.metrics["balanced_accuracy"] == pytest.approx(np.mean(recalls))

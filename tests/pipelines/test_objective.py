@@ -32,7 +32,7 @@ def test_one_class_of_many_is_cross_entropy(batch):
     torch.testing.assert_close(
         Objective("multiclass", class_weights=weights).loss(logits, wanted), each.mean()
     )
-    assert float(Objective("multiclass").right(logits, wanted).mean()) == float(
+    assert float(Objective("multiclass").correctness(logits, wanted).mean()) == float(
         (logits.argmax(1) == labels).float().mean()
     )
 
@@ -47,7 +47,7 @@ def test_several_labels_are_binary_cross_entropies(batch):
     by_hand = -(soft * p.log() + (1 - soft) * (1 - p).log()).mean()
     torch.testing.assert_close(Objective("multilabel").loss(logits, wanted, smoothing=0.2), by_hand)
     right = ((p > 0.5) == wanted.bool()).float().mean(1)
-    assert torch.equal(Objective("multilabel").right(logits, wanted), right)
+    assert torch.equal(Objective("multilabel").correctness(logits, wanted), right)
 
 
 def test_balanced_weights_let_each_class_count_alike():

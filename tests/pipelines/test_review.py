@@ -254,10 +254,10 @@ def test_a_comparison_names_each_picture_that_changed_sides(story, tmp_path):
     made = compare_runs(first.run_id, second.run_id, found, reporter=Reporter())
     kinds = {"fixed": 0, "broken": 0, "other mistake": 0, "same": 0}
     for split in ("val", "test"):
-        both = zip(first.evaluations[split].judged, second.evaluations[split].judged, strict=True)
+        both = zip(first.evaluations[split].samples, second.evaluations[split].samples, strict=True)
         for before, after in both:
-            if before.right != after.right:
-                kinds["fixed" if after.right else "broken"] += 1
+            if before.is_correct != after.is_correct:
+                kinds["fixed" if after.is_correct else "broken"] += 1
             else:
                 kinds["same" if before.answer == after.answer else "other mistake"] += 1
     assert {kind: sum(pair.kind == kind for pair in made.pairs) for kind in kinds} == kinds
@@ -273,7 +273,7 @@ def test_a_comparison_names_each_picture_that_changed_sides(story, tmp_path):
     dom = browse(artefact(client, made, "compare/compare.html"), tmp_path)
     for pair in made.pairs:
         if pair.kind in ("fixed", "broken"):
-            assert pair.judged[0].sample.name in dom
+            assert pair.samples[0].sample.name in dom
     again = compare_runs(first.run_id, first.run_id, found)
     assert all(pair.kind == "same" and pair.moved == 0 for pair in again.pairs)
 

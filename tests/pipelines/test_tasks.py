@@ -70,7 +70,7 @@ def test_any_number_of_labels(in_tmp, butterflies):
     assert val.metrics["accuracy"] > 0.7
     assert 0 < val.metrics["mean_average_precision"] <= 1
     predictor = served("marks", in_tmp / "b")
-    both = next(item for item in val.judged if len(item.sample.labels) == 2 and item.right)
+    both = next(item for item in val.samples if len(item.sample.labels) == 2 and item.is_correct)
     answer = ask(predictor, "explain", both.sample.path.read_bytes(), top_k=2)
     assert answer.task == "multilabel"
     assert {score.label for score in answer.predictions if score.accepted} == set(both.truth.split(" + "))
@@ -96,7 +96,7 @@ def test_a_yes_or_no_question(in_tmp, butterflies):
     assert {"precision", "recall", "specificity", "average_precision"} <= val.metrics.keys()
     predictor = served("eyes", in_tmp / "b")
     assert predictor.model.classifier[-1].out_features == 1, "one logit"
-    sample = val.judged[0].sample
+    sample = val.samples[0].sample
     answer = ask(predictor, "explain", sample.path.read_bytes(), top_k=2)
     assert answer.task == "binary"
     assert sum(score.score for score in answer.predictions) == pytest.approx(1)

@@ -75,11 +75,10 @@ def test_eight_orientations_tell_the_same_story(predictor, bee, encode):
     for orientation, applied in undo.items():
         exif = PIL.Image.Exif()
         exif[0x0112] = orientation
-        twin = predictor.explain(
-            encode(upright.transpose(PIL.Image.Transpose(applied)), "PNG", exif=exif)
-        ).evidence[0]
-        assert twin.label == plain.label
-        np.testing.assert_allclose(twin.grid.values, plain.grid.values, atol=0.02 * plain.grid.max)
+        stored = encode(upright.transpose(PIL.Image.Transpose(applied)), "PNG", exif=exif)
+        turned = ask(predictor, "explain", stored).evidence[0]
+        assert turned.label == plain.label
+        np.testing.assert_allclose(turned.grid.values, plain.grid.values, atol=0.02 * plain.grid.max)
 
 
 @pytest.mark.parametrize("budget", [True, False])
@@ -114,9 +113,9 @@ def test_unknown_names_are_refused_with_the_choices(predictor, bee, options, nam
 
 
 def test_warnings_say_what_a_reader_should_know(predictor, encode):
-    wide = predictor.explain(encode(np.full((40, 400, 3), 120, np.uint8)))
+    wide = ask(predictor, "explain", encode(np.full((40, 400, 3), 120, np.uint8)))
     assert any("cropped away" in text for text in wide.warnings)
-    tiny = predictor.explain(encode(np.full((1, 1, 3), 120, np.uint8)))
+    tiny = ask(predictor, "explain", encode(np.full((1, 1, 3), 120, np.uint8)))
     assert any("small" in text for text in tiny.warnings)
     for answer in (wide, tiny):
         for item in answer.evidence:
