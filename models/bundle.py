@@ -1,7 +1,7 @@
 """A trained model as a folder that anybody can check: bundle.json, weights.safetensors, probe.png.
 
 bundle.json says what the model is (classes, backbone, geometry, Grad-CAM block), where it came from (run,
-data set digest, versions, metrics) and what the other files' digests are. The probe is a drawn picture with
+data set digest, versions, metrics) and what the other files' digests are. The probe is a drawn image with
 the logits that the model gave when it was saved; loading runs it again, so a bundle that loads is one that
 still answers the same.
 
@@ -49,7 +49,7 @@ bit of any consequence or another preprocessing does."""
 
 @dataclass(frozen=True, slots=True)
 class BundleProvenance:
-    """Where a model came from, as far as is known; every answer carries it."""
+    """The origin of a model, as far as it is known; every answer carries it."""
 
     model: str
     version: str | None
@@ -231,7 +231,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _empty_model(manifest: Mapping[str, Any]) -> TransferModel:
-    """The manifest's architecture with random weights."""
+    """Return the manifest's architecture with random weights."""
     classes = manifest["classes"]
     named = all(isinstance(name, str) and name.isprintable() for name in classes)
     if not named or len(classes) < 2 or len(set(classes)) != len(classes):
@@ -255,7 +255,9 @@ def _empty_model(manifest: Mapping[str, Any]) -> TransferModel:
 
 
 def _read_scoring(manifest: Mapping[str, Any]) -> Scoring:
-    """Bundles from before there were tasks and temperatures are multiclass and uncalibrated."""
+    """Read task and temperature; bundles from before there were such fields are multiclass and
+    uncalibrated.
+    """
     try:
         return Scoring(**manifest.get("scoring", {}))
     except (TypeError, ConfigError, UnknownChoice) as error:
@@ -325,7 +327,7 @@ def _sha256(data: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MethodCheck:
-    """Of one method."""
+    """The randomization check of one method."""
 
     similarity: Mapping[str, float]
     """Mean rank correlation of its maps with those of the trained model, when everything from the named block
@@ -336,18 +338,18 @@ class MethodCheck:
 
 @dataclass(frozen=True, slots=True)
 class RandomizationCheck:
-    """Of a model's methods; kept in its bundle."""
+    """The randomization check of all of a model's methods, kept in its bundle."""
 
     methods: Mapping[str, MethodCheck]
     pictures: int
     seed: int
 
     def disabled(self) -> dict[str, str]:
-        """Methods that may not be used with this model, with the reason."""
+        """Return methods that may not be used with this model, with the reason."""
         return {name: check.reason for name, check in self.methods.items() if check.disabled}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         methods = {
             name: {
                 "similarity": dict(check.similarity),

@@ -56,7 +56,7 @@ _CURRENT: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 
 
 def current_deadline() -> Deadline | None:
-    """The deadline of this context, if it has one."""
+    """Return the deadline of this context, if it has one."""
     return _CURRENT.get()
 
 

@@ -28,19 +28,19 @@ class LucidaError(Exception):
 
 
 class ImageError(LucidaError):
-    """The picture cannot be used."""
+    """The image cannot be used."""
 
 
 class UnsupportedFormat(ImageError):
-    """The bytes are not a picture in one of the formats that we decode."""
+    """The bytes are not an image in one of the formats that we decode."""
 
 
 class ImageTooLarge(ImageError):
-    """The picture breaks a limit on bytes, pixels, scans or sides."""
+    """The image breaks a limit on bytes, pixels, scans or sides."""
 
 
 class UnreadableImage(ImageError):
-    """The picture is empty, cut off or damaged."""
+    """The image is empty, cut off or damaged."""
 
 
 class UnknownChoice(LucidaError):
@@ -53,7 +53,7 @@ class UnknownChoice(LucidaError):
 
 
 class ExplanationError(LucidaError):
-    """This block or target cannot be explained."""
+    """A block, method or target that cannot be explained for this model."""
 
 
 class WorkStopped(LucidaError):
@@ -61,11 +61,11 @@ class WorkStopped(LucidaError):
 
 
 class DeadlineExceeded(WorkStopped):
-    """It took longer than it was given."""
+    """Work that took longer than its deadline."""
 
 
 class Cancelled(WorkStopped):
-    """Nobody waits for it any more."""
+    """Work that nobody waits for any more."""
 
 
 class BundleError(LucidaError):

@@ -41,7 +41,9 @@ Stage = Callable[[str], AbstractContextManager[object]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainOptions:
-    """What to explain in an image, and by which method; :meth:`Explainer.check` checks the names."""
+    """Options of an explanation: target, block, method and its parameters; :meth:`Explainer.check` checks the
+    names.
+    """
 
     target: str | None = None
     """A class by name or number; the highest score without."""
@@ -137,7 +139,9 @@ class Explanation:
 
 
 class Explainer:
-    """Explains images by one model; every method may be called from many threads, none changes the model."""
+    """The one object that explains images by a model; every method may be called from many threads, none
+    changes the model.
+    """
 
     def __init__(self, source: Bundle | TransferModel, backend: Backend | str = "eager") -> None:
         """Explain by a bundle's model on a backend, or by a model as it is.

@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Is called often while work goes on; may raise to stop it."""
+    """A listener that is called often while work goes on; it may raise to stop the work."""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Take note that ``done`` of ``total`` steps of ``what`` are done."""

@@ -45,7 +45,7 @@ _START_S = 120
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """Where everything lies afterwards."""
+    """The paths of everything that the demo wrote."""
 
     out: Path
     run_id: str
@@ -99,7 +99,7 @@ def run_demo(out: Path, say: Callable[[str], None], reporter: Reporter) -> Demo:
 
 
 def _samples(test: Path, folder: Path) -> None:
-    """One unseen picture of each class, for the page to offer (LUCIDA_SAMPLES)."""
+    """Write one unseen image of each class, for the page to offer (LUCIDA_SAMPLES)."""
     folder.mkdir(parents=True, exist_ok=True)
     for class_folder in sorted(path for path in test.iterdir() if path.is_dir()):
         first = sorted(path for path in class_folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)[0]
@@ -108,8 +108,8 @@ def _samples(test: Path, folder: Path) -> None:
 
 @contextmanager
 def serve_bento(bento_tag: str, *, log: Path) -> Iterator[str]:
-    """``bentoml serve`` of a Bento as a process of its own on a free port of this machine, ended on the way
-    out.
+    """Run ``bentoml serve`` of a Bento as a process of its own on a free port of this machine, and end it on
+    the way out.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -152,7 +152,9 @@ def _wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the whole group, so that no worker stays behind; SIGKILL if it takes longer than 20 s."""
+    """Send SIGTERM to the whole group, so that no worker stays behind; SIGKILL if it takes longer than
+    20 s.
+    """
     for stop, patience_s in ((signal.SIGTERM, 20), (signal.SIGKILL, 5)):
         try:
             os.killpg(process.pid, stop)
@@ -166,7 +168,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _one_picture(trained: TrainedModel) -> Path:
-    """A test picture that the model is right and sure about."""
+    """Return a test image that the model is right and sure about."""
     samples = trained.evaluations["test"].samples
     right = [item for item in samples if item.is_correct] or samples
 
@@ -195,7 +197,7 @@ def _save(out: Path, answer: dict) -> tuple[Path, Path]:  # type: ignore[type-ar
 
 
 def _champion(out: Path, name: str) -> tuple[Bundle, str]:
-    """The champion's bundle, in a folder of its own, and its version."""
+    """Return the champion's bundle, in a folder of its own, and its version."""
     champion = find_champion(name)
     number = str(champion.version) if champion is not None else "0"
     folder = out / f"champion-v{number}"

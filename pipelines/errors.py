@@ -10,7 +10,7 @@ class DataError(LucidaError):
 
 
 class TrainingError(LucidaError):
-    """Training had to stop."""
+    """A failure that stops training."""
 
 
 class LossNotFinite(TrainingError):

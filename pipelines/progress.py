@@ -10,7 +10,7 @@ from models.progress import Progress, no_progress
 
 @dataclass(frozen=True, slots=True)
 class EpochResult:
-    """What one epoch came to."""
+    """The results of one epoch."""
 
     phase: str
     number: int
@@ -30,7 +30,7 @@ class EpochResult:
 
 @dataclass(frozen=True, slots=True)
 class Reporter:
-    """Where news of the work goes; the defaults keep silent."""
+    """A listener for the progress of a run; the defaults do nothing."""
 
     epoch: Callable[[EpochResult], None] = lambda epoch: None
     step: Progress = no_progress

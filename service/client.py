@@ -43,7 +43,7 @@ class ServiceError(Exception):
 
 
 class Client:
-    """Asks one service; may be used from several threads.
+    """A client of one service; may be used from several threads.
 
     ``patience`` is how many seconds a request waits in all where the service is busy and says when to come
     again.
@@ -59,7 +59,7 @@ class Client:
         self._patience = patience
 
     def __enter__(self) -> Self:
-        """The client itself."""
+        """Return the client itself."""
         return self
 
     def __exit__(
@@ -73,73 +73,75 @@ class Client:
         self._http.close()
 
     def predict(self, picture: ImageSource, **options: Any) -> schemas.PredictAnswer:
-        """Scores of all classes."""
+        """Ask for the scores of all classes."""
         return self._ask("/predict", [picture], options, schemas.PredictAnswer)
 
     def predict_many(
         self, pictures: Sequence[ImageSource], **options: Any
     ) -> list[schemas.PredictAnswer | schemas.ErrorAnswer]:
-        """Scores for several pictures in one request; one that cannot be used has its error in its place."""
+        """Ask for scores of several images in one request; one that cannot be used has its error in its
+        place.
+        """
         return self._several("/predict", pictures, options, schemas.PredictAnswer)
 
     def explain(self, picture: ImageSource, **options: Any) -> schemas.ExplainAnswer:
-        """The prediction with its evidence; options as in docs/reference/answers.md."""
+        """Ask for the prediction with its evidence; options as in docs/reference/answers.md."""
         return self._ask("/explain", [picture], options, schemas.ExplainAnswer)
 
     def explain_many(
         self, pictures: Sequence[ImageSource], **options: Any
     ) -> list[schemas.ExplainAnswer | schemas.ErrorAnswer]:
-        """Evidence for several pictures in one request."""
+        """Ask for evidence for several images in one request."""
         return self._several("/explain", pictures, options, schemas.ExplainAnswer)
 
     def heatmap(
         self, picture: ImageSource, *, encoding: Literal["jpeg", "png"] = "jpeg", **options: Any
     ) -> bytes:
-        """The picture with the map over it, encoded."""
+        """Ask for the image with the map over it, encoded."""
         return self._post("/heatmap", [picture], {"encoding": encoding, **options}).content
 
     def trust(self, picture: ImageSource, **options: Any) -> schemas.TrustAnswer:
-        """How far the evidence can be trusted."""
+        """Ask how far the evidence can be trusted."""
         return self._ask("/trust", [picture], options, schemas.TrustAnswer)
 
     def trace(self, picture: ImageSource, **options: Any) -> schemas.TraceAnswer:
-        """Grad-CAM's five steps."""
+        """Ask for Grad-CAM's five steps."""
         return self._ask("/trace", [picture], options, schemas.TraceAnswer)
 
     def what_if(self, picture: ImageSource, **options: Any) -> schemas.WhatIfAnswer:
-        """The scores with a part covered."""
+        """Ask for the scores with a part covered."""
         return self._ask("/whatif", [picture], options, schemas.WhatIfAnswer)
 
     def split(self, picture: ImageSource, **options: Any) -> schemas.SplitAnswer:
-        """The evidence by the parts of a block."""
+        """Ask for the evidence by the parts of a block."""
         return self._ask("/split", [picture], options, schemas.SplitAnswer)
 
     def activations(self, picture: ImageSource, **options: Any) -> schemas.ActivationsAnswer:
-        """Statistics and strongest channels of blocks."""
+        """Ask for statistics and strongest channels of blocks."""
         return self._ask("/activations", [picture], options, schemas.ActivationsAnswer)
 
     def model(self) -> dict[str, Any]:
-        """The card of the model that is served."""
+        """Ask for the card of the model that is served."""
         card: dict[str, Any] = self._get("/model").json()
         return card
 
     def filters(self, **options: Any) -> schemas.FiltersAnswer:
-        """What channels look for."""
+        """Ask for templates of what channels look for."""
         return schemas.FiltersAnswer.model_validate_json(self._get("/filters", _texts(options)).content)
 
     # ------------------------------------------------------------ jobs
 
     def submit(self, verb: str, pictures: Sequence[ImageSource], **options: Any) -> schemas.JobAnswer:
-        """Have pictures worked on in the background."""
+        """Have images worked on in the background."""
         reply = self._post(f"/jobs/{verb}", pictures, options)
         return schemas.JobAnswer.model_validate_json(reply.content)
 
     def job(self, name: str) -> schemas.JobAnswer:
-        """How far a job is."""
+        """Ask how far a job is."""
         return schemas.JobAnswer.model_validate_json(self._get(f"/jobs/{name}").content)
 
     def watch(self, name: str, *, every: float = 0.5) -> Iterator[schemas.JobAnswer]:
-        """How far a job is, again and again until it has ended."""
+        """Yield the status of a job, again and again until it has ended."""
         while True:
             status = self.job(name)
             yield status
@@ -148,7 +150,7 @@ class Client:
             time.sleep(every)
 
     def result(self, name: str) -> schemas.JobResult:
-        """What a job has found so far."""
+        """Ask for the results of a job so far."""
         return schemas.JobResult.model_validate_json(self._get(f"/jobs/{name}/result").content)
 
     def cancel(self, name: str) -> schemas.JobAnswer:
@@ -164,7 +166,7 @@ class Client:
         self, route: str, pictures: Sequence[ImageSource], options: dict[str, Any], shape: type[A]
     ) -> list[A | schemas.ErrorAnswer]:
         if len(pictures) == 1:
-            # One picture's failure is the whole answer's; among several it is that picture's own.
+            # One image's failure is the whole answer's; among several it is that image's own.
             try:
                 return [self._ask(route, pictures, options, shape)]
             except ServiceError as error:
@@ -215,7 +217,7 @@ def _bytes(picture: ImageSource) -> bytes:
 
 
 def _texts(options: dict[str, Any]) -> dict[str, str]:
-    """Options as a form has them; None is left out."""
+    """Convert options to texts as a form has them; None is left out."""
     texts = {}
     for name, value in options.items():
         if isinstance(value, bool):

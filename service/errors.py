@@ -66,7 +66,7 @@ OUT_OF_MEMORY = HTTPError(
 
 
 def to_http_error(error: LucidaError) -> HTTPError:
-    """One of our errors as a refusal, by its nearest ancestor in the table."""
+    """Return an HTTPError for one of our errors, by its nearest ancestor in the table."""
     for kind in type(error).__mro__:
         if kind in STATUS:
             return HTTPError(STATUS[kind], _snake(type(error).__name__), str(error))

@@ -1,6 +1,6 @@
 """What Prometheus is told: requests, batches, the queue, and what the explanations look like.
 
-The last are what a change of the pictures or of the model shows first: scores that sink, maps that spread out
+The last are what a change of the images or of the model shows first: scores that sink, maps that spread out
 or gather at the border, evidence that is missing. They are of what was explained, by class-free figures, so
 that their number does not grow with the classes.
 """
@@ -22,7 +22,7 @@ _SHARES = tuple(step / 10 for step in range(1, 11))
 
 
 class Metrics:
-    """Of one worker process; :func:`told` adds the workers up."""
+    """Prometheus metrics of one worker process; :func:`render_metrics` adds the workers up."""
 
     def __init__(self) -> None:
         # The client decides on import whether there are several processes, from what BentoML sets by then.
@@ -58,20 +58,20 @@ class Metrics:
         self._served: tuple[str, str, str] | None = None
 
     def serves(self, model: str, version: str | None, digest: str) -> None:
-        """Which model answers from now on."""
+        """Note which model answers from now on."""
         if self._served is not None:
             self.model.labels(*self._served).set(0)
         self._served = (model, version or "", digest[:12])
         self.model.labels(*self._served).set(1)
 
     def count(self, route: str, status: int, seconds: float, received: int) -> None:
-        """One answered request."""
+        """Count one answered request."""
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
         self.received.inc(received)
 
     def observe(self, answer: Any) -> None:
-        """Figures of one answer about a picture."""
+        """Observe the figures of one answer about an image."""
         if isinstance(answer, PredictAnswer) and answer.predictions:
             self.score.observe(answer.predictions[0].score)
         if isinstance(answer, ExplainAnswer):
@@ -87,8 +87,8 @@ class Metrics:
 
 
 def concentration(values: list[list[float]]) -> float:
-    """1 less the entropy of a map's positive part over that of an even map: 0 spread evenly, 1 all in one
-    cell.
+    """Return 1 less the entropy of a map's positive part over that of an even map: 0 spread evenly, 1 all in
+    one cell.
     """
     positive = [value for row in values for value in row if value > 0]
     cells = sum(len(row) for row in values)
@@ -100,7 +100,7 @@ def concentration(values: list[list[float]]) -> float:
 
 
 def render_metrics() -> tuple[bytes, str]:
-    """The figures of all workers in Prometheus' format, and the media type of that."""
+    """Return the figures of all workers in Prometheus' format, and the media type of that."""
     from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -132,5 +132,5 @@ def _forget_the_dead(folder: Path) -> None:
 
 @functools.cache
 def get_metrics() -> Metrics:
-    """The one set of this process: a name can be registered once only."""
+    """Return the one set of this process: a name can be registered once only."""
     return Metrics()

@@ -15,8 +15,8 @@ BackendName = Literal["eager", "openvino"]
 
 
 def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores that this process may use: fewer than the machine has where it, or its container, was given
-    fewer.
+    """Return cores that this process may use: fewer than the machine has where it, or its container, was
+    given fewer.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -107,7 +107,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _possible(self) -> Settings:
-        """What one request may bring has to fit into what there is room for at all."""
+        """Raise ValueError where one request may bring more than there is memory for at all."""
         for name in ("max_body_bytes", "max_job_bytes"):
             if getattr(self, name) > self.max_uploads_bytes:
                 raise ValueError(

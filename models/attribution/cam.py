@@ -29,7 +29,7 @@ _RETAIN_GRAPH = {"retain_graph": True}
 
 
 def grad_cam(forward: ForwardPass, targets: Sequence[Target]) -> Tensor:
-    """Signed maps (N, rows, cols), one target a picture, by Captum's LayerGradCam."""
+    """Return signed maps (N, rows, cols), one target an image, by Captum's LayerGradCam."""
     tail = ScoreHead(forward, targets)
     with torch.enable_grad():
         maps = LayerGradCam(tail, tail.cut).attribute(
@@ -39,7 +39,7 @@ def grad_cam(forward: ForwardPass, targets: Sequence[Target]) -> Tensor:
 
 
 def hires_cam(forward: ForwardPass, targets: Sequence[Target]) -> Tensor:
-    """Signed maps (N, rows, cols), by Captum's LayerGradientXActivation summed over the channels."""
+    """Return signed maps (N, rows, cols), by Captum's LayerGradientXActivation summed over the channels."""
     tail = ScoreHead(forward, targets)
     with torch.enable_grad():
         products = LayerGradientXActivation(tail, tail.cut, multiply_by_inputs=True).attribute(
@@ -49,12 +49,12 @@ def hires_cam(forward: ForwardPass, targets: Sequence[Target]) -> Tensor:
 
 
 def layer_cam(forward: ForwardPass, targets: Sequence[Target]) -> Tensor:
-    """Maps (N, rows, cols); what speaks against the target is left out by the method itself."""
+    """Return maps (N, rows, cols); what speaks against the target is left out by the method itself."""
     return (forward.gradient(targets).clamp(min=0) * forward.map.detach()).sum(1)
 
 
 def grad_cam_plus_plus(forward: ForwardPass, targets: Sequence[Target]) -> Tensor:
-    """Maps (N, rows, cols)."""
+    """Return maps (N, rows, cols)."""
     gradient, activation = forward.gradient(targets).double(), forward.map.detach().double()
     square = gradient**2
     below = 2 * square + gradient**3 * activation.sum(dim=(2, 3), keepdim=True)

@@ -1,7 +1,7 @@
 """What is put in the place of a covered part: a blur of it, or one mean colour.
 
 A blur keeps colour and light, so that little is added that was not there; the mean leaves less behind but is
-itself a sight. What a model answers to either is a fact about the model, not about the picture.
+itself a sight. What a model answers to either is a fact about the model, not about the image.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BLUR_SHARE = 0.07
 
 
 def check_cover(how: str) -> Cover:
-    """The cover of that name; raises UnknownChoice."""
+    """Return the cover of that name; raises UnknownChoice."""
     for cover in COVERS:
         if cover == how:
             return cover
@@ -32,7 +32,7 @@ def check_cover(how: str) -> Cover:
 
 
 def covered_input(x: Tensor, how: Cover) -> Tensor:
-    """A model's input (N, 3, H, W), covered all over."""
+    """Return a model's input (N, 3, H, W), covered all over."""
     if how == "mean":
         return x.mean(dim=(2, 3), keepdim=True).expand_as(x)
     sigma = _BLUR_SHARE * min(x.shape[2:])
@@ -44,7 +44,7 @@ def covered_input(x: Tensor, how: Cover) -> Tensor:
 
 
 def covered_image(picture: PIL.Image.Image, how: Cover) -> PIL.Image.Image:
-    """A picture, covered all over."""
+    """Return an image, covered all over."""
     if how == "mean":
         red, green, blue = (round(value) for value in PIL.ImageStat.Stat(picture).mean)
         return PIL.Image.new("RGB", picture.size, (red, green, blue))
@@ -52,5 +52,5 @@ def covered_image(picture: PIL.Image.Image, how: Cover) -> PIL.Image.Image:
 
 
 def _odd(side: int) -> int:
-    """The largest odd kernel that reflection at the edges allows."""
+    """Return the largest odd kernel that reflection at the edges allows."""
     return side if side % 2 else side - 1

@@ -28,7 +28,7 @@ INPUT_BLOCK = "input"
 
 
 class FrozenSettings(dict[str, object]):
-    """What decided a result, by name; not to be written to."""
+    """Settings that decided a result, by name; read-only."""
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("The settings of a result cannot be changed.")
@@ -110,8 +110,8 @@ class Attribution:
         return float(np.quantile(above, 0.98)) if above.size else self.maximum
 
     def positive(self, full_scale: float | None = None) -> np.ndarray:
-        """The positive part scaled to [0, 1] by its own full scale or by ``full_scale``; all zero when there
-        is none.
+        """Return the positive part scaled to [0, 1] by its own full scale or by ``full_scale``; all zero when
+        there is none.
         """
         positive = np.maximum(self.values, 0.0)
         top = self.full_scale if full_scale is None else full_scale
@@ -129,7 +129,7 @@ def make_attribution(
     settings: Mapping[str, object] | None = None,
     grid: GridKind = "block",
 ) -> Attribution:
-    """An Attribution of a raw signed map (rows, cols), with its status."""
+    """Return an Attribution of a raw signed map (rows, cols), with its status."""
     status, finite_values = classify_map(values.astype(np.float32))
     finite_values.setflags(write=False)
     return Attribution(
@@ -138,8 +138,8 @@ def make_attribution(
 
 
 def classify_map(values: np.ndarray) -> tuple[AttributionStatus, np.ndarray]:
-    """Status of a raw signed map, and the map that may be shown: never NaN, never a blank one without a
-    word.
+    """Return status of a raw signed map, and the map that may be shown: never NaN, never a blank one without
+    a word.
     """
     if not np.isfinite(values).all():
         return "not_finite", np.zeros_like(values)
@@ -149,8 +149,8 @@ def classify_map(values: np.ndarray) -> tuple[AttributionStatus, np.ndarray]:
 
 
 def shared_scale(attributions: list[Attribution]) -> float | None:
-    """One full scale for several maps of a kind, so that a faint one looks faint; None when none of them has
-    positive evidence.
+    """Return one full scale for several maps of a kind, so that a faint one looks faint; None when none of
+    them has positive evidence.
     """
     top = max((item.full_scale for item in attributions), default=0.0)
     return top if top > 0.0 else None

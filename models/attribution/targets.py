@@ -13,7 +13,7 @@ from models.networks.predictions import Prediction, class_index
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One class, or the contrast of two: the difference of their scores."""
+    """A class to explain, or the contrast of two: the difference of their scores."""
 
     index: int
     label: str
@@ -27,14 +27,16 @@ class Target:
         return self.label if self.against is None else f"{self.label}, not {self.against}"
 
     def of(self, values: Tensor) -> Tensor:
-        """The class's column of logits or scores (…, classes), less that of the class held against it."""
+        """Return the class's column of logits or scores (…, classes), less that of the class held
+        against it.
+        """
         own = values[..., self.index]
         return own if self.against_index is None else own - values[..., self.against_index]
 
 
 def make_target(classes: Sequence[str], index: int, against: int | None = None) -> Target:
-    """A target by class indices; raises UnknownChoice for one outside the classes, and ExplanationError for a
-    class against itself.
+    """Return a target by class indices; raises UnknownChoice for one outside the classes, and
+    ExplanationError for a class against itself.
     """
     for class_number in (index, against):
         if class_number is not None and not 0 <= class_number < len(classes):
@@ -52,8 +54,8 @@ def choose_targets(
     against: str | None = None,
     top_k: int = 1,
 ) -> list[Target]:
-    """The targets of one picture: the class ``name``, or the ``top_k`` highest scores; each ``against``
-    another class.
+    """Return the targets of one image: the class ``name``, or the ``top_k`` highest scores; each
+    ``against`` another class.
 
     With ``against`` alone the predicted class is explained against it; where that is the predicted class
     itself, the next one is. Raises UnknownChoice and ExplanationError.

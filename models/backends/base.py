@@ -20,7 +20,7 @@ PRECISIONS: tuple[BackendPrecision, ...] = get_args(BackendPrecision)
 
 
 class Backend(Protocol):
-    """Runs a model without autograd; safe to call from many threads."""
+    """The runner of a model's blocks without autograd; safe to call from many threads."""
 
     name: BackendName
     precision: BackendPrecision
@@ -28,15 +28,17 @@ class Backend(Protocol):
     """Torch's own twin of what runs, to be differentiated."""
 
     def until(self, block: str, x: Tensor) -> Tensor:
-        """The block's value for pictures (N, 3, H, W), without autograd."""
+        """Return the block's value for images (N, 3, H, W), without autograd."""
         ...
 
     def refine_low_margin(self, block: str, x: Tensor, value: Tensor, logits: Tensor) -> Tensor | None:
-        """A value to be taken instead, where ``logits`` that followed from ``value`` are too close a call for
-        the precision; None where they stand.
+        """Return a value to be taken instead, where ``logits`` that followed from ``value`` are too close a
+        call for the precision; None where they stand.
         """
         ...
 
     def execution_info(self, block: str, x: Tensor) -> tuple[BackendName, BackendPrecision]:
-        """What :meth:`until` computes that with: itself, or torch's twin for what it was not made for."""
+        """Return what :meth:`until` computes that with: itself, or torch's twin for what it was not made
+        for.
+        """
         ...

@@ -19,14 +19,14 @@ class EagerBackend:
         self.model = model
 
     def until(self, block: str, x: Tensor) -> Tensor:
-        """The block's value, without autograd."""
+        """Return the block's value, without autograd."""
         with torch.no_grad():
             return self.model.until(block, x)
 
     def refine_low_margin(self, block: str, x: Tensor, value: Tensor, logits: Tensor) -> Tensor | None:
-        """In fp32 every call stands."""
+        """Return None: in fp32 every decision stands."""
         return None
 
     def execution_info(self, block: str, x: Tensor) -> tuple[BackendName, BackendPrecision]:
-        """Always this."""
+        """Return this backend's own name and precision."""
         return self.name, self.precision

@@ -15,22 +15,22 @@ from models.errors import ConfigError, WeightsUnavailable
 from models.networks.transfer_model import TransferModel
 
 _LOW_MARGIN = 0.02
-"""Of a picture's largest logit, the lead below which bfloat16 does not decide. On 639 photographs it alone
+"""Of an image's largest logit, the lead below which bfloat16 does not decide. On 639 photographs it alone
 changed 11 answers among the packaged network's 1,000 classes; so it changes 4, and runs 4.5 % again."""
 
 
 class OpenVinoBackend:
     """The blocks up to the Grad-CAM block compiled by OpenVINO, with one request for each calling thread.
 
-    Other blocks, and pictures of another size, are asked of torch's twin. In bf16 a close call is decided in
-    fp32: a picture whose answer could be another by the rounding alone is run again.
+    Other blocks, and images of another size, are asked of torch's twin. In bf16 a close call is decided in
+    fp32: an image whose answer could be another by the rounding alone is run again.
     """
 
     name: BackendName = "openvino"
 
     def __init__(self, model: TransferModel, *, threads: int, precision: BackendPrecision) -> None:
-        """Raises WeightsUnavailable when the extra ``fast`` is not installed, ConfigError when this
-        processor does not compute in that precision.
+        """Compile the blocks; raises WeightsUnavailable when the extra ``fast`` is not installed, ConfigError
+        when this processor does not compute in that precision.
         """
         self.model, self.block, self.precision = model, model.cam_block, precision
         converted = _convert_blocks(model, self.block)
@@ -42,14 +42,14 @@ class OpenVinoBackend:
         )
 
     def until(self, block: str, x: Tensor) -> Tensor:
-        """The block's value for pictures (N, 3, H, W), without autograd."""
+        """Return the block's value for images (N, 3, H, W), without autograd."""
         if not self._made_for(block, x):
             with torch.no_grad():
                 return self.model.until(block, x)
         return self._fast(x)
 
     def refine_low_margin(self, block: str, x: Tensor, value: Tensor, logits: Tensor) -> Tensor | None:
-        """In bf16, the value with its close calls run again in fp32."""
+        """Return, in bf16, the value with its low-margin images run again in fp32."""
         if self._fast is self._exact or not self._made_for(block, x):
             return None
         close = self.model.scoring.margin(logits) < _LOW_MARGIN * logits.abs().amax(dim=1)
@@ -60,7 +60,7 @@ class OpenVinoBackend:
         return refined
 
     def execution_info(self, block: str, x: Tensor) -> tuple[BackendName, BackendPrecision]:
-        """OpenVINO at the Grad-CAM block and the model's size, torch in fp32 anywhere else."""
+        """Return OpenVINO at the Grad-CAM block and the model's size, torch in fp32 anywhere else."""
         return (self.name, self.precision) if self._made_for(block, x) else ("eager", "fp32")
 
     def _made_for(self, block: str, x: Tensor) -> bool:
@@ -69,7 +69,7 @@ class OpenVinoBackend:
 
 
 class _CompiledNetwork:
-    """One compiled network for many threads."""
+    """A compiled network for many threads."""
 
     def __init__(self, converted: Any, *, threads: int, precision: BackendPrecision) -> None:
         import openvino
@@ -89,7 +89,7 @@ class _CompiledNetwork:
         self._local = threading.local()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The output, copied out of the request's memory."""
+        """Return the output, copied out of the request's memory."""
         if not hasattr(self._local, "request"):
             self._local.request = self._network.create_infer_request()
         request = self._local.request
@@ -98,7 +98,7 @@ class _CompiledNetwork:
 
 
 def _convert_blocks(model: TransferModel, block: str) -> Any:
-    """OpenVINO's graph of the blocks, for any number of pictures of the model's size."""
+    """Return OpenVINO's graph of the blocks, for any number of images of the model's size."""
     try:
         import openvino
     except ImportError as error:

@@ -24,10 +24,10 @@ from models.errors import ImageTooLarge, UnreadableImage, UnsupportedFormat, Wor
 from models.images.pixel_budget import PixelBudget
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""What we decode. Phone pictures of type MPO arrive as JPEG (their first frame)."""
+"""What we decode. Phone images of type MPO arrive as JPEG (their first frame)."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""File names that are taken for pictures when a folder is scanned; what a file is, its bytes decide."""
+"""File names that are taken for images when a folder is scanned; what a file is, its bytes decide."""
 
 MAX_SIDE = 65_500
 """Pixels; the longest side that decoders and resizers take without a word."""
@@ -58,10 +58,10 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a picture may cost, checked before its pixels are decoded."""
+    """Limits on an encoded image, checked before its pixels are decoded."""
 
     max_bytes: int = 20_000_000
-    """Length of the encoded picture."""
+    """Length of the encoded image."""
     max_pixels: int = 50_000_000
     """Width times height from the header; a decoded pixel costs three bytes and more on the way."""
     max_scans: int = 200
@@ -69,12 +69,12 @@ class Limits:
     pixels.
     """
     max_passes: int = 600_000_000
-    """Pixels of a JPEG times its scans: twelve scans of the largest picture."""
+    """Pixels of a JPEG times its scans: twelve scans of the largest image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An upright RGB picture as a person would see it.
+    """An upright RGB image as a person would see it.
 
     ``pil`` is in mode RGB with the EXIF orientation applied and transparency laid on white; ``notes`` says in
     sentences what a reader of the result should know about the conversion.
@@ -88,7 +88,7 @@ class Image:
     """EXIF orientation of the file, 1 to 8; it has been applied already."""
     notes: tuple[str, ...] = ()
     full_size: tuple[int, int] | None = None
-    """(width, height) of the upright picture where ``pil`` was decoded smaller; None where it is whole."""
+    """(width, height) of the upright image where ``pil`` was decoded smaller; None where it is whole."""
 
     @property
     def reduction(self) -> int:
@@ -97,18 +97,18 @@ class Image:
 
     @property
     def width(self) -> int:
-        """Pixels of the whole picture."""
+        """Pixels of the whole image."""
         return self.full_size[0] if self.full_size else self.pil.width
 
     @property
     def height(self) -> int:
-        """Pixels of the whole picture."""
+        """Pixels of the whole image."""
         return self.full_size[1] if self.full_size else self.pil.height
 
 
 @dataclass(frozen=True, slots=True)
 class DraftSize:
-    """Pixels that are enough for what a picture is wanted for; a larger JPEG may be decoded smaller, which
+    """Pixels that are enough for what an image is wanted for; a larger JPEG may be decoded smaller, which
     takes a fraction of the time.
     """
 
@@ -120,7 +120,7 @@ class DraftSize:
     """Of the longer side."""
 
     def factor(self, width: int, height: int) -> int:
-        """By how much less will do: 8, 4, 2 or 1, as a JPEG can be decoded."""
+        """Return the divisor at which a JPEG may be decoded: 8, 4, 2 or 1."""
         for factor in (8, 4, 2):
             if min(width, height) // factor >= self.short and max(width, height) // factor >= self.long:
                 return factor
@@ -134,7 +134,7 @@ def decode_image(
     draft: DraftSize | None = None,
     budget: PixelBudget | None = None,
 ) -> Image:
-    """Decode an encoded picture (first frame) into an upright RGB :class:`Image`, whole unless a ``draft``
+    """Decode an encoded image (first frame) into an upright RGB :class:`Image`, whole unless a ``draft``
     size is enough. Its pixels count against ``budget`` until nobody holds ``pil`` any more.
 
     Raises UnsupportedFormat, ImageTooLarge or UnreadableImage, each with one sentence that says what is
@@ -170,7 +170,7 @@ def decode_image(
 
 
 def read_image(path: Path, *, limits: Limits | None = None) -> Image:
-    """Read and decode a picture file; a file that cannot be read is an UnreadableImage too."""
+    """Read and decode an image file; a file that cannot be read is an UnreadableImage too."""
     limits = limits or Limits()
     try:
         size = path.stat().st_size
@@ -257,7 +257,7 @@ class _DeadlineBytesIO(io.BytesIO):
 
 
 def _check_header(opened: PIL.Image.Image, data: bytes, limits: Limits) -> int:
-    """The number of scans, 1 for what is no JPEG; raises ImageTooLarge or UnreadableImage."""
+    """Return the number of scans, 1 for what is no JPEG; raises ImageTooLarge or UnreadableImage."""
     pixels = opened.width * opened.height
     if pixels <= 0:
         raise UnreadableImage(f"The picture has no pixels: {opened.width} x {opened.height}.")
@@ -283,7 +283,7 @@ def _check_header(opened: PIL.Image.Image, data: bytes, limits: Limits) -> int:
 
 
 def _scans(data: bytes, enough: int) -> int:
-    """Scans of a JPEG up to its end marker, counted to ``enough`` + 1; what follows is left out."""
+    """Return scans of a JPEG up to its end marker, counted to ``enough`` + 1; what follows is left out."""
     position, scans, segments = 2, 0, 0
     while match := _MARKER.search(data, position):
         marker = data[match.end() - 1]
@@ -303,7 +303,7 @@ def _format_name(opened: PIL.Image.Image) -> str:
 
 
 def _orientation(opened: PIL.Image.Image, notes: list[str]) -> int:
-    """Read the EXIF orientation; damaged EXIF in a healthy picture is a note, not a failure."""
+    """Read the EXIF orientation; damaged EXIF in a healthy image is a note, not a failure."""
     try:
         value = opened.getexif().get(ExifTags.Base.Orientation, 1)
         orientation = int(value)
@@ -350,7 +350,7 @@ def _deep_grey_to_rgb(picture: PIL.Image.Image, notes: list[str]) -> PIL.Image.I
         notes.append(f"Grey values from {low:g} to {high:g} were stretched to the range from black to white.")
         black, white = low, high if high > low else low + 1.0 + abs(low)
     grey = np.empty(values.shape, dtype=np.uint8)
-    # In strips: the floats of a whole large picture would take eight times its own memory.
+    # In strips: the floats of a whole large image would take eight times its own memory.
     for top in range(0, len(values), _STRIP_ROWS):
         strip = values[top : top + _STRIP_ROWS].astype(np.float64)
         scaled = (np.nan_to_num(strip, nan=black, posinf=white, neginf=black) - black) / (white - black)
@@ -359,7 +359,7 @@ def _deep_grey_to_rgb(picture: PIL.Image.Image, notes: list[str]) -> PIL.Image.I
 
 
 def _finite_range(values: np.ndarray) -> tuple[float, float]:
-    """Lowest and highest finite value; (0, 0) when there is none."""
+    """Return lowest and highest finite value; (0, 0) when there is none."""
     if values.dtype.kind != "f":
         return float(values.min()), float(values.max())
     finite = values[np.isfinite(values)]

@@ -12,7 +12,7 @@ ImageEncoding = Literal["jpeg", "png"]
 
 
 def encode_image(picture: PIL.Image.Image, encoding: ImageEncoding = "jpeg") -> bytes:
-    """Encoded bytes; JPEG at quality 88, which takes a hundredth of the time of a PNG."""
+    """Return encoded bytes; JPEG at quality 88, which takes a hundredth of the time of a PNG."""
     buffer = io.BytesIO()
     if encoding == "jpeg":
         picture.save(buffer, "JPEG", quality=88)
@@ -22,5 +22,5 @@ def encode_image(picture: PIL.Image.Image, encoding: ImageEncoding = "jpeg") -> 
 
 
 def to_data_uri(picture: PIL.Image.Image) -> str:
-    """The picture as a JPEG data URI, for JSON and for pages that stand alone."""
+    """Return the image as a JPEG data URI, for JSON and for pages that stand alone."""
     return "data:image/jpeg;base64," + base64.b64encode(encode_image(picture)).decode()

@@ -1,7 +1,7 @@
-"""How a picture becomes a tensor, and the way back from the tensor's grid to the picture's own pixels.
+"""How an image becomes a tensor, and the way back from the tensor's grid to the image's own pixels.
 
-This is the only place that knows resize and crop. Training, service and batch jobs prepare pictures here, and
-every heatmap returns through the :class:`Frame` that its picture left by, so it cannot land beside the
+This is the only place that knows resize and crop. Training, service and batch jobs prepare images here, and
+every heatmap returns through the :class:`Frame` that its image left by, so it cannot land beside the
 object.
 
 Coordinates are continuous: pixel ``i`` covers ``[i, i + 1)`` and has its centre at ``i + 0.5``.
@@ -34,22 +34,24 @@ _MAX_SIZE = 4_096
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Where one picture went: its size, its resized size, and the crop of it that the model saw."""
+    """The place of one image in the model's input: its size, its resized size, and the crop that the model
+    saw.
+    """
 
     width: int
     height: int
-    """Size of the upright picture in pixels."""
+    """Size of the upright image in pixels."""
     resized_width: int
     resized_height: int
     left: int
     top: int
     crop_width: int
     crop_height: int
-    """The crop, in pixels of the resized picture."""
+    """The crop, in pixels of the resized image."""
 
     @property
     def seen_box(self) -> tuple[float, float, float, float]:
-        """(x0, y0, x1, y1) of what the model saw, in pixels of the upright picture."""
+        """(x0, y0, x1, y1) of what the model saw, in pixels of the upright image."""
         sx, sy = self.width / self.resized_width, self.height / self.resized_height
         return (
             self.left * sx,
@@ -59,8 +61,8 @@ class Frame:
         )
 
     def to_picture(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-        """A box (x0, y0, x1, y1) in pixels of the model's input, in pixels of the upright picture; it may
-        reach beyond either.
+        """Return a box (x0, y0, x1, y1) in pixels of the model's input, in pixels of the upright image; it
+        may reach beyond either.
         """
         sx, sy = self.width / self.resized_width, self.height / self.resized_height
         x0, y0, x1, y1 = box
@@ -72,19 +74,19 @@ class Frame:
         )
 
     def cell_size(self, rows: int, cols: int) -> tuple[float, float]:
-        """(width, height) in pixels of the upright picture of one cell of a map with that many rows and
-        columns.
+        """Return (width, height) in pixels of the upright image of one cell of a map with that many rows
+        and columns.
         """
         x0, y0, x1, y1 = self.seen_box
         return (x1 - x0) / cols, (y1 - y0) / rows
 
     def seen(self) -> np.ndarray:
-        """Boolean array (height, width): the pixels whose centre lies within what the model saw."""
+        """Return boolean array (height, width): the pixels whose centre lies within what the model saw."""
         x0, y0, x1, y1 = self.seen_box
         return np.outer(_visible_pixels(self.height, y0, y1), _visible_pixels(self.width, x0, x1))
 
     def unwarp(self, grid: np.ndarray) -> np.ndarray:
-        """Lay a map over the picture: (rows, cols) to float32 (height, width), NaN where the model never
+        """Lay a map over the image: (rows, cols) to float32 (height, width), NaN where the model never
         looked.
 
         The map's cells tile the crop evenly; between their centres the value is bilinear, outside of the
@@ -101,13 +103,13 @@ class Frame:
 
 
 def _is_extreme(image: Image) -> bool:
-    """Whether resizing the whole picture would make it huge."""
+    """Return whether resizing the whole image would make it huge."""
     return max(image.width, image.height) > _EXTREME_ASPECT * min(image.width, image.height)
 
 
 def _visible_pixels(pixels: int, start: float, stop: float) -> np.ndarray:
-    """Which pixels of a row have their centre in [start, stop); in a tiny picture without any, those that it
-    cuts.
+    """Return which pixels of a row have their centre in [start, stop); in a tiny image without any, those
+    that it cuts.
     """
     centre = np.arange(pixels) + 0.5
     inside = (centre >= start) & (centre < stop)
@@ -115,7 +117,7 @@ def _visible_pixels(pixels: int, start: float, stop: float) -> np.ndarray:
 
 
 def _interpolation_matrix(pixels: int, start: float, stop: float, cells: int) -> np.ndarray:
-    """Weights (pixels, cells) that read a row of cells tiling [start, stop) at each pixel's centre,
+    """Return weights (pixels, cells) that read a row of cells tiling [start, stop) at each pixel's centre,
     linearly.
     """
     position = (np.arange(pixels) + 0.5 - start) / (stop - start) * cells - 0.5
@@ -143,7 +145,7 @@ class Geometry:
 
     def __post_init__(self) -> None:
         """Refuse what could not be prepared: unknown interpolation, a crop larger than the resized
-        picture.
+        image.
         """
         sizes = (self.resize, self.crop_height, self.crop_width)
         if not all(type(size) is int and size <= _MAX_SIZE for size in sizes):
@@ -179,12 +181,12 @@ class Geometry:
             raise BundleError(f"The geometry {data!r} is not complete: {error}.") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     def frame(self, width: int, height: int) -> Frame:
-        """Where a picture of this size goes; the arithmetic is torchvision's (long side truncated, crop
-        rounded).
+        """Return where an image of this size goes; the arithmetic is torchvision's (long side truncated,
+        crop rounded).
         """
         if width <= height:
             resized_width, resized_height = self.resize, int(self.resize * height / width)
@@ -202,7 +204,7 @@ class Geometry:
         )
 
     def see(self, image: Image) -> tuple[PIL.Image.Image, Frame]:
-        """The crop that the model will see, as a picture (before normalisation), and its Frame."""
+        """Return the crop that the model will see, as an image (before normalisation), and its Frame."""
         frame = self.frame(image.width, image.height)
         if _is_extreme(image):
             return self._see_extreme(image, frame), frame
@@ -210,7 +212,7 @@ class Geometry:
         return F.center_crop(resized, [self.crop_height, self.crop_width]), frame
 
     def see_moved(self, image: Image, right: int, down: int) -> tuple[PIL.Image.Image, Frame]:
-        """As :meth:`see`, with the crop moved by some pixels of the resized picture; beyond its edge the
+        """Do as :meth:`see`, with the crop moved by some pixels of the resized image; beyond its edge the
         edge's pixels are repeated.
         """
         frame = self.frame(image.width, image.height)
@@ -229,7 +231,7 @@ class Geometry:
         return padded.crop(box), moved
 
     def _resized(self, image: Image, frame: Frame) -> PIL.Image.Image:
-        """The whole picture with its short side as the model wants it."""
+        """Return the whole image with its short side as the model wants it."""
         size = [self.resize] if image.full_size is None else [frame.resized_height, frame.resized_width]
         resized: PIL.Image.Image = F.resize(
             image.pil, size, interpolation=_TORCHVISION[self.interpolation], antialias=True
@@ -237,14 +239,14 @@ class Geometry:
         return resized
 
     def _see_extreme(self, image: Image, frame: Frame) -> PIL.Image.Image:
-        """Resize only the part of a very long picture that the crop needs: 1 x 5000 would otherwise become
+        """Resize only the part of a very long image that the crop needs: 1 x 5000 would otherwise become
         327 MP.
         """
         if max(image.width, image.height) > MAX_SIDE:
             raise ImageTooLarge(
                 f"The picture is {image.width} x {image.height}; its limit is {MAX_SIDE:,} a side."
             )
-        # Shares of the picture, which may have been decoded smaller than it is.
+        # Shares of the image, which may have been decoded smaller than it is.
         across, down = image.pil.width / image.width, image.pil.height / image.height
         x0, y0, x1, y1 = frame.seen_box
         return image.pil.resize(
@@ -255,7 +257,7 @@ class Geometry:
         )
 
     def normalise(self, picture: PIL.Image.Image) -> Tensor:
-        """A crop as float32 (3, height, width): scaled to [0, 1], then (x - mean) / std."""
+        """Return a crop as float32 (3, height, width): scaled to [0, 1], then (x - mean) / std."""
         scaled = F.convert_image_dtype(F.pil_to_tensor(picture), torch.float32)
         normalised: Tensor = F.normalize(scaled, mean=list(self.mean), std=list(self.std))
         return normalised
@@ -265,8 +267,8 @@ class Geometry:
         return torch.stack([self.prepare(read_image(path))[0] for path in paths])
 
     def prepare(self, image: Image) -> tuple[Tensor, Frame]:
-        """The tensor (3, height, width) that the model takes, and the Frame that leads back to the
-        picture.
+        """Return the tensor (3, height, width) that the model takes, and the Frame that leads back to the
+        image.
         """
         picture, frame = self.see(image)
         return self.normalise(picture), frame

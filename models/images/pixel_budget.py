@@ -1,6 +1,6 @@
 """How many pixels may be held decoded at once.
 
-A limit on one picture does not bound a server: every thread may hold a picture of the largest size, at four
+A limit on one image does not bound a server: every thread may hold an image of the largest size, at four
 bytes a pixel and more on the way. Whoever finds no room waits, as long as its deadline allows.
 """
 
@@ -19,7 +19,9 @@ _COLLECT_SECONDS = 1.0
 
 
 class PixelBudget:
-    """For so many pixels; shared by threads. A picture larger than that has the room to itself."""
+    """A budget of decoded pixels that threads share. An image larger than the budget is decoded when no other
+    is held.
+    """
 
     def __init__(self, pixels: int) -> None:
         self.pixels = pixels
@@ -34,7 +36,7 @@ class PixelBudget:
                 check_deadline()
                 self._change.wait(_POLL_SECONDS)
                 if time.monotonic() - collected > _COLLECT_SECONDS:
-                    # A picture may hang in a cycle with an error that somebody keeps.
+                    # An image may hang in a cycle with an error that somebody keeps.
                     gc.collect()
                     collected = time.monotonic()
             self.taken += pixels

@@ -15,7 +15,7 @@ from models.networks.transfer_model import TransferModel
 
 @dataclass(frozen=True, slots=True)
 class ChannelActivation:
-    """One channel of a block's output."""
+    """Statistics of one channel of a block's output."""
 
     index: int
     mean: float
@@ -27,7 +27,7 @@ class ChannelActivation:
 
 @dataclass(frozen=True, slots=True)
 class BlockActivation:
-    """A block's output for one picture."""
+    """A block's output for one image."""
 
     block: str
     shape: tuple[int, ...]
@@ -45,7 +45,7 @@ class BlockActivation:
 def collect_activations(
     model: TransferModel, x: Tensor, *, blocks: Sequence[str], channels: int = 8
 ) -> list[BlockActivation]:
-    """Outputs of the named blocks for one picture (1, 3, H, W), in the model's order, each block once.
+    """Return outputs of the named blocks for one image (1, 3, H, W), in the model's order, each block once.
 
     Raises UnknownChoice for a block that the model does not have, ExplanationError for one that gives no map.
     """
@@ -61,7 +61,7 @@ def collect_activations(
 
 
 def _describe(block: str, value: Tensor, channels: int) -> BlockActivation:
-    """(channels, rows, cols) to its description; copies what it keeps, so that the forward's memory is
+    """Return (channels, rows, cols) to its description; copies what it keeps, so that the forward's memory is
     freed.
     """
     value = value.float()

@@ -1,4 +1,4 @@
-"""What the model would say if a part of the picture were covered: a question, an experiment, an answer."""
+"""What the model would say if a part of the image were covered: a question, an experiment, an answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_SIDE = 2_048
 
 @dataclass(frozen=True, slots=True)
 class ScoreChange:
-    """Of one class's score."""
+    """The change of one class's score."""
 
     label: str
     index: int
@@ -38,7 +38,7 @@ class ScoreChange:
 
 @dataclass(frozen=True, slots=True)
 class CoverTest:
-    """The scores with and without a part of the picture."""
+    """The scores with and without a part of the image."""
 
     changes: tuple[ScoreChange, ...]
     """Every class, in the order of the scores before."""
@@ -46,12 +46,12 @@ class CoverTest:
     share: float
     """Of what the model sees, how much was covered, 0 to 1."""
     covered: Image = field(repr=False)
-    """The upright picture with its part covered."""
+    """The upright image with its part covered."""
 
 
 def limit_size(image: Image) -> tuple[Image, float]:
-    """The picture for an experiment, at most 2,048 pixels a side, and how much smaller it is: covering 50
-    megapixels would take seconds, and the network sees a few hundred pixels a side.
+    """Return the image for an experiment, at most 2,048 pixels a side, and how much smaller it is: covering
+    50 megapixels would take seconds, and the network sees a few hundred pixels a side.
     """
     longest = max(image.width, image.height)
     if longest <= _MOST_SIDE and image.full_size is None:
@@ -63,7 +63,7 @@ def limit_size(image: Image) -> tuple[Image, float]:
 
 
 def mask_from_box(frame: Frame, box: Box) -> np.ndarray:
-    """A box (x0, y0, x1, y1) in pixels of the upright picture as a boolean mask (height, width).
+    """Return a box (x0, y0, x1, y1) in pixels of the upright image as a boolean mask (height, width).
 
     Raises ExplanationError for a box without area, or that the model never saw any of.
     """
@@ -81,8 +81,8 @@ def mask_from_box(frame: Frame, box: Box) -> np.ndarray:
 
 
 def mask_from_map(frame: Frame, attribution: Attribution, *, share: float = 0.15) -> np.ndarray:
-    """The hottest part of a map, as a mask (height, width) over at most that share of what the model saw,
-    and never more than has positive evidence.
+    """Return the hottest part of a map, as a mask (height, width) over at most that share of what the model
+    saw, and never more than has positive evidence.
 
     Raises ExplanationError for an empty map or a share outside 0 to 1.
     """
@@ -100,7 +100,7 @@ def mask_from_map(frame: Frame, attribution: Attribution, *, share: float = 0.15
 
 
 def run_cover_test(backend: Backend, image: Image, mask: np.ndarray, *, cover: str = "blur") -> CoverTest:
-    """Cover what ``mask`` (height, width) marks of the upright picture, and ask the model again.
+    """Cover what ``mask`` (height, width) marks of the upright image, and ask the model again.
 
     Raises UnknownChoice for the cover.
     """
@@ -127,5 +127,5 @@ def _scores(backend: Backend, image: Image) -> list[Prediction]:
 
 
 def _pixels(start: float, stop: float, count: int) -> slice:
-    """The pixels that an interval touches."""
+    """Return the pixels that an interval touches."""
     return slice(max(0, math.floor(start)), max(0, min(count, math.ceil(stop))))

@@ -26,7 +26,7 @@ from models.networks.transfer_model import TransferModel
 
 @dataclass(frozen=True, slots=True)
 class DecompositionPart:
-    """What came through one branch, or past it."""
+    """The share of the evidence that came through one branch, or past it."""
 
     name: str
     channels: int
@@ -44,7 +44,7 @@ class DecompositionPart:
 
 @dataclass(frozen=True, slots=True)
 class Decomposition:
-    """Of one picture, target and block."""
+    """The evidence of one image, target and block by the parts of the block."""
 
     target: Target
     block: str

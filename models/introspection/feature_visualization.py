@@ -1,7 +1,7 @@
-"""What a channel looks for: a picture that drives it, found by gradient ascent (topic of templates).
+"""What a channel looks for: an image that drives it, found by gradient ascent (topic of templates).
 
-The picture, not the weights, is optimised (Erhan et al. 2009). Plain ascent gives noise that a person cannot
-read; three things together give shapes (Olah et al. 2017): the picture is kept as its Fourier coefficients
+The image, not the weights, is optimised (Erhan et al. 2009). Plain ascent gives noise that a person cannot
+read; three things together give shapes (Olah et al. 2017): the image is kept as its Fourier coefficients
 with their natural fall-off, in colours that are decorrelated as those of photographs are, and it must drive
 the channel wherever it is moved, turned or enlarged a little. The objective is the channel before its
 activation function, so that a channel that is silent at first still has a gradient.
@@ -38,14 +38,14 @@ _MOST_SIDE = 512
 
 @dataclass(frozen=True, slots=True)
 class FilterTemplate:
-    """What was found for one channel."""
+    """A synthesized image that a channel responds to."""
 
     block: str
     channel: int
     picture: np.ndarray = field(repr=False)
     """uint8 (side, side, 3)."""
     response: float
-    """Mean of the channel before its activation function, on the picture."""
+    """Mean of the channel before its activation function, on the image."""
     start: float
     """The same on the noise that it began from."""
     steps: int
@@ -62,7 +62,7 @@ def synthesize_templates(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> list[FilterTemplate]:
-    """Synthesise a picture for each channel of a block, all at once.
+    """Synthesise an image for each channel of a block, all at once.
 
     Raises UnknownChoice for an unknown block or channel, ExplanationError for a block without channels, and
     for a side that the network cannot take.
@@ -115,7 +115,9 @@ def synthesize_templates(
 
 
 def count_channels(model: TransferModel, block: str) -> int:
-    """How many channels a block's map has; raises UnknownChoice, and ExplanationError for one without."""
+    """Return how many channels a block's map has; raises UnknownChoice, and ExplanationError for one
+    without.
+    """
     geometry = model.geometry
     with torch.no_grad():
         value = model.until(block, torch.zeros(1, 3, geometry.crop_height, geometry.crop_width))
@@ -123,8 +125,8 @@ def count_channels(model: TransferModel, block: str) -> int:
 
 
 class _PreActivationRecorder(TorchFunctionMode):
-    """While entered, this thread's activation functions keep what they were given, also through what only
-    puts values side by side, in another order, or takes the largest of them.
+    """A mode in which this thread's activation functions keep their inputs, also through operations that only
+    concatenate, permute or take the maximum of them.
     """
 
     def __init__(self) -> None:
@@ -148,7 +150,7 @@ class _PreActivationRecorder(TorchFunctionMode):
         return output
 
     def before(self, value: Tensor) -> Tensor:
-        """What the activation functions that gave ``value`` were given; ``value`` where none did."""
+        """Return what the activation functions that gave ``value`` were given; ``value`` where none did."""
         recorded = self._known.get(id(value))
         return recorded[1] if recorded is not None and recorded[0] is value else value
 
@@ -169,7 +171,7 @@ class _PreActivationRecorder(TorchFunctionMode):
 
 
 def _to_pixels(spectrum: Tensor, side: int) -> Tensor:
-    """Fourier coefficients to pictures (N, 3, side, side) in [0, 1]."""
+    """Return Fourier coefficients to images (N, 3, side, side) in [0, 1]."""
     rows, cols = torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None]
     falling = 1.0 / torch.clamp(torch.sqrt(rows**2 + cols**2), min=1.0 / side)
     waves = torch.fft.irfft2(
@@ -180,7 +182,7 @@ def _to_pixels(spectrum: Tensor, side: int) -> Tensor:
 
 
 def _jitter(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Moved, turned and enlarged a little, each step otherwise."""
+    """Shift, rotate and enlarge an image a little, each step differently."""
     draw = (torch.rand(4, generator=generator) * 2 - 1).tolist()
     angle, zoom = math.radians(10 * draw[0]), 1.0 + 0.08 * draw[1]
     turn = torch.tensor([

@@ -1,8 +1,8 @@
-"""Grad-CAM's five steps for one picture and class, with everything that passes from one to the next.
+"""Grad-CAM's five steps for one image and class, with everything that passes from one to the next.
 
 (1) forward: the block's activations and the scores; (2) the gradient of the class's logit at the block;
 (3) its signed mean per channel; (4) the weighted sum of the activations, and its positive part; (5) laid over
-the picture.
+the image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from models.attribution.targets import Target
 
 @dataclass(frozen=True, slots=True)
 class ChannelTrace:
-    """One channel on its way through the steps."""
+    """A channel on its way through the steps of Grad-CAM."""
 
     index: int
     activation: np.ndarray = field(repr=False)
@@ -54,7 +54,7 @@ class GradCamTrace:
 
 
 def trace_grad_cam(forward: ForwardPass, item: int, target: Target, *, channels: int = 4) -> GradCamTrace:
-    """Follow Grad-CAM through one picture of the evidence."""
+    """Follow Grad-CAM through one image of the evidence."""
     attribution = attribute_each(forward, [target] * len(forward.x))[item]
     gradient = forward.gradient([target] * len(forward.x))[item]
     activation = forward.map.detach()[item]

@@ -18,13 +18,13 @@ _HIGH, _LOW = 0.6, 0.3
 
 @dataclass(frozen=True, slots=True)
 class MethodAgreement:
-    """Of several maps of one target."""
+    """The agreement of several maps of one target."""
 
     methods: tuple[str, ...]
     correlations: tuple[tuple[float, ...], ...]
     """Rank correlation of each pair of methods, 1 on the diagonal."""
     overlap: float
-    """Mean over the pairs: of the fifth of the picture that each marks most, the share marked by both."""
+    """Mean over the pairs: of the fifth of the image that each marks most, the share marked by both."""
 
     @property
     def mean(self) -> float:
@@ -43,7 +43,7 @@ class MethodAgreement:
 
 
 def measure_agreement(attributions: Sequence[Attribution]) -> MethodAgreement:
-    """Compare two or more maps of one picture and target, on the coarsest grid among them.
+    """Compare two or more maps of one image and target, on the coarsest grid among them.
 
     Raises ValueError for fewer than two, and for maps of different targets.
     """
@@ -61,7 +61,7 @@ def measure_agreement(attributions: Sequence[Attribution]) -> MethodAgreement:
 
 
 def resample_map(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A map with other cells: means where they are larger."""
+    """Return a map with other cells: means where they are larger."""
     if values.shape == shape:
         return values
     laid = F.interpolate(torch.from_numpy(values.copy())[None, None], tuple(shape), mode="area")
@@ -70,7 +70,9 @@ def resample_map(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's, of two maps of one shape; equal values share their rank. 0 where a map is constant."""
+    """Return Spearman's rank correlation of two maps of one shape; equal values share their rank. 0 where a
+    map is constant.
+    """
     ranks = [_ranks(values.ravel()) for values in (one, other)]
     if min(float(values.std()) for values in ranks) == 0.0:
         return 0.0

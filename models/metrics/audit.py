@@ -25,7 +25,7 @@ AUDIT_CHECKS = ("faithfulness", "agreement", "shifts", "sweep")
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What the checks found; None for one that was not asked for, or that has nothing to judge."""
+    """Results of the checks; None for a check that was not requested, or that has nothing to check."""
 
     attribution: Attribution
     faithfulness: FaithfulnessResult | None
@@ -41,7 +41,7 @@ class Audit:
 
 
 def check_names(names: Collection[str]) -> tuple[str, ...]:
-    """The checks named, or all of them for none; raises UnknownChoice."""
+    """Return the checks named, or all of them for none; raises UnknownChoice."""
     for name in names:
         if name not in AUDIT_CHECKS:
             raise UnknownChoice("check", name, AUDIT_CHECKS)
@@ -57,7 +57,7 @@ def run_audit(
     checks: Collection[str] = (),
     progress: Progress = no_progress,
 ) -> Audit:
-    """Put one map of a single picture's evidence to the checks; ``barred`` methods are not asked.
+    """Put one map of a single image's evidence to the checks; ``barred`` methods are not asked.
 
     Where the deadline of the work passes, what was found by then is returned, and ``skipped`` names the rest.
     Raises UnknownChoice for a check that does not exist.
@@ -100,8 +100,8 @@ def run_audit(
 
 
 def _block_method(method: str, disabled: Mapping[str, str]) -> str | None:
-    """The method itself where it reads a block; what asks the pixels would cost minutes at every stage and
-    shift, so the first allowed method that reads a block stands for it. None where there is none.
+    """Return the method itself where it reads a block; what asks the pixels would cost minutes at every stage
+    and shift, so the first allowed method that reads a block stands for it. None where there is none.
     """
     able = [name for name, row in METHODS.items() if row.grid == "block" and name not in disabled]
     return method if method in able else next(iter(able), None)
@@ -110,7 +110,7 @@ def _block_method(method: str, disabled: Mapping[str, str]) -> str | None:
 def attribute_by_all_methods(
     forward: ForwardPass, target: Target, disabled: Mapping[str, str]
 ) -> tuple[tuple[Attribution, ...], dict[str, str]]:
-    """A quick map by each method that may be used, and why the others were left out."""
+    """Return a quick map by each method that may be used, and why the others were left out."""
     left_out = dict(disabled)
     maps: list[Attribution] = []
     for name in METHODS:

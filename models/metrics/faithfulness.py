@@ -1,9 +1,9 @@
 """Whether the model reacts to what a map marks, more than to random maps as smooth as it.
 
-Deletion covers the picture in the order of the map, strongest first, and watches the score fall; insertion
+Deletion covers the image in the order of the map, strongest first, and watches the score fall; insertion
 uncovers it in that order and watches it rise (Petsiuk et al. 2018). Such curves mean little alone: any smooth
-map that reaches the middle does well on some pictures. So the same is done with random maps on the same
-picture, made from the map by drawing the phases of its Fourier transform anew, which leaves its smoothness
+map that reaches the middle does well on some images. So the same is done with random maps on the same
+image, made from the map by drawing the phases of its Fourier transform anew, which leaves its smoothness
 and contrast as they are.
 """
 
@@ -33,7 +33,7 @@ class ScoreCurve:
     """Scores along the steps."""
 
     shares: tuple[float, ...]
-    """Of the picture covered (deletion) or shown (insertion), 0 to 1."""
+    """Of the image covered (deletion) or shown (insertion), 0 to 1."""
     scores: tuple[float, ...]
     """Of the target."""
 
@@ -45,7 +45,7 @@ class ScoreCurve:
 
 @dataclass(frozen=True, slots=True)
 class FaithfulnessResult:
-    """How far the model reacts to what one map marks."""
+    """A measure of how far the model reacts to what one map marks."""
 
     deletion: ScoreCurve
     insertion: ScoreCurve
@@ -101,7 +101,7 @@ def measure_faithfulness(
     batch: int = 8,
     progress: Progress = no_progress,
 ) -> FaithfulnessResult:
-    """Judge one map of one picture (3, H, W), with (random_maps + 2) x 2 x steps forwards.
+    """Judge one map of one image (3, H, W), with (random_maps + 2) x 2 x steps forwards.
 
     Raises ExplanationError for an empty map, UnknownChoice for the cover, ValueError for counts out of range.
     """
@@ -127,12 +127,12 @@ def measure_faithfulness(
 
 
 def count_faithfulness_forwards(steps: int = 10, random_maps: int = 19) -> int:
-    """Of the judgement of one map."""
+    """Return the forwards that the check of one map takes."""
     return (random_maps + 2) * 2 * steps
 
 
 def random_surrogates(grid: np.ndarray, count: int, *, seed: int) -> list[np.ndarray]:
-    """Random maps of the same shape, mean and power spectrum as ``grid`` (Theiler et al. 1992)."""
+    """Return random maps of the same shape, mean and power spectrum as ``grid`` (Theiler et al. 1992)."""
     rng = np.random.default_rng(seed)
     strength = np.abs(np.fft.rfft2(grid))
     maps = []
@@ -165,10 +165,10 @@ def _pixel_order(grid: np.ndarray, size: tuple[int, int]) -> Tensor:
 def _curves(
     backend: Backend, x: Tensor, hidden: Tensor, order: Tensor, target: Target, steps: int, batch: int
 ) -> tuple[ScoreCurve, ScoreCurve]:
-    """Deletion and insertion along one order."""
+    """Return the deletion and insertion curves along one order."""
     shares = torch.linspace(0, 1, steps + 1)
     first = order[None] < shares[:, None, None]
-    # Deleting all and inserting nothing are the same picture, as are the two other ends.
+    # Deleting all and inserting nothing are the same image, as are the two other ends.
     marked = torch.cat([first, ~first[1:-1]])[:, None]
     pictures = torch.where(marked, hidden, x)
     logits = torch.cat([predict_logits(backend, part) for part in torch.split(pictures, batch)])

@@ -1,4 +1,4 @@
-"""One picture explained at each stage of the network: edges at first, parts at last (topic of depth)."""
+"""One image explained at each stage of the network: edges at first, parts at last (topic of depth)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from models.networks.transfer_model import TransferModel
 
 @dataclass(frozen=True, slots=True)
 class SweepStage:
-    """One stage's map."""
+    """The map of one stage."""
 
     attribution: Attribution
     faithfulness: FaithfulnessResult | None
@@ -26,7 +26,9 @@ class SweepStage:
 
 
 def stage_ends(model: TransferModel, x: Tensor) -> list[str]:
-    """The last block of each spatial size, from the input up; of one size throughout, every third block."""
+    """Return the last block of each spatial size, from the input up; of one size throughout, every third
+    block.
+    """
     sizes: dict[str, tuple[int, ...]] = {}
     with torch.no_grad():
         for name, value in model.walk(x[:1]):
@@ -40,7 +42,7 @@ def stage_ends(model: TransferModel, x: Tensor) -> list[str]:
 
 
 def _blocks_above_cam(model: TransferModel) -> set[str]:
-    """Blocks above the Grad-CAM block, which was chosen as the last that has something to say."""
+    """Return blocks above the Grad-CAM block, which was chosen as the last that has something to say."""
     return set(model.block_names[model.index_of(model.cam_block) + 1 :])
 
 
@@ -53,7 +55,7 @@ def run_layer_sweep(
     steps: int = 8,
     random_maps: int = 9,
 ) -> list[SweepStage]:
-    """Explain one picture (3, H, W) at the end of each stage, each map with its faithfulness."""
+    """Explain one image (3, H, W) at the end of each stage, each map with its faithfulness."""
     stages = []
     for block in stage_ends(backend.model, x[None]):
         attribution = attribute_each(

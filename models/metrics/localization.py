@@ -17,7 +17,7 @@ from models.images.geometry import Frame
 
 @dataclass(frozen=True, slots=True)
 class Localization:
-    """Of one map and mask, or the mean over many."""
+    """Localization of one map and mask, or the mean over many."""
 
     energy: float
     """Share of the positive evidence inside the mask (Wang et al. 2020), 0 to 1."""
@@ -30,7 +30,7 @@ class Localization:
 
 
 def localize(attribution: Attribution, frame: Frame, mask: np.ndarray) -> Localization | None:
-    """Hold a map against a boolean mask (height, width) of the upright picture; None when the model saw
+    """Hold a map against a boolean mask (height, width) of the upright image; None when the model saw
     nothing of the object, or all of it everywhere.
 
     Raises ValueError for a mask of another size.
@@ -55,7 +55,7 @@ def localize(attribution: Attribution, frame: Frame, mask: np.ndarray) -> Locali
 
 
 def mean_localization(results: Sequence[Localization]) -> Localization:
-    """The mean of each figure."""
+    """Return the mean of each figure."""
     rows = np.array([[result.energy, result.area, result.pointing, result.centre] for result in results])
     energy, area, pointing, centre = rows.mean(axis=0).tolist()
     return Localization(energy, area, pointing, centre)

@@ -1,7 +1,7 @@
 """Whether a method's maps depend on what the model has learnt (Adebayo et al. 2018).
 
-The weights are shuffled from the head downwards, and the same pictures are explained after each step. A map
-that stays as it was does not show the model but the picture; the method is then barred for that model.
+The weights are shuffled from the head downwards, and the same images are explained after each step. A map
+that stays as it was does not show the model but the image; the method is then barred for that model.
 Shuffling within each tensor, rather than drawing anew, keeps the sizes of the signals, so that the shuffled
 network is no dead one.
 """
@@ -29,12 +29,12 @@ DISABLED_FROM = 0.5
 _CLASS_BLIND_FROM = 0.9
 _REPEATS = 2
 _COSTLY_IMAGES = 2
-"""For methods that take many forwards a picture."""
+"""For methods that take many forwards an image."""
 
 
 def shuffle_weights(model: TransferModel, start: str, *, seed: int) -> TransferModel:
-    """A copy with the weights of the head and of every block from ``start`` upwards shuffled within each
-    tensor.
+    """Return a copy with the weights of the head and of every block from ``start`` upwards shuffled within
+    each tensor.
     """
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -55,10 +55,10 @@ def check_randomization(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> RandomizationCheck:
-    """Check methods on some pictures (N, 3, H, W), each explained for the class that the model predicts.
+    """Check methods on some images (N, 3, H, W), each explained for the class that the model predicts.
 
     Methods that read a block are asked after each step of two shufflings, those that cost many forwards
-    after the first and the last step of one, on two pictures. Methods that do not apply to the network are
+    after the first and the last step of one, on two images. Methods that do not apply to the network are
     left out.
     """
     count = len(model.block_names)
@@ -105,8 +105,8 @@ def _maps(name: str, forward: ForwardPass, targets: Sequence[int]) -> list[np.nd
 
 
 def _similarities(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> list[float]:
-    """Of each pair of maps, 0 for one turned round: that it changed is all that is asked. A map that came out
-    empty or not finite says nothing about whether the method would have changed, and is left out.
+    """Return the similarity of each pair of maps, 0 for an inverted one: only whether it changed matters. A
+    map that is empty or not finite says nothing about that, and is left out.
     """
     pairs = [
         (a, b)

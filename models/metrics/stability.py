@@ -1,7 +1,7 @@
-"""How far prediction and map move when the picture moves by a few pixels (topic of pooling: why it is there).
+"""How far prediction and map move when the image moves by a few pixels (topic of pooling: why it is there).
 
-The crop is moved on the resized picture, so that real pixels come in where there are any; each map is carried
-back through its own Frame and compared on the picture itself.
+The crop is moved on the resized image, so that real pixels come in where there are any; each map is carried
+back through its own Frame and compared on the image itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STABLE_SPREAD = 0.1
 
 @dataclass(frozen=True, slots=True)
 class ShiftResult:
-    """After one move."""
+    """Prediction and map after one shift."""
 
     right: int
     down: int
@@ -43,7 +43,7 @@ class ShiftResult:
 
 @dataclass(frozen=True, slots=True)
 class ShiftTest:
-    """Of one picture and target."""
+    """The shift test of one image and target."""
 
     score: float
     """Before any move."""
@@ -81,7 +81,7 @@ def run_shift_test(
     method: str = DEFAULT_METHOD,
     block: str | None = None,
 ) -> ShiftTest:
-    """Move a picture by each of so many pixels in four directions; one forward and map for each."""
+    """Move an image by each of so many pixels in four directions; one forward and map for each."""
     geometry = backend.model.geometry
     moves = [(0, 0)] + [move for far in pixels for move in ((far, 0), (-far, 0), (0, far), (0, -far))]
     seen = [geometry.see_moved(image, right, down) for right, down in moves]
@@ -102,14 +102,14 @@ def run_shift_test(
 
 
 def _answers(backend: Backend, logits: Tensor) -> list[tuple[int, ...]]:
-    """The accepted classes of each picture."""
+    """Return the accepted classes of each image."""
     model = backend.model
     ranked = [rank_classes(row, model.classes, model.scoring) for row in logits]
     return [tuple(sorted(item.index for item in row if item.accepted)) for row in ranked]
 
 
 def _project_map(attribution: Attribution, frame: Frame) -> np.ndarray:
-    """The map on a small version of the picture; the frame keeps its proportions."""
+    """Return the map on a small version of the image; the frame keeps its proportions."""
     scale = _COMPARE_SIDE / max(frame.width, frame.height)
     small = replace(
         frame, width=max(1, round(frame.width * scale)), height=max(1, round(frame.height * scale))

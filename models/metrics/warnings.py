@@ -19,9 +19,9 @@ _BORDER_OF_INPUT = 1 / 7
 
 @dataclass(frozen=True, slots=True)
 class BorderAudit:
-    """How much of a map's positive evidence lies in the rim that zero padding feeds (topic of padding).
+    """The share of a map's positive evidence in the border cells that zero padding feeds.
 
-    There a network sees less picture and more zeros, and evidence is often an artefact of the edge.
+    There a network sees less image and more zeros, and evidence is often an artefact of the edge.
     """
 
     mass: float
@@ -36,7 +36,7 @@ class BorderAudit:
 
 
 def audit_border(attribution: Attribution) -> BorderAudit:
-    """Of the outermost ring of a block's cells, or of as wide a ring of a map of pixels."""
+    """Audit the outermost ring of a block's cells, or as wide a ring of a map of pixels."""
     positive = np.maximum(attribution.values, 0.0)
     pixels = attribution.grid == "input"
     width = max(1, round(min(positive.shape) * _BORDER_OF_INPUT)) if pixels else 1
@@ -49,7 +49,7 @@ def audit_border(attribution: Attribution) -> BorderAudit:
 
 
 def image_warnings(image: Image, frame: Frame) -> list[str]:
-    """What is lost between the picture and what the model saw."""
+    """Return what is lost between the image and what the model saw."""
     warnings = list(image.notes)
     x0, y0, x1, y1 = frame.seen_box
     unseen = 1.0 - (x1 - x0) * (y1 - y0) / (image.width * image.height)
@@ -66,7 +66,7 @@ def image_warnings(image: Image, frame: Frame) -> list[str]:
 
 
 def map_warnings(attribution: Attribution, score: float, full_scale: float | None = None) -> list[str]:
-    """What is odd about one map; ``score`` is its class's, ``full_scale`` what it is drawn to."""
+    """Return what is odd about one map; ``score`` is its class's, ``full_scale`` what it is drawn to."""
     name = attribution.target.name
     if attribution.status != "ok":
         return [f"{name}: {STATUS_MEANINGS[attribution.status]}"]

@@ -21,7 +21,7 @@ _TOLERANCE = 1e-4
 
 
 def fold_batchnorm(module: nn.Module) -> nn.Module:
-    """A copy in eval mode in which each BatchNorm that is defined right after a convolution is folded
+    """Return a copy in eval mode in which each BatchNorm that is defined right after a convolution is folded
     into it.
     """
     module = copy.deepcopy(module).eval()
@@ -36,7 +36,7 @@ def fold_batchnorm(module: nn.Module) -> nn.Module:
 
 
 def inference_copy(model: TransferModel) -> TransferModel:
-    """A folded copy of a model for inference and explanations; training the model does not touch it.
+    """Return a folded copy of a model for inference and explanations; training the model does not touch it.
 
     Modules are defined in the order of their forward in every backbone of the table, but that is a
     custom, not a rule: blocks whose fold does not give the same values are kept as they are.
@@ -54,7 +54,9 @@ def inference_copy(model: TransferModel) -> TransferModel:
 
 
 def frozen_prefix(model: TransferModel, level: int) -> nn.Module:
-    """The first ``level`` blocks, folded, as a module of its own; training the rest does not touch it."""
+    """Return the first ``level`` blocks, folded, as a module of its own; training the rest does not
+    touch it.
+    """
     blocks = nn.Sequential(*(model.block(name) for name in model.block_names[:level]))
     x = _random_batch(model)
     candidate = fold_batchnorm(blocks)

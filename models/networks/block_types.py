@@ -36,7 +36,7 @@ Branches = Callable[[Any, Tensor], list[tuple[str, Tensor]]]
 
 @dataclass(frozen=True, slots=True)
 class BlockType:
-    """One row: a module class and what is known of it."""
+    """An entry of the table: a module class and what is known of it."""
 
     module: type[nn.Module]
     kind: Kind

@@ -32,7 +32,7 @@ def _pool() -> nn.Module:
 
 
 def _stages(stages: Iterable[tuple[str, Iterable[nn.Module], nn.Module | None]]) -> dict[str, nn.Module]:
-    """Blocks ``name.index`` of stages given as (name, modules, what opens the stage)."""
+    """Return blocks ``name.index`` of stages given as (name, modules, what opens the stage)."""
     blocks: dict[str, nn.Module] = {}
     for name, modules, opening in stages:
         for index, module in enumerate(modules):
@@ -45,24 +45,24 @@ def _stages(stages: Iterable[tuple[str, Iterable[nn.Module], nn.Module | None]])
 
 
 def linear(features: int, classes: int) -> nn.Module:
-    """One linear layer on a pooled vector."""
+    """Return one linear layer on a pooled vector."""
     return nn.Linear(features, classes)
 
 
 def dropout_linear(features: int, classes: int) -> nn.Module:
-    """Dropout of a fifth, then one linear layer."""
+    """Return dropout of a fifth, then one linear layer."""
     return nn.Sequential(nn.Dropout(0.2), nn.Linear(features, classes))
 
 
 def hardswish_classifier(features: int, hidden: int, classes: int) -> nn.Module:
-    """The two layers of MobileNetV3."""
+    """Return the two layers of MobileNetV3."""
     return nn.Sequential(
         nn.Linear(features, hidden), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(hidden, classes)
     )
 
 
 def squeezenet_classifier(classes: int) -> nn.Module:
-    """A 1 x 1 convolution, pooled after it."""
+    """Return a 1 x 1 convolution, pooled after it."""
     # Without the ReLU of the original: it would clip logits at 0 and leave a losing class no gradient to
     # recover by.
     conv = nn.Conv2d(512, classes, kernel_size=1)
@@ -71,14 +71,14 @@ def squeezenet_classifier(classes: int) -> nn.Module:
 
 
 def vgg_classifier(classes: int) -> nn.Module:
-    """The mean over the positions, then one linear layer."""
+    """Return the mean over the positions, then one linear layer."""
     # Not the 120 million weights of fc6 and fc7: drawn anew, a small data set could only overfit them.
     mean = (nn.Unflatten(1, (512, 7, 7)), nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
     return nn.Sequential(*mean, nn.Dropout(0.2), nn.Linear(512, classes))
 
 
 def convnext_classifier(features: int, classes: int) -> nn.Module:
-    """LayerNorm of the pooled vector, then one linear layer."""
+    """Return LayerNorm of the pooled vector, then one linear layer."""
     return nn.Sequential(LayerNorm2d(features, eps=1e-6), nn.Flatten(1), nn.Linear(features, classes))
 
 
@@ -86,8 +86,8 @@ def convnext_classifier(features: int, classes: int) -> nn.Module:
 
 
 def resnet(network: Any) -> Cut:
-    """ResNet, ResNeXt, Wide ResNet (He et al. 2016; Xie et al. 2017; Zagoruyko & Komodakis 2016): stem, then
-    each residual block.
+    """Cut ResNet, ResNeXt, Wide ResNet (He et al. 2016; Xie et al. 2017; Zagoruyko & Komodakis 2016): stem,
+    then each residual block.
     """
     stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
     stages = [(name, getattr(network, name), None) for name in ("layer1", "layer2", "layer3", "layer4")]
@@ -95,13 +95,13 @@ def resnet(network: Any) -> Cut:
 
 
 def regnet(network: Any) -> Cut:
-    """RegNet (Radosavovic et al. 2020): stem, then each residual block of four stages."""
+    """Cut RegNet (Radosavovic et al. 2020): stem, then each residual block of four stages."""
     stages = [(f"stage{n}", stage, None) for n, stage in enumerate(network.trunk_output, start=1)]
     return Cut({"stem": network.stem} | _stages(stages), _pool(), network.fc)
 
 
 def convnext(network: Any) -> Cut:
-    """ConvNeXt (Liu et al. 2022): a downsampling opens each stage but the first."""
+    """Cut ConvNeXt (Liu et al. 2022): a downsampling opens each stage but the first."""
     layers = network.features
     stages = [("stage1", layers[1], None)]
     stages += [(f"stage{n}", layers[2 * n - 1], layers[2 * n - 2]) for n in (2, 3, 4)]
@@ -109,7 +109,7 @@ def convnext(network: Any) -> Cut:
 
 
 def densenet(network: Any) -> Cut:
-    """DenseNet (Huang et al. 2017): a dense block cannot be cut inside, for each of its layers reads all
+    """Cut DenseNet (Huang et al. 2017): a dense block cannot be cut inside, for each of its layers reads all
     before it.
     """
     f = network.features
@@ -129,19 +129,21 @@ def densenet(network: Any) -> Cut:
 
 
 class InputTransform(nn.Module):
-    """From ImageNet's normalisation to the (x - 0.5) / 0.5 that GoogLeNet and Inception were trained with."""
+    """A change from ImageNet's normalisation to the (x - 0.5) / 0.5 that GoogLeNet and Inception were trained
+    with.
+    """
 
     def __init__(self, transform: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.transform = transform
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) to the same shape."""
+        """Map (N, 3, H, W) to the same shape."""
         return self.transform(x)
 
 
 def googlenet(network: Any) -> Cut:
-    """GoogLeNet (Szegedy et al. 2015): two convolution stages, then nine inception blocks."""
+    """Cut GoogLeNet (Szegedy et al. 2015): two convolution stages, then nine inception blocks."""
     blocks: dict[str, nn.Module] = {
         "conv1": nn.Sequential(InputTransform(network._transform_input), network.conv1, network.maxpool1),
         "conv2": network.conv2,
@@ -155,7 +157,7 @@ def googlenet(network: Any) -> Cut:
 
 
 def inception_v3(network: Any) -> Cut:
-    """Inception v3 (Szegedy et al. 2016): five convolutions, then eleven inception blocks."""
+    """Cut Inception v3 (Szegedy et al. 2016): five convolutions, then eleven inception blocks."""
     opening = {
         "Conv2d_1a_3x3": InputTransform(network._transform_input),
         "Conv2d_3b_1x1": network.maxpool1,
@@ -177,7 +179,7 @@ def inception_v3(network: Any) -> Cut:
 
 
 def vgg(network: Any) -> Cut:
-    """VGG (Simonyan & Zisserman 2015): conv1_1 … conv5_3, each with its BatchNorm and ReLU."""
+    """Cut VGG (Simonyan & Zisserman 2015): conv1_1 … conv5_3, each with its BatchNorm and ReLU."""
     blocks: dict[str, nn.Module] = {}
     stage, index, waiting = 1, 1, list[nn.Module]()
     for module in network.features:
@@ -192,26 +194,26 @@ def vgg(network: Any) -> Cut:
 
 
 def mobilenet(network: Any) -> Cut:
-    """MobileNetV2 and V3 (Sandler et al. 2018; Howard et al. 2019): features.0, features.1, …"""
+    """Cut MobileNetV2 and V3 (Sandler et al. 2018; Howard et al. 2019): features.0, features.1, …"""
     blocks = {f"features.{index}": block for index, block in enumerate(network.features)}
     return Cut(blocks, _pool(), network.classifier)
 
 
 def efficientnet(network: Any) -> Cut:
-    """EfficientNet and V2 (Tan & Le 2019, 2021): stem, each MBConv block of each stage, top."""
+    """Cut EfficientNet and V2 (Tan & Le 2019, 2021): stem, each MBConv block of each stage, top."""
     stages = [(f"stage{n}", stage, None) for n, stage in enumerate(network.features[1:-1], start=1)]
     blocks = {"stem": network.features[0], **_stages(stages), "top": network.features[-1]}
     return Cut(blocks, _pool(), network.classifier)
 
 
 def lite0(network: Any) -> Cut:
-    """EfficientNet-Lite0 as :mod:`models.networks.efficientnet_lite0` builds it."""
+    """Cut EfficientNet-Lite0 as :mod:`models.networks.efficientnet_lite0` builds it."""
     cut = efficientnet(network)
     return Cut(cut.blocks, network.pool, nn.Sequential(network.dropout, network.classifier))
 
 
 def squeezenet(network: Any) -> Cut:
-    """SqueezeNet (Iandola et al. 2016): the classifier is a convolution, pooled after it."""
+    """Cut SqueezeNet (Iandola et al. 2016): the classifier is a convolution, pooled after it."""
     # The first ReLU works in place, on its convolution's output: one block, so that no block's value is
     # overwritten.
     blocks: dict[str, nn.Module] = {"stem": network.features[:3]}
@@ -220,15 +222,15 @@ def squeezenet(network: Any) -> Cut:
 
 
 class MeanOverPositions(nn.Module):
-    """ShuffleNet's pooling; its sums are not those of AdaptiveAvgPool2d to the last bit."""
+    """The pooling of ShuffleNet; its sums are not those of AdaptiveAvgPool2d to the last bit."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C)."""
+        """Map (N, C, H, W) to (N, C)."""
         return x.mean([2, 3])
 
 
 def shufflenet(network: Any) -> Cut:
-    """ShuffleNet V2 (Ma et al. 2018): stem, each unit of three stages, and a last convolution."""
+    """Cut ShuffleNet V2 (Ma et al. 2018): stem, each unit of three stages, and a last convolution."""
     stages = [(name, getattr(network, name), None) for name in ("stage2", "stage3", "stage4")]
     stem = nn.Sequential(network.conv1, network.maxpool)
     return Cut({"stem": stem, **_stages(stages), "conv5": network.conv5}, MeanOverPositions(), network.fc)
@@ -238,7 +240,7 @@ def shufflenet(network: Any) -> Cut:
 
 
 def swin(network: Any) -> Cut:
-    """Swin (Liu et al. 2021): patches are merged at the opening of each stage but the first.
+    """Cut Swin (Liu et al. 2021): patches are merged at the opening of each stage but the first.
 
     The network's last LayerNorm closes the last block, so that it is trained and frozen with it.
     """
@@ -253,7 +255,7 @@ def swin(network: Any) -> Cut:
 
 
 class PatchTokens(nn.Module):
-    """A picture as tokens: one for the class, then one a patch, each with its place added."""
+    """An image as tokens: one for the class, then one a patch, each with its place added."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -263,7 +265,7 @@ class PatchTokens(nn.Module):
         self.dropout = network.encoder.dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) to (N, 1 + patches, channels)."""
+        """Map (N, 3, H, W) to (N, 1 + patches, channels)."""
         patches = self.conv_proj(x).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches], dim=1)
         placed: Tensor = self.dropout(tokens + self.pos_embedding)
@@ -271,15 +273,15 @@ class PatchTokens(nn.Module):
 
 
 class ClassToken(nn.Module):
-    """What the head of a vision transformer reads."""
+    """A pooling that takes the class token, which the head of a vision transformer reads."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, tokens, channels) to (N, channels)."""
+        """Map (N, tokens, channels) to (N, channels)."""
         return x[:, 0]
 
 
 def vit(network: Any) -> Cut:
-    """Vision transformer (Dosovitskiy et al. 2021): tokens, then each encoder layer."""
+    """Cut a vision transformer (Dosovitskiy et al. 2021): tokens, then each encoder layer."""
     layers = list(network.encoder.layers)
     layers[-1] = nn.Sequential(layers[-1], network.encoder.ln)
     blocks = {"stem": PatchTokens(network)} | {f"layers.{n}": layer for n, layer in enumerate(layers)}

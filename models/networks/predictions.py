@@ -13,7 +13,7 @@ from models.networks.scoring import ACCEPTED_FROM, Scoring
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One class with its score."""
+    """A class with its score."""
 
     label: str
     index: int
@@ -24,8 +24,8 @@ class Prediction:
 
 
 def rank_classes(logits: Tensor, classes: list[str], scoring: Scoring) -> list[Prediction]:
-    """All classes of one picture's logits (classes,), highest first; equal scores keep the order of the
-    classes.
+    """Return all classes of one image's logits (classes,), highest first; equal scores keep the order of
+    the classes.
 
     Raises ExplanationError when a logit is not finite: such a score would be a lie in any order.
     """
@@ -48,7 +48,7 @@ def rank_classes(logits: Tensor, classes: list[str], scoring: Scoring) -> list[P
 
 
 def class_index(target: str, classes: list[str]) -> int:
-    """Index of a class by name, or by number where no class has that name; raises UnknownChoice."""
+    """Return index of a class by name, or by number where no class has that name; raises UnknownChoice."""
     if target in classes:
         return classes.index(target)
     if target.isascii() and target.isdigit() and len(target) < 10 and int(target) < len(classes):

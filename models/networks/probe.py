@@ -1,4 +1,4 @@
-"""The picture by which a bundle is known to answer as it did when it was saved."""
+"""The image by which a bundle is known to answer as it did when it was saved."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from models.images.geometry import Geometry
 
 @lru_cache(maxsize=4)
 def probe_pixels(geometry: Geometry) -> np.ndarray:
-    """A seeded picture of soft colour clouds, uint8; drawn rather than taken, so that no user's picture
-    travels.
+    """Return a seeded image of soft colour clouds, uint8; drawn rather than taken, so that no user's
+    image travels.
     """
     rng = np.random.default_rng(20)
     height, width = geometry.crop_height + 32, geometry.crop_width + 32

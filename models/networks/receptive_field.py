@@ -11,18 +11,20 @@ from dataclasses import dataclass, field, replace
 
 
 def output_size(size: int, kernel: int, *, stride: int = 1, padding: int = 0, dilation: int = 1) -> int:
-    """Along one axis: floor((size - dilation * (kernel - 1) - 1 + 2 * padding) / stride) + 1."""
+    """Return the size along one axis: floor((size - dilation * (kernel - 1) - 1 + 2 * padding) / stride)
+    + 1.
+    """
     return (size - effective_kernel(kernel, dilation) + 2 * padding) // stride + 1
 
 
 def effective_kernel(kernel: int, dilation: int = 1) -> int:
-    """How many input positions a dilated kernel spans along one axis: dilation * (kernel - 1) + 1."""
+    """Return how many input positions a dilated kernel spans along one axis: dilation * (kernel - 1) + 1."""
     return dilation * (kernel - 1) + 1
 
 
 @dataclass(frozen=True, slots=True)
 class FieldAxis:
-    """What a position sees of the input along one axis, in input pixels."""
+    """The part of the input that a position sees along one axis, in input pixels."""
 
     size: int = 1
     jump: int = 1
@@ -31,7 +33,7 @@ class FieldAxis:
     """First pixel that position 0 sees; below 0 it sees padding."""
 
     def through(self, kernel: int, stride: int, before: int, dilation: int) -> FieldAxis:
-        """After a kernel with so much padding ``before`` position 0."""
+        """Return the field after a kernel with so much padding ``before`` position 0."""
         return FieldAxis(
             self.size + (effective_kernel(kernel, dilation) - 1) * self.jump,
             self.jump * stride,
@@ -39,11 +41,11 @@ class FieldAxis:
         )
 
     def padded(self, before: int) -> FieldAxis:
-        """After padding alone."""
+        """Return the field after padding alone."""
         return replace(self, start=self.start - before * self.jump)
 
     def joined(self, other: FieldAxis) -> FieldAxis:
-        """Where two branches meet."""
+        """Return where two branches meet."""
         start = min(self.start, other.start)
         stop = max(self.start + self.size, other.start + other.size)
         return FieldAxis(stop - start, max(self.jump, other.jump), start)
@@ -57,15 +59,17 @@ class ReceptiveField:
     cols: FieldAxis = field(default_factory=FieldAxis)
     sees_all: bool = False
     """Whether a global pooling, attention or squeeze-and-excitation lies below: a position may then depend on
-    more than this field, up to the whole picture; how far attention in windows reaches is not followed."""
+    more than this field, up to the whole image; how far attention in windows reaches is not followed."""
 
     def box(self, row: int, col: int) -> tuple[float, float, float, float]:
-        """(x0, y0, x1, y1) of one position in pixels of the model's input; it may reach beyond the edges."""
+        """Return (x0, y0, x1, y1) of one position in pixels of the model's input; it may reach beyond the
+        edges.
+        """
         x0, y0 = self.cols.start + col * self.cols.jump, self.rows.start + row * self.rows.jump
         return (float(x0), float(y0), float(x0 + self.cols.size), float(y0 + self.rows.size))
 
     def joined(self, other: ReceptiveField) -> ReceptiveField:
-        """Where two branches meet."""
+        """Return where two branches meet."""
         return ReceptiveField(
             self.rows.joined(other.rows), self.cols.joined(other.cols), self.sees_all or other.sees_all
         )

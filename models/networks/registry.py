@@ -50,7 +50,7 @@ Pretraining = Literal["imagenet", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """One row of the table."""
+    """A network of the table."""
 
     name: str
     build: Callable[[], nn.Module]
@@ -70,11 +70,11 @@ class Backbone:
     """How the blocks' values are read as maps."""
 
     def block_names(self) -> tuple[str, ...]:
-        """The names of the blocks, from the input up."""
+        """Return the names of the blocks, from the input up."""
         return tuple(self.cut(self.outline()).blocks)
 
     def outline(self) -> nn.Module:
-        """The uncut network without memory for its weights, for its shapes alone."""
+        """Return the uncut network without memory for its weights, for its shapes alone."""
         try:
             with torch.device("meta"):
                 return self.build()
@@ -91,14 +91,14 @@ class Backbone:
 
 
 def get_backbone(name: str) -> Backbone:
-    """The row of that name; raises UnknownChoice."""
+    """Return the row of that name; raises UnknownChoice."""
     if name not in BACKBONES:
         raise UnknownChoice("backbone", name, BACKBONES)
     return BACKBONES[name]
 
 
 def imagenet_classes() -> list[str]:
-    """The 1,000 ImageNet class names in the order of the pretrained networks' outputs."""
+    """Return the 1,000 ImageNet class names in the order of the pretrained networks' outputs."""
     return list(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
 
@@ -117,7 +117,7 @@ def _torchvision_weights(name: str) -> Any:
 
 
 def _torchvision_state(name: str, *, drop: tuple[str, ...] = ()) -> Mapping[str, Tensor]:
-    """Weights from TORCH_HOME or, failing that, the network; ``drop`` names prefixes that our network
+    """Return weights from TORCH_HOME or, failing that, the network; ``drop`` names prefixes that our network
     lacks.
     """
     weights = _torchvision_weights(name)
@@ -159,7 +159,7 @@ def _torchvision_backbone(
     drop: tuple[str, ...] = (),
     **options: Any,
 ) -> Backbone:
-    """A row whose network, weights and preprocessing are torchvision's."""
+    """Return a row whose network, weights and preprocessing are torchvision's."""
     return Backbone(
         name=name,
         build=partial(_torchvision_network, name, **options),
@@ -174,7 +174,9 @@ def _torchvision_backbone(
 
 
 def _resnet_backbone(name: str, *, last: str, features: int = 2048) -> Backbone:
-    """Grad-CAM at the last residual block, 7 x 7: what the pooling before the classifier reads."""
+    """Build a row with Grad-CAM at the last residual block, 7 x 7: what the pooling before the classifier
+    reads.
+    """
     classifier = partial(linear, features)
     return _torchvision_backbone(
         name, cut=resnet, classifier=classifier, cam_block=last, top_block="layer4.0"

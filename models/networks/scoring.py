@@ -37,14 +37,14 @@ class Scoring:
             raise ConfigError(f"temperature is {self.temperature!r}; it must be from 0.01 to 100.")
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Logits (…, classes) to probabilities in float64: softmax over the classes, or each label's own
-        sigmoid.
+        """Convert logits (…, classes) to probabilities in float64: softmax over the classes, or each label's
+        own sigmoid.
         """
         calibrated = logits.double() / self.temperature
         return calibrated.sigmoid() if self.task == "multilabel" else torch.softmax(calibrated, dim=-1)
 
     def margin(self, logits: Tensor) -> Tensor:
-        """How far each answer of logits (N, classes) is from being another one, (N,): the lead of the
+        """Return how far each answer of logits (N, classes) is from being another one, (N,): the lead of the
         highest logit, or the least distance of a label's logit from 0.
         """
         if self.task == "multilabel":
@@ -54,7 +54,7 @@ class Scoring:
 
 
 def expand_binary(logit: Tensor) -> Tensor:
-    """One logit z (N, 1) to the logits (-z/2, z/2) of the negative and the positive class.
+    """Return one logit z (N, 1) to the logits (-z/2, z/2) of the negative and the positive class.
 
     Their softmax is the sigmoid of z and their cross-entropy is the binary cross-entropy of z, so all that
     works on two classes works on these; the evidence for one class is that against the other.

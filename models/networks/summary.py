@@ -27,7 +27,7 @@ from models.networks.transfer_model import HEAD, TransferModel
 
 @dataclass(frozen=True, slots=True)
 class LayerSummary:
-    """One operation that moves, mixes or weighs positions or channels."""
+    """An operation that moves, mixes or weighs positions or channels."""
 
     name: str
     """Path of its module in the block."""
@@ -46,7 +46,7 @@ class LayerSummary:
 
 @dataclass(frozen=True, slots=True)
 class BlockSummary:
-    """One named block, or the head."""
+    """A named block, or the head."""
 
     name: str
     shape: tuple[int, ...]
@@ -77,11 +77,11 @@ class NetworkSummary:
 
     @property
     def multiply_adds(self) -> int:
-        """For one picture."""
+        """For one image."""
         return sum(block.multiply_adds for block in (*self.blocks, self.head))
 
     def block(self, name: str) -> BlockSummary:
-        """The block of that name, which the model is known to have."""
+        """Return the block of that name, which the model is known to have."""
         return next(block for block in self.blocks if block.name == name)
 
 
@@ -170,7 +170,9 @@ def _pop_module(seen: _LayerRecorder) -> Callable[..., None]:
 
 
 class _LayerRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches torch's own operations: carries fields from inputs to outputs, and writes down the layers."""
+    """A mode that records torch's operations: it carries receptive fields from inputs to outputs, and lists
+    the layers.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -180,7 +182,7 @@ class _LayerRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._counted: set[nn.Module] = set()
 
     def take(self) -> list[LayerSummary]:
-        """The layers since the last call."""
+        """Return the layers since the last call."""
         taken, self._layers = self._layers, []
         return taken
 
@@ -200,7 +202,7 @@ class _LayerRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _meet(one: ReceptiveField, other: ReceptiveField, func: Any) -> ReceptiveField:
-        """A global value that weighs a local one, as squeeze-and-excitation does, leaves it local."""
+        """Return a global value that weighs a local one, as squeeze-and-excitation does, leaves it local."""
         if func.overloadpacket.__name__ in {"mul", "mul_"} and one.sees_all != other.sees_all:
             return replace(other if one.sees_all else one, sees_all=True)
         return one.joined(other)

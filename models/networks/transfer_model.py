@@ -24,7 +24,8 @@ HEAD: Literal["head"] = "head"
 
 
 class TransferModel(nn.Module):
-    """Blocks, pool and classifier, with the class names and the geometry that they were trained with.
+    """A classifier: blocks, pool and classifier, with the class names and the geometry that they were trained
+    with.
 
     Calling it takes (N, 3, H, W) to logits (N, classes).
     """
@@ -74,20 +75,22 @@ class TransferModel(nn.Module):
         pretraining: Pretraining = "imagenet",
         task: Task = "multiclass",
     ) -> TransferModel:
-        """A model with a new classifier for these classes; raises UnknownChoice or WeightsUnavailable."""
+        """Return a model with a new classifier for these classes; raises UnknownChoice or
+        WeightsUnavailable.
+        """
         row = get_backbone(name)
         return cls(row, row.network(pretraining), classes=classes, task=task).eval()
 
     @classmethod
     def imagenet(cls, name: str) -> TransferModel:
-        """The pretrained network as it is, with its 1,000 ImageNet classes."""
+        """Return the pretrained network as it is, with its 1,000 ImageNet classes."""
         row = get_backbone(name)
         return cls(row, row.network(), classes=imagenet_classes(), keep_classifier=True).eval()
 
     # ------------------------------------------------------------ forward, whole and in parts
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) to logits (N, classes)."""
+        """Map (N, 3, H, W) to logits (N, classes)."""
         return self.head(self.run_blocks(x, 0, len(self.block_names)))
 
     def run_blocks(self, x: Tensor, start: int, stop: int) -> Tensor:
@@ -97,16 +100,16 @@ class TransferModel(nn.Module):
         return x
 
     def head(self, x: Tensor) -> Tensor:
-        """The last block's output to logits (N, classes)."""
+        """Return the last block's output to logits (N, classes)."""
         return self.classify(self.pool(x))
 
     def classify(self, pooled: Tensor) -> Tensor:
-        """Logits (N, classes) from the pooled output of the last block."""
+        """Return logits (N, classes) from the pooled output of the last block."""
         logits: Tensor = self.classifier(pooled)
         return expand_binary(logits) if self.scoring.task == "binary" else logits
 
     def block(self, name: str) -> nn.Module:
-        """A block by its name; raises UnknownChoice with the names of all."""
+        """Return a block by its name; raises UnknownChoice with the names of all."""
         return self.blocks[_key(self.block_names[self.index_of(name)])]
 
     def replace_block(self, name: str, block: nn.Module) -> None:
@@ -114,7 +117,7 @@ class TransferModel(nn.Module):
         self.blocks[_key(self.block_names[self.index_of(name)])] = block
 
     def index_of(self, block: str) -> int:
-        """Position of a block; raises UnknownChoice with the names of all."""
+        """Return position of a block; raises UnknownChoice with the names of all."""
         if block not in self.block_names:
             raise UnknownChoice("block", block, self.block_names)
         return self.block_names.index(block)
@@ -126,7 +129,7 @@ class TransferModel(nn.Module):
         return self.run_blocks(x, 0, self.index_of(block) + 1)
 
     def after(self, block: str, activation: Tensor) -> Tensor:
-        """Logits from that block's output: ``after(b, until(b, x))`` equals ``self(x)`` to the bit."""
+        """Return logits from that block's output: ``after(b, until(b, x))`` equals ``self(x)`` to the bit."""
         return self.head(self.run_blocks(activation, self.index_of(block) + 1, len(self.block_names)))
 
     def walk(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -137,7 +140,7 @@ class TransferModel(nn.Module):
         yield HEAD, self.head(x)
 
     def as_map(self, block: str, value: Tensor) -> Tensor:
-        """A block's value as a map (N, channels, rows, cols), by the backbone's layout.
+        """Return a block's value as a map (N, channels, rows, cols), by the backbone's layout.
 
         Raises ExplanationError for a value that is no map, or has a single position.
         """
@@ -177,8 +180,8 @@ class TransferModel(nn.Module):
         return self
 
     def raise_to(self, x: Tensor, level: int, *, start: int = 0) -> Tensor:
-        """What ``level`` blocks pass up, without autograd; ``x`` is a batch of pictures, or what ``start``
-        blocks passed up.
+        """Return what ``level`` blocks pass up, without autograd; ``x`` is a batch of images, or what
+        ``start`` blocks passed up.
 
         The level of all blocks includes the pool, which has nothing to train.
         """
@@ -188,19 +191,21 @@ class TransferModel(nn.Module):
             return self.pool(x) if start < level == top else x
 
     def trainable_rest(self, x: Tensor) -> Tensor:
-        """Logits from what the frozen blocks pass up, as :meth:`raise_to` gives it."""
+        """Return logits from what the frozen blocks pass up, as :meth:`raise_to` gives it."""
         x = self.run_blocks(x, self.frozen_blocks, len(self.block_names))
         if self.frozen_blocks < len(self.block_names):
             x = self.pool(x)
         return self.classify(x)
 
     def state_above(self, level: int) -> dict[str, Tensor]:
-        """Weights and buffers of all but the first ``level`` blocks, under the names of the whole state."""
+        """Return weights and buffers of all but the first ``level`` blocks, under the names of the whole
+        state.
+        """
         below = tuple(f"blocks.{_key(name)}." for name in self.block_names[:level])
         return {key: value for key, value in self.state_dict().items() if not key.startswith(below)}
 
     def trainable_groups(self) -> list[tuple[str, list[nn.Parameter]]]:
-        """(name, parameters) of each trainable block from the lowest to the classifier, for rates by
+        """Return (name, parameters) of each trainable block from the lowest to the classifier, for rates by
         depth.
         """
         parts = [(name, self.blocks[_key(name)]) for name in self.block_names[self.frozen_blocks :]]
@@ -213,12 +218,12 @@ class TransferModel(nn.Module):
 
 
 def pool_to_vectors(pooled: Tensor) -> Tensor:
-    """One vector (N, features) for each picture from what the head sees; a head that sees maps has them
-    averaged.
+    """Return one vector (N, features) for each image from what the head sees; a head that sees maps has
+    them averaged.
     """
     return pooled.mean(dim=(2, 3)) if pooled.ndim == 4 else pooled.flatten(1)
 
 
 def _key(block: str) -> str:
-    """A block's name as a module name; torch allows no dot in one."""
+    """Return a block's name as a module name; torch allows no dot in one."""
     return block.replace(".", "_")

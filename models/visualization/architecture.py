@@ -1,5 +1,5 @@
 """A network drawn as what flows through it: each block a box as high as its map is and as wide as it is deep
-(topic of depth growing as the picture shrinks).
+(topic of depth growing as the image shrinks).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _HEIGHT, _GAP, _TALLEST = 370, 12, 170
 
 
 def draw_architecture(anatomy: NetworkSummary) -> PIL.Image.Image:
-    """The blocks from left to right with H x W x C under each, its share of parameters and multiply-adds, and
-    a legend of the kinds.
+    """Draw the blocks from left to right with H x W x C under each, its share of parameters and
+    multiply-adds, and a legend of the kinds.
     """
     widths = [_width(block) for block in anatomy.blocks]
     total = sum(max(width, 74) + _GAP for width in widths) + 110

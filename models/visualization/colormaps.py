@@ -33,14 +33,16 @@ _TO_LINEAR_RGB = np.array([
 
 
 def oklab_to_linear_rgb(lab: np.ndarray) -> np.ndarray:
-    """OKLab (…, 3) to linear-light sRGB (…, 3); values outside [0, 1] are outside what a screen can show."""
+    """Convert OKLab (…, 3) to linear-light sRGB (…, 3); values outside [0, 1] are outside what a screen can
+    show.
+    """
     rgb: np.ndarray = ((lab @ _TO_LMS.T) ** 3) @ _TO_LINEAR_RGB.T
     return rgb
 
 
 @lru_cache(maxsize=1)
 def evidence_table() -> np.ndarray:
-    """The map as uint8 (256, 3): row 0 for no evidence, row 255 for the strongest."""
+    """Return the map as uint8 (256, 3): row 0 for no evidence, row 255 for the strongest."""
     share = np.linspace(0.0, 1.0, _STEPS)
     lightness = _LIGHTNESS[0] + (_LIGHTNESS[1] - _LIGHTNESS[0]) * share
     hue = np.deg2rad(_HUE_DEGREES[0] + (_HUE_DEGREES[1] - _HUE_DEGREES[0]) * share)
@@ -50,8 +52,8 @@ def evidence_table() -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def contrast_table() -> np.ndarray:
-    """The map of two sides as uint8 (511, 3): row 0 strongest for the other class (blue), row 255 neither,
-    row 510 strongest for the class (orange).
+    """Return the map of two sides as uint8 (511, 3): row 0 strongest for the other class (blue), row 255
+    neither, row 510 strongest for the class (orange).
     """
     share = np.linspace(-1.0, 1.0, 2 * _STEPS - 1)
     lightness = 0.97 - 0.35 * np.abs(share)
@@ -65,7 +67,7 @@ def contrast_table() -> np.ndarray:
 
 
 def _oklch_to_srgb(lightness: np.ndarray, chroma: np.ndarray, hue: np.ndarray) -> np.ndarray:
-    """OKLCh to a table of uint8 sRGB, not to be written to."""
+    """Convert OKLCh to a read-only table of uint8 sRGB."""
     lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=1)
     linear = np.clip(oklab_to_linear_rgb(lab), 0.0, 1.0)
     encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
@@ -75,22 +77,22 @@ def _oklch_to_srgb(lightness: np.ndarray, chroma: np.ndarray, hue: np.ndarray) -
 
 
 def apply_evidence_colormap(values: np.ndarray) -> np.ndarray:
-    """Values in [0, 1] of any shape to uint8 (…, 3)."""
+    """Convert values in [0, 1] of any shape to uint8 (…, 3)."""
     table = evidence_table()
     coloured: np.ndarray = table[np.rint(np.clip(values, 0.0, 1.0) * (_STEPS - 1)).astype(np.intp)]
     return coloured
 
 
 def apply_contrast_colormap(values: np.ndarray) -> np.ndarray:
-    """Values in [-1, 1] of any shape to uint8 (…, 3)."""
+    """Convert values in [-1, 1] of any shape to uint8 (…, 3)."""
     place = np.rint((np.clip(values, -1.0, 1.0) + 1.0) * (_STEPS - 1)).astype(np.intp)
     coloured: np.ndarray = contrast_table()[place]
     return coloured
 
 
 def _widest_chroma(lightness: np.ndarray, hue: np.ndarray) -> np.ndarray:
-    """For each step the chroma, at most _CHROMA, that still lies within sRGB; smoothed so that the map has
-    no kink.
+    """Return for each step the chroma, at most _CHROMA, that still lies within sRGB; smoothed so that the map
+    has no kink.
     """
     candidates = np.linspace(0.0, _CHROMA, 120)
     lab = np.stack(

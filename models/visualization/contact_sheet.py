@@ -1,4 +1,4 @@
-"""Many small pictures on one sheet, each with a caption that can be read."""
+"""Many small images on one sheet, each with a caption that can be read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PAPER, _INK, _FAINT = (250, 249, 246), (32, 30, 40), (120, 116, 128)
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One picture of a sheet with up to two lines under it."""
+    """An image of a sheet with up to two lines under it."""
 
     picture: PIL.Image.Image
     caption: str = ""
@@ -27,7 +27,7 @@ class Tile:
 def draw_contact_sheet(
     tiles: Sequence[Tile], *, columns: int, side: int = 168, title: str = ""
 ) -> PIL.Image.Image:
-    """Lay the tiles out in rows; each picture is fitted into a square of ``side`` pixels, never cut or
+    """Lay the tiles out in rows; each image is fitted into a square of ``side`` pixels, never cut or
     stretched.
     """
     gap, line = 14, 17
@@ -58,7 +58,7 @@ def draw_contact_sheet(
 
 
 def draw_activation_sheet(blocks: Sequence[BlockActivation], *, columns: int = 8) -> PIL.Image.Image:
-    """The strongest channels of each block, a row or more a block, on one scale within the block."""
+    """Draw the strongest channels of each block, a row or more a block, on one scale within the block."""
     tiles: list[Tile] = []
     for block in blocks:
         top = max((channel.maximum for channel in block.strongest), default=0.0)

@@ -29,19 +29,19 @@ _BOX = (255, 176, 0)
 
 
 def draw_evidence_map(values: np.ndarray, top: float) -> PIL.Image.Image:
-    """Values of 0 or more as square cells, full colour at ``top``."""
+    """Draw values of 0 or more as square cells, full colour at ``top``."""
     return _draw_cells(
         apply_evidence_colormap(np.maximum(values, 0.0) / top if top > 0 else np.zeros_like(values))
     )
 
 
 def draw_signed_map(values: np.ndarray, top: float) -> PIL.Image.Image:
-    """Signed values as square cells: orange for, blue against, full colour at ``top`` either way."""
+    """Draw signed values as square cells: orange for, blue against, full colour at ``top`` either way."""
     return _draw_cells(apply_contrast_colormap(values / top if top > 0 else np.zeros_like(values)))
 
 
 def draw_trace_figure(image: Image, frame: Frame, trace: GradCamTrace) -> PIL.Image.Image:
-    """Grad-CAM's five steps: a row for each traced channel, then the sum, its positive part and the
+    """Draw Grad-CAM's five steps: a row for each traced channel, then the sum, its positive part and the
     overlay.
     """
     traced = [*trace.speaking_for, *trace.speaking_against]
@@ -88,7 +88,7 @@ def _channel_tiles(channel: ChannelTrace, activation: float, gradient: float, ad
 
 
 def draw_sweep_figure(image: Image, frame: Frame, stages: Sequence[SweepStage]) -> PIL.Image.Image:
-    """The map of each stage, with how far the model reacts to it."""
+    """Draw the map of each stage, with how far the model reacts to it."""
     tiles = [Tile(image.pil, "the picture", stages[0].attribution.target.name if stages else "")]
     for stage in stages:
         attribution, faithfulness = stage.attribution, stage.faithfulness
@@ -115,7 +115,7 @@ def draw_methods_figure(
     titles: Sequence[str],
     details: Sequence[str] = (),
 ) -> PIL.Image.Image:
-    """Maps of several methods, each to its own full scale, for their units differ."""
+    """Draw maps of several methods, each to its own full scale, for their units differ."""
     tiles = [Tile(image.pil, "the picture", attributions[0].target.name if attributions else "")]
     for number, (attribution, title) in enumerate(zip(attributions, titles, strict=True)):
         detail = details[number] if details else _format_range(attribution.values)
@@ -126,7 +126,7 @@ def draw_methods_figure(
 def draw_decomposition_figure(
     image: Image, frame: Frame, split: Decomposition, parts: Sequence[Attribution]
 ) -> PIL.Image.Image:
-    """What came through each part of a block, on one scale."""
+    """Draw what came through each part of a block, on one scale."""
     scale = shared_scale(list(parts))
     tiles = [Tile(image.pil, "the picture", f"{split.target.name}, logit {split.logit:.2f}")]
     for part, attribution in zip(split.parts, parts, strict=True):
@@ -150,7 +150,9 @@ def draw_block_parts(
 def draw_receptive_field(
     image: Image, frame: Frame, field: ReceptiveField, row: int, col: int
 ) -> PIL.Image.Image:
-    """The picture with what one cell of a map sees of it: its receptive field, and the cell's own place."""
+    """Draw the image with what one cell of a map sees of it: its receptive field, and the cell's own
+    place.
+    """
     picture, frame = shrink_to_fit(image.pil, frame, 1000)
     canvas = picture.convert("RGB")
     draw = ImageDraw.Draw(canvas)
@@ -181,7 +183,7 @@ def _draw_cells(pixels: np.ndarray) -> PIL.Image.Image:
 
 
 def _draw_bar(value: float, top: float) -> PIL.Image.Image:
-    """A signed number as a bar to the right (for) or to the left (against) of a middle line."""
+    """Draw a signed number as a bar to the right (for) or to the left (against) of a middle line."""
     side = 190
     picture = PIL.Image.new("RGB", (side, side), (244, 243, 240))
     draw = ImageDraw.Draw(picture)

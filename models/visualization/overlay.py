@@ -1,4 +1,4 @@
-"""A heatmap laid over the user's own picture, and the border that the model never saw marked as such."""
+"""A heatmap laid over the user's own image, and the border that the model never saw marked as such."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ def draw_overlay(
     max_side: int = _MAX_SIDE,
     full_scale: float | None = None,
 ) -> PIL.Image.Image:
-    """The upright picture with the positive evidence over it; of a contrast with both sides', in the colours
-    of :func:`overlay_contrast`.
+    """Draw the upright image with the positive evidence over it; of a contrast with both sides'.
 
-    Strong evidence is opaque and bright; without evidence the picture stays visible, slightly greyed, so that
-    colour always means evidence. The unseen border is dimmed and hatched. A picture longer than ``max_side``
+    Strong evidence is opaque and bright; without evidence the image stays visible, slightly greyed, so that
+    colour always means evidence. The unseen border is dimmed and hatched. An image longer than ``max_side``
     pixels a side is shown smaller. Full colour is the map's own maximum, or ``full_scale`` (in the map's raw
     units) so that several maps can be compared. A contrast's own is the strongest value of either side.
     """
@@ -50,8 +49,8 @@ def draw_overlay(
 def draw_contrast_overlay(
     image: Image, frame: Frame, one: Attribution, other: Attribution, *, max_side: int = _MAX_SIDE
 ) -> PIL.Image.Image:
-    """The upright picture with what speaks for one class rather than the other: orange for the one, blue for
-    the other.
+    """Return the upright image with what speaks for one class rather than the other: orange for the one,
+    blue for the other.
 
     The map is the difference of the two signed maps, which for Grad-CAM is the map of the difference of the
     two logits. Full colour is the strongest value of either side.
@@ -73,7 +72,7 @@ def _draw_two_sided(
 def _blend(
     picture: PIL.Image.Image, strength: np.ndarray, colours: PIL.Image.Image, unseen: np.ndarray
 ) -> PIL.Image.Image:
-    """Colours over the greyed picture, opaque where strong; what was never seen is hatched.
+    """Return colours over the greyed image, opaque where strong; what was never seen is hatched.
 
     In Pillow's bytes: in floats the same took ten times as long, more than the model.
     """
@@ -86,8 +85,8 @@ def _blend(
 
 
 def shrink_to_fit(picture: PIL.Image.Image, frame: Frame, max_side: int) -> tuple[PIL.Image.Image, Frame]:
-    """Shrink a large picture, which may have been decoded smaller already; the frame keeps its proportions,
-    for its boxes are shares of the picture's size.
+    """Shrink a large image, which may have been decoded smaller already; the frame keeps its proportions,
+    for its boxes are shares of the image's size.
     """
     longest = max(frame.width, frame.height)
     if longest <= max_side:
@@ -110,7 +109,7 @@ def shrink_to_fit(picture: PIL.Image.Image, frame: Frame, max_side: int) -> tupl
 
 
 def _hatch(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """The picture dimmed, with thin diagonals over it."""
+    """Dim the image, with thin diagonals over it."""
     dimmed = picture.point(_DIMMED * 3)
     rows, cols = np.arange(picture.height)[:, None], np.arange(picture.width)[None, :]
     lines = ((rows + cols) % _HATCH_PERIOD < 1).astype(np.uint8) * 255

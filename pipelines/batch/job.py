@@ -20,7 +20,7 @@ _DEFAULT_SAMPLES = ExplainOptions().samples
 
 @dataclass(frozen=True)
 class ExplainJob:
-    """What is to be explained and how; two jobs with the same key give the same rows."""
+    """A job: what is to be explained and how; two jobs with the same key give the same rows."""
 
     source: Path
     files: tuple[str, ...]

@@ -21,7 +21,7 @@ _PART_SIZE = 64
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What a job came to."""
+    """The outcome of a job."""
 
     out: Path
     pictures: int

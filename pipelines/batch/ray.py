@@ -21,7 +21,7 @@ from pipelines.batch.worker import BatchWorker
 
 
 class _RayWorker:
-    """One loaded bundle; torch takes one thread, since Ray gives each worker one core."""
+    """A loaded bundle in a Ray worker; torch takes one thread, since Ray gives each worker one core."""
 
     def __init__(self, folder: Path, job: ExplainJob, out: Path) -> None:
         torch.set_num_threads(1)

@@ -71,7 +71,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """What a job has to say about one image."""
+    """The result of a job for one image."""
 
     name: str
     """Path within the source."""
@@ -109,7 +109,7 @@ def default_sinks(job: ExplainJob, bundle: Bundle, out: Path) -> list[Sink]:
 
 
 class ParquetSink:
-    """Writes one Parquet file for each part."""
+    """A sink that writes one Parquet file for each part."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -138,7 +138,9 @@ class ParquetSink:
 
 
 class OverlaySink:
-    """Writes overlays and figures as JPEG files; those of an unfinished part are written again."""
+    """A sink that writes overlays and figures as JPEG files; those of an unfinished part are written
+    again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -164,7 +166,7 @@ class OverlaySink:
 
 
 class IndexPageSink:
-    """Writes index.html from the rows, once they are all there."""
+    """A sink that writes index.html from the rows, once they are all there."""
 
     def __init__(self, job: ExplainJob, bundle: Bundle, out: Path) -> None:
         self._job, self._bundle, self._out = job, bundle, out

@@ -25,7 +25,7 @@ _OVERLAY_SIDE = 800
 
 
 class BatchWorker:
-    """One model at work on a job; safe to use from one thread."""
+    """A model at work on a job; safe to use from one thread."""
 
     def __init__(self, job: ExplainJob, explainer: Explainer, *, batch_size: int = 16) -> None:
         self.job, self.explainer, self.batch_size = job, explainer, batch_size

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class BatchRunner(StrEnum):
-    """What runs a batch."""
+    """The names of what can run a batch."""
 
     local = "local"
     ray = "ray"
@@ -236,7 +236,7 @@ def atlas(
 
 @contextmanager
 def bundle_of(model: str | None, bundle: Path | None) -> Iterator[Bundle]:
-    """A registered model's bundle or that of a folder, checked."""
+    """Return a registered model's bundle or that of a folder, checked."""
     from models.bundle import load_bundle
 
     if (model is None) == (bundle is None):
@@ -246,7 +246,7 @@ def bundle_of(model: str | None, bundle: Path | None) -> Iterator[Bundle]:
 
 
 def fetch(reference: str, folder: Path) -> Path:
-    """A registered model's bundle, in a new folder within ``folder``."""
+    """Fetch a registered model's bundle into a new folder within ``folder``."""
     from pipelines.tracking.registry import fetch_bundle
 
     return fetch_bundle(reference, folder / "bundle").folder

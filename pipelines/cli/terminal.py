@@ -85,7 +85,7 @@ def load_dataset(data: str, *, val_share: float = 0.25) -> Dataset:
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """Bars with count, time so far and time left."""
+    """Return bars with count, time so far and time left."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -100,7 +100,7 @@ def progress_bars() -> Iterator[Progress]:
 
 @contextmanager
 def progress_reporter() -> Iterator[Reporter]:
-    """A reporter that shows one bar for each kind of work and one for each phase."""
+    """Return a reporter that shows one bar for each kind of work and one for each phase."""
     from pipelines.progress import Reporter
 
     with progress_bars() as progress:
@@ -128,7 +128,7 @@ def progress_reporter() -> Iterator[Reporter]:
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """Metrics of a split, and of its classes when they are few."""
+    """Print metrics of a split, and of its classes when they are few."""
     table = Table(title=f"{evaluation.split}: {len(evaluation.samples)} pictures", title_justify="left")
     for name in evaluation.metrics:
         table.add_column(name.replace("_", " "), justify="right")

@@ -54,8 +54,8 @@ def load_config(
     preset: str | None = None,
     settings: Sequence[str] = (),
 ) -> TrainConfig:
-    """The preset, then a TOML file (``phases`` as ``[[phases]]``; it may name its own ``preset``), then the
-    overrides that are not None, then ``settings`` such as ``phases.head.epochs=4``.
+    """Return the preset, then a TOML file (``phases`` as ``[[phases]]``; it may name its own ``preset``),
+    then the overrides that are not None, then ``settings`` such as ``phases.head.epochs=4``.
 
     Raises ConfigError for a file that cannot be read, an unknown key or a value that breaks a rule.
     """
@@ -75,7 +75,7 @@ def load_config(
 
 
 def config_from_dict(data: Mapping[str, Any]) -> TrainConfig:
-    """A config from plain values, checked like a file's."""
+    """Return a config from plain values, checked like a file's."""
     data = dict(data)
     if "phases" in data:
         if not isinstance(data["phases"], list):
@@ -87,7 +87,7 @@ def config_from_dict(data: Mapping[str, Any]) -> TrainConfig:
 
 
 def config_from_toml(text: str) -> TrainConfig:
-    """A config from the text of a TOML file; raises ConfigError."""
+    """Return a config from the text of a TOML file; raises ConfigError."""
     try:
         return config_from_dict(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
@@ -95,7 +95,7 @@ def config_from_toml(text: str) -> TrainConfig:
 
 
 def config_to_toml(config: TrainConfig) -> str:
-    """The whole config as a TOML file that :func:`load` reads back to the same config."""
+    """Return the whole config as a TOML file that :func:`load` reads back to the same config."""
     plain = asdict(config)
     phases, augmentation = plain.pop("phases"), plain.pop("augmentation")
     lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
@@ -144,7 +144,7 @@ def _apply_to_phase(data: dict[str, Any], parts: list[str], value: Any, setting:
 
 
 def _value(text: str) -> Any:
-    """A TOML value, or the text itself where it is none: ``backbone=resnet18`` needs no quotes."""
+    """Parse a TOML value, or take the text itself where it is none: ``backbone=resnet18`` needs no quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

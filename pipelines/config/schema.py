@@ -35,7 +35,7 @@ def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PhaseConfig:
-    """One stretch of fine-tuning."""
+    """A phase of fine-tuning."""
 
     name: str
     train_from: str
@@ -100,17 +100,17 @@ DEFAULT_PHASES = (
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """How training pictures are varied; each field is the widest change, 0 turns it off."""
+    """Ranges of the random changes of training images; each field is the widest change, 0 turns it off."""
 
     min_crop_area: float = 0.5
-    """Smallest share of the picture that a random crop may keep."""
+    """Smallest share of the image that a random crop may keep."""
     flip: bool = True
     """Mirror left and right half of the time."""
     flip_vertical: bool = False
     """Mirror top and bottom half of the time."""
     rotate_degrees: float = 12.0
     shift: float = 0.0
-    """Share of the picture's width and height."""
+    """Share of the image's width and height."""
     shear_degrees: float = 0.0
     colour: float = 0.2
     """Brightness, contrast and saturation, as a share."""
@@ -118,7 +118,7 @@ class Augmentation:
     """Largest share of the crop that is covered by a grey box, half of the time (Zhong et al. 2020)."""
 
     def __post_init__(self) -> None:
-        """Refuse values that would leave no picture."""
+        """Refuse values that would leave no image."""
         _require(0.05 <= self.min_crop_area <= 1, "min_crop_area", self.min_crop_area, "from 0.05 to 1")
         _require(0 <= self.rotate_degrees <= 180, "rotate_degrees", self.rotate_degrees, "from 0 to 180")
         _require(0 <= self.shift <= 0.5, "shift", self.shift, "from 0 to 0.5")
@@ -139,7 +139,7 @@ class TrainConfig:
     seed: int = 0
     batch_size: int = 32
     views: int = 4
-    """Of each picture: the plain one and varied ones, whose frozen features are computed once for all
+    """Of each image: the plain one and varied ones, whose frozen features are computed once for all
     epochs.
     """
     cache_gb: float = 2.0
@@ -148,7 +148,7 @@ class TrainConfig:
     """Disk for the features of this and earlier runs, the oldest of which go first; a set that needs more
     gets fewer views, then none cached."""
     class_weights: str = "none"
-    """"balanced" weighs each class by the inverse of its share of the training pictures."""
+    """"balanced" weighs each class by the inverse of its share of the training images."""
     val_share: float = 0.25
     """Share of a folder without train/ and val/ that is held out, chosen by content hash."""
     threads: int = 0
@@ -188,7 +188,7 @@ class TrainConfig:
         object.__setattr__(self, "phases", phases)
 
     def flat(self) -> dict[str, str | int | float | bool]:
-        """All settings as dotted names and plain values, for a tracker."""
+        """Return all settings as dotted names and plain values, for a tracker."""
         flat: dict[str, str | int | float | bool] = {}
         for key, value in asdict(self).items():
             if key == "phases":

@@ -1,6 +1,6 @@
-"""Varied views of training pictures, and batches of them read ahead of the one who trains.
+"""Varied views of training images, and batches of them read ahead of the one who trains.
 
-What a view does to a picture is drawn from (seed, picture, view) alone: the same view is the same on every
+What a view does to an image is drawn from (seed, image, view) alone: the same view is the same on every
 thread, in every order and after every restart, and nobody else's random numbers are touched.
 """
 
@@ -33,7 +33,9 @@ _ASPECT = (3 / 4, 4 / 3)
 
 @dataclass(frozen=True, slots=True)
 class AugmentedView:
-    """What one view does to one picture, in this order; boxes are shares of the picture or of the crop."""
+    """The changes that one view makes to one image, in this order; boxes are shares of the image or of the
+    crop.
+    """
 
     rotate_degrees: float
     shift: tuple[float, float]
@@ -49,7 +51,7 @@ class AugmentedView:
 
 
 def draw_view(policy: Augmentation, rng: np.random.Generator, aspect: float) -> AugmentedView:
-    """Draw a view within the policy for a picture of that width to height.
+    """Draw a view within the policy for an image of that width to height.
 
     Every number is drawn whether or not it is used, so that turning one change off leaves the others as they
     were.
@@ -74,11 +76,11 @@ def draw_view(policy: Augmentation, rng: np.random.Generator, aspect: float) -> 
 
 
 def _box(rng: np.random.Generator, area: float, aspect: float) -> tuple[float, float, float, float]:
-    """A box of that share of the area at a random place; its shape varies within _ASPECT as far as it
+    """Return a box of that share of the area at a random place; its shape varies within _ASPECT as far as it
     fits.
     """
     shape = math.exp(rng.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1]))) / aspect
-    # A side that would reach beyond the picture ends at its edge, and the other takes what is left of the
+    # A side that would reach beyond the image ends at its edge, and the other takes what is left of the
     # area.
     width = min(max(math.sqrt(area * shape), area), 1.0)
     height = area / width
@@ -86,7 +88,7 @@ def _box(rng: np.random.Generator, area: float, aspect: float) -> tuple[float, f
 
 
 class Augmenter:
-    """Varied views of a picture as the geometry's tensors."""
+    """A maker of random views of an image, as the geometry's tensors."""
 
     def __init__(self, geometry: Geometry, policy: Augmentation, *, seed: int) -> None:
         self.geometry, self.policy, self.seed = geometry, policy, seed
@@ -96,19 +98,19 @@ class Augmenter:
         )
 
     def view(self, sample: Sample, number: int, aspect: float) -> AugmentedView:
-        """What view ``number`` (from 1) does to a picture of that width to height."""
+        """Return what view ``number`` (from 1) does to an image of that width to height."""
         digest = hashlib.sha256(f"{self.seed}/{sample.sha256}/{number}".encode()).digest()
         return draw_view(self.policy, np.random.default_rng(int.from_bytes(digest[:16], "big")), aspect)
 
     def picture(self, sample: Sample, number: int) -> PIL.Image.Image:
-        """View 0 is the picture as the model will see it in service; the others are varied."""
+        """View 0 is the image as the model will see it in service; the others are varied."""
         image = read_image(sample.path)
         if number == 0:
             return self.geometry.see(image)[0]
         return self._vary(image.pil, self.view(sample, number, image.width / image.height))
 
     def tensor(self, sample: Sample, number: int) -> Tensor:
-        """(3, H, W) float32."""
+        """Return (3, H, W) float32."""
         return self.geometry.normalise(self.picture(sample, number))
 
     def _vary(self, picture: PIL.Image.Image, view: AugmentedView) -> PIL.Image.Image:
@@ -142,13 +144,13 @@ class Augmenter:
 
 
 def _pixels(box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
-    """(left, top, width, height) in whole pixels, at least one each way."""
+    """Return (left, top, width, height) in whole pixels, at least one each way."""
     wide, high = max(1, round(box[2] * width)), max(1, round(box[3] * height))
     return min(round(box[0] * width), width - wide), min(round(box[1] * height), height - high), wide, high
 
 
 def draw_views_figure(geometry: Geometry, data: Dataset, config: TrainConfig) -> PIL.Image.Image:
-    """A few training pictures, each as the model will see it in service and in three varied views."""
+    """Return a few training images, each as the model will see it in service and in three varied views."""
     augmenter = Augmenter(geometry, config.augmentation, seed=config.seed)
     by_class: dict[tuple[int, ...], Sample] = {}
     for sample in data.train:
@@ -168,7 +170,7 @@ def draw_views_figure(geometry: Geometry, data: Dataset, config: TrainConfig) ->
 def read_batches(
     augmenter: Augmenter, samples: Sequence[Sample], views: Sequence[int], batch_size: int
 ) -> Iterator[Tensor]:
-    """Tensors (N, 3, H, W) in the order of the samples, read by threads while the caller works.
+    """Return tensors (N, 3, H, W) in the order of the samples, read by threads while the caller works.
 
     Bounded: at most two batches are in memory beside the caller's.
     """

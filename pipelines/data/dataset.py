@@ -1,7 +1,7 @@
-"""A labelled folder as a data set: every picture read once, split by content where the folder does not say,
+"""A labelled folder as a data set: every image read once, split by content where the folder does not say,
 broken files named.
 
-Where there is no split, a picture's side is chosen by the hash of its bytes, so that the same picture lands
+Where there is no split, an image's side is chosen by the hash of its bytes, so that the same image lands
 on the same side on every machine, under every name and however the folder grows.
 """
 
@@ -22,7 +22,7 @@ from pipelines.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One readable picture."""
+    """A readable image."""
 
     path: Path
     name: str
@@ -33,7 +33,7 @@ class Sample:
 
     @property
     def label(self) -> int:
-        """The class of a picture that has exactly one."""
+        """The class of an image that has exactly one."""
         (only,) = self.labels
         return only
 
@@ -51,7 +51,7 @@ class Dataset:
     test: list[Sample]
     skipped: list[SkippedFile]
     shared: list[tuple[str, str]]
-    """(train name, held-out name) of pictures that are on both sides: what is measured on them is no
+    """(train name, held-out name) of images that are on both sides: what is measured on them is no
     evidence.
     """
 
@@ -66,12 +66,12 @@ class Dataset:
         return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
     def samples(self, split: str) -> list[Sample]:
-        """The samples of "train", "val" or "test"."""
+        """Return the samples of "train", "val" or "test"."""
         samples: list[Sample] = getattr(self, split)
         return samples
 
     def summary(self) -> dict[str, object]:
-        """Counts and digest, for a manifest."""
+        """Return counts and digest, for a manifest."""
         return {
             "name": self.name,
             "digest": self.digest,
@@ -82,11 +82,11 @@ class Dataset:
 
 
 def scan_folder(root: Path, *, val_share: float = 0.25, progress: Progress = no_progress) -> Dataset:
-    """Read every picture once, and sort it by class and split.
+    """Read every image once, and sort it by class and split.
 
-    Layouts are those of :mod:`pipelines.data.labels`. Files that are no readable picture are listed in
+    Layouts are those of :mod:`pipelines.data.labels`. Files that are no readable image are listed in
     ``skipped``. Raises DataError for a folder that cannot be trained on: missing, empty, one class only, a
-    class without pictures on one side, train and val with other classes.
+    class without images on one side, train and val with other classes.
     """
     name, root = root.absolute().name, root.resolve()
     if not root.is_dir():
@@ -116,7 +116,7 @@ def scan_folder(root: Path, *, val_share: float = 0.25, progress: Progress = no_
 
 
 def with_task(data: Dataset, task: str) -> Dataset:
-    """The data set as an answer to another kind of question; "auto" leaves it as its labels are.
+    """Return the data set as an answer to another kind of question; "auto" leaves it as its labels are.
 
     Raises DataError where the labels do not allow it.
     """
@@ -135,7 +135,7 @@ def with_task(data: Dataset, task: str) -> Dataset:
 
 
 def _read(entry: LabelledFile, inner: str, val_share: float) -> tuple[str, Sample] | SkippedFile:
-    """(split, sample), or why there is none."""
+    """Return (split, sample), or why there is none."""
     try:
         inner.encode()
     except UnicodeEncodeError:

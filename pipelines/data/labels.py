@@ -1,10 +1,10 @@
-"""What each picture of a folder shows: by its class folder, by a table labels.csv, or by a sidecar text file.
+"""What each image of a folder shows: by its class folder, by a table labels.csv, or by a sidecar text file.
 
-- Class folders: ``DIR/<class>/…`` or ``DIR/train/<class>/…`` with ``DIR/val/<class>/…``: one class a picture.
+- Class folders: ``DIR/<class>/…`` or ``DIR/train/<class>/…`` with ``DIR/val/<class>/…``: one class an image.
 - ``DIR/labels.csv``: a column ``file`` (path within DIR), at will a column ``split``, and either ``label``
   (one class), ``labels`` (any number, with ; between), or a column of 0 and 1 for each label. A single such
   column makes a binary question: that label, or not.
-- Sidecars: pictures lie directly in DIR or in DIR/train and DIR/val, each with a text file of the same stem
+- Sidecars: images lie directly in DIR or in DIR/train and DIR/val, each with a text file of the same stem
   beside it, one label a line; an empty file means none.
 """
 
@@ -35,7 +35,7 @@ class SkippedFile:
 
 @dataclass(frozen=True, slots=True)
 class LabelledFile:
-    """A picture file with what it is said to show."""
+    """An image file with what it is said to show."""
 
     path: Path
     split: str
@@ -45,7 +45,7 @@ class LabelledFile:
 
 @dataclass
 class FolderListing:
-    """A labelled folder before any picture was opened."""
+    """A labelled folder before any image was opened."""
 
     task: Task
     classes: list[str]
@@ -56,7 +56,7 @@ class FolderListing:
 
 
 def list_folder(root: Path) -> FolderListing:
-    """Find every picture of a folder and its labels; raises DataError for a folder that cannot be trained
+    """Find every image of a folder and its labels; raises DataError for a folder that cannot be trained
     on.
     """
     if (root / LABELS_TABLE).is_file():
@@ -157,7 +157,7 @@ def _from_table(root: Path) -> FolderListing:
 
 
 def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Column names, and each row with its line number."""
+    """Return column names, and each row with its line number."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True, restkey="")
@@ -197,7 +197,7 @@ def _table_entries(
     seen: set[Path] = set()
     for (line, row), file_labels in zip(rows, labels, strict=True):
         name = row["file"].strip()
-        # Not resolved: a picture may be a link to where a data store keeps it, but its name may not lead
+        # Not resolved: an image may be a link to where a data store keeps it, but its name may not lead
         # outside.
         path = Path(os.path.normpath(root / name))
         first = Path(name).parts[0] if Path(name).parts else ""

@@ -1,9 +1,9 @@
 """The embedded data set: invented butterflies, drawn on the spot, whose diagnostic mark is known to the
 pixel.
 
-All species share wings, palettes, poses and backgrounds; only the mark tells them apart. So a picture carries
+All species share wings, palettes, poses and backgrounds; only the mark tells them apart. So an image carries
 its own ground truth for explanations: a model that has learnt the species must look at the mark. On request a
-shortcut is planted, a collector's label in a corner of most training pictures of one species, for a model to
+shortcut is planted, a collector's label in a corner of most training images of one species, for a model to
 fall for.
 
 Written as an ordinary image folder: ``train/ val/ test/`` by species, and under ``masks/`` the same tree of
@@ -42,23 +42,23 @@ _SUPERSAMPLING = 2
 
 @dataclass(frozen=True, slots=True)
 class SpecimenPlan:
-    """How many to draw and what to plant; the same plan always gives the same pictures."""
+    """A plan of how many specimens to draw and what to plant; the same plan always gives the same images."""
 
     train: int = 24
     val: int = 12
     test: int = 12
-    """Pictures of each species."""
+    """Images of each species."""
     side: int = 320
     """Longer side in pixels."""
     seed: int = 0
     shortcut_species: str = ""
-    """Species whose train and val pictures get a collector's label; the test split never has one."""
+    """Species whose train and val images get a collector's label; the test split never has one."""
     shortcut_share: float = 0.85
 
 
 @dataclass(frozen=True, slots=True)
 class Specimen:
-    """One drawn picture with its truth."""
+    """A drawn image with its ground truth."""
 
     picture: PIL.Image.Image
     body: PIL.Image.Image
@@ -96,7 +96,7 @@ def write_specimens(plan: SpecimenPlan, folder: Path, *, progress: Progress = no
 
 
 def draw_specimen(plan: SpecimenPlan, split: str, species: str, number: int) -> Specimen:
-    """Draw one picture; it depends on the plan's seed and on these names alone."""
+    """Draw one image; it depends on the plan's seed and on these names alone."""
     rng = np.random.default_rng([plan.seed, *f"{split}/{species}".encode(), number])
     width, height = plan.side, plan.side
     shape = rng.integers(0, 3)

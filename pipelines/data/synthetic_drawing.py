@@ -58,7 +58,7 @@ _GROUNDS = (
 
 
 def _smooth_closed(points: np.ndarray, steps: int = 10) -> np.ndarray:
-    """A closed Catmull-Rom curve through the points (n, 2) as a polygon (n * steps, 2)."""
+    """Return a closed Catmull-Rom curve through the points (n, 2) as a polygon (n * steps, 2)."""
     before, after, later = np.roll(points, 1, 0), np.roll(points, -1, 0), np.roll(points, -2, 0)
     t = np.linspace(0, 1, steps, endpoint=False)[None, :, None]
     p0, p1, p2, p3 = (p[:, None, :] for p in (before, points, after, later))
@@ -69,13 +69,13 @@ def _smooth_closed(points: np.ndarray, steps: int = 10) -> np.ndarray:
 
 
 def _shorten(tail: np.ndarray, wear: float) -> np.ndarray:
-    """A worn tail is a broken one: its far end draws in towards the wing."""
+    """Break a worn tail: its far end draws in towards the wing."""
     root = tail[:, 1].max()
     return np.stack([tail[:, 0], root + (tail[:, 1] - root) * (1 - 0.55 * wear)], axis=1)
 
 
 class Canvas:
-    """One picture in the making: float32 pixels (height, width, 3) in 0 to 255, and the pose of its
+    """An image in the making: float32 pixels (height, width, 3) in 0 to 255, and the pose of its
     butterfly.
     """
 
@@ -128,7 +128,7 @@ class Canvas:
         return wings | trunk, mark & ~trunk
 
     def label(self, species: str) -> np.ndarray:
-        """A collector's label in a corner, as the planted shortcut; returns its mask."""
+        """Draw a collector's label in a corner, as the planted shortcut; return its mask."""
         width, height = round(self.width * 0.25), round(self.height * 0.115)
         inset = round(min(self.width, self.height) * 0.085)
         x, y = self.width - width - inset, self.height - height - inset
@@ -144,7 +144,7 @@ class Canvas:
         return mask
 
     def light(self) -> None:
-        """A soft fall of light across the picture, a tint, and grain."""
+        """Draw a soft fall of light across the image, a tint, and grain."""
         y, x = np.mgrid[0 : self.height, 0 : self.width].astype(np.float32)
         angle = self.rng.uniform(0, 2 * np.pi)
         fall = (x / self.width - 0.5) * np.cos(angle) + (y / self.height - 0.5) * np.sin(angle)
@@ -153,7 +153,7 @@ class Canvas:
         self.pixels = self.pixels * (exposure * (1 + 0.32 * fall))[..., None].astype(np.float32) * tint
 
     def finish(self, size: tuple[int, int]) -> PIL.Image.Image:
-        """The picture at its final size, with a little grain."""
+        """Return the image at its final size, with a little grain."""
         full = PIL.Image.fromarray(np.clip(self.pixels, 0, 255).astype(np.uint8))
         small = np.asarray(full.resize(size, PIL.Image.Resampling.BOX), dtype=np.float32)
         grain = self.rng.normal(0, 2.2, small.shape[:2]).astype(np.float32)[..., None]
@@ -162,7 +162,7 @@ class Canvas:
     # ------------------------------------------------------------ how each is drawn
 
     def _ground(self) -> np.ndarray:
-        """Out-of-focus leaves and lights."""
+        """Draw out-of-focus leaves and lights."""
         base, dark, bright = _GROUNDS[self.rng.integers(len(_GROUNDS))]
         small = PIL.Image.new("RGB", (max(self.width // 4, 8), max(self.height // 4, 8)), base)
         draw = ImageDraw.Draw(small)
@@ -200,7 +200,7 @@ class Canvas:
         )
 
     def _to_pixels(self, points: np.ndarray, side: int) -> list[tuple[float, float]]:
-        """Points in the butterfly's frame (n, 2) to pixels, on one side of the body."""
+        """Convert points in the butterfly's frame (n, 2) to pixels, on one side of the body."""
         across, along = points[:, 0] * side * self.fold[side], points[:, 1]
         x = self.cx + self.scale * (across * self.cos + along * self.sin)
         y = self.cy - self.scale * (-across * self.sin + along * self.cos)

@@ -24,14 +24,14 @@ BINS = 10
 _TEMPERATURES = (0.2, 10.0)
 _TOP_K, _CONFIDENT = 5, 0.8
 _PRIOR_WIDTH = 0.35
-"""Of the logarithm of the temperature: what a model is trusted before any picture is seen."""
+"""Of the logarithm of the temperature: what a model is trusted before any image is seen."""
 _THRESHOLD = ACCEPTED_FROM - 1e-9
 """torchmetrics accepts above a threshold, the service from it."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedSample:
-    """One picture with its truth and the model's answer."""
+    """An image with its target and the model's prediction."""
 
     sample: Sample
     truth: str
@@ -96,8 +96,8 @@ class EvaluatedSample:
 
 @dataclass(frozen=True, slots=True)
 class ClassMetrics:
-    """How one class fares; None for a figure that cannot be had: of a class that no picture of the split
-    shows, or that all of them do.
+    """Metrics of one class; None for a figure that is undefined: of a class that no image of the split shows,
+    or that all of them do.
     """
 
     label: str
@@ -110,7 +110,7 @@ class ClassMetrics:
 
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
-    """One bar of a reliability diagram: answers with a score in [low, high)."""
+    """A bar of a reliability diagram: answers with a score in [low, high)."""
 
     low: float
     high: float
@@ -165,7 +165,7 @@ def embed_samples(
     model: TransferModel, samples: Sequence[Sample], *, batch_size: int = 32,
     progress: Progress = no_progress,
 ) -> Tensor:  # fmt: skip
-    """Each picture as the vector that the head sees of it, (N, features)."""
+    """Return each image as the vector that the head sees of it, (N, features)."""
     return torch.cat(
         [pool_to_vectors(pooled) for pooled in _pooled(model, samples, batch_size, progress, "embedding")]
     )
@@ -174,7 +174,7 @@ def embed_samples(
 def _pooled(
     model: TransferModel, samples: Sequence[Sample], batch_size: int, progress: Progress, what: str
 ) -> Iterator[Tensor]:
-    """The pooled output of the last block, a batch at a time."""
+    """Yield the pooled output of the last block, a batch at a time."""
     model.eval()
     for start in range(0, len(samples), batch_size):
         part = samples[start : start + batch_size]
@@ -186,7 +186,7 @@ def _pooled(
 def evaluate_logits(
     classes: list[str], scoring: Scoring, samples: Sequence[Sample], split: str, logits: Tensor
 ) -> Evaluation:
-    """An evaluation from logits (N, classes) that are there already."""
+    """Evaluate logits (N, classes) that are there already."""
     evaluated = []
     for sample, row in zip(samples, logits, strict=True):
         named = " + ".join(classes[label] for label in sample.labels) or "none"
@@ -239,7 +239,7 @@ def _worth_keeping(ranking: list[Prediction], sample: Sample) -> tuple[Predictio
 
 
 def fit_temperature(evaluation: Evaluation, scoring: Scoring) -> float:
-    """The most probable temperature on a judged split: the lowest loss over its pictures (Guo et al.
+    """Return the most probable temperature on a judged split: the lowest loss over its images (Guo et al.
     2017), held near 1 by a normal prior on its logarithm, within 0.2 to 10.
 
     Without the prior a small split that the model happens to get right asks for ever surer scores.
@@ -260,7 +260,7 @@ def fit_temperature(evaluation: Evaluation, scoring: Scoring) -> float:
 
 
 def reliability(scores: Tensor, truth: Tensor, *, several: bool) -> list[ReliabilityBin]:
-    """Answers binned by their score: each picture's highest score, or every label's own."""
+    """Bin answers by their score: each image's highest score, or every label's own."""
     if several:
         confidence, right = scores.flatten(), truth.flatten().bool()
     else:
@@ -278,7 +278,7 @@ def reliability(scores: Tensor, truth: Tensor, *, several: bool) -> list[Reliabi
 
 @dataclass(frozen=True, slots=True)
 class _Figures:
-    """What torchmetrics says of one split."""
+    """The metrics of one split as torchmetrics computes them."""
 
     metrics: dict[str, float]
     confusion: Tensor
@@ -287,7 +287,7 @@ class _Figures:
 
 
 def _mean_over(values: Tensor, counted: Tensor) -> Tensor:
-    """Over the classes that can be counted: one that no picture shows, or all do, is no evidence either
+    """Average over the classes that can be counted: one that no image shows, or all do, is no evidence either
     way.
     """
     return values[counted].mean() if bool(counted.any()) else torch.tensor(float("nan"))
@@ -347,12 +347,14 @@ def _multilabel(scores: Tensor, truth: Tensor) -> _Figures:
 
 
 def _finite(metrics: dict[str, Tensor]) -> dict[str, float]:
-    """Without those that the split cannot say anything about."""
+    """Leave out the values that are undefined for this split."""
     return {name: float(value) for name, value in metrics.items() if math.isfinite(float(value))}
 
 
 def _label_ece(bins: list[ReliabilityBin]) -> Tensor:
-    """Mean distance of score and truth over all label decisions; torchmetrics has it for one answer only."""
+    """Return the mean distance of score and target over all label decisions; torchmetrics has it for one
+    answer only.
+    """
     total = sum(reliability_bin.answers for reliability_bin in bins)
     return torch.tensor(
         sum(
@@ -363,7 +365,7 @@ def _label_ece(bins: list[ReliabilityBin]) -> Tensor:
 
 
 def _nll(logits: Tensor, truth: Tensor, scoring: Scoring) -> Tensor:
-    """Mean negative log-likelihood, nats; over the labels too where several can hold."""
+    """Return the mean negative log-likelihood in nats; over the labels too where several can hold."""
     calibrated, targets = logits.double() / scoring.temperature, truth.double()
     if scoring.task == "multilabel":
         return torch.nn.functional.binary_cross_entropy_with_logits(calibrated, targets)

@@ -34,7 +34,7 @@ positions says little there."""
 
 @dataclass(frozen=True, slots=True)
 class LocalizationResult:
-    """The mean over a split's pictures that have a mask."""
+    """The mean over a split's images that have a mask."""
 
     split: str
     what: str
@@ -50,7 +50,7 @@ class LocalizationResult:
         return f"{self.split}_{self.what}" + ("" if self.method == DEFAULT_METHOD else "_fine")
 
     def metrics(self) -> dict[str, float]:
-        """Energy inside against area by chance, pointing game against the centre."""
+        """Return energy inside against area by chance, pointing game against the centre."""
         return {f"{self.name}_{key}": value for key, value in asdict(self.mean).items()}
 
 
@@ -61,8 +61,8 @@ def check_methods(
     *,
     progress: Progress = no_progress,
 ) -> RandomizationCheck | None:
-    """The sanity check of a config: of "all" methods, of those that read a "block" and cost little, or of
-    "none".
+    """Return the sanity check of a config: of "all" methods, of those that read a "block" and cost little, or
+    of "none".
     """
     if which == "none":
         return None
@@ -75,7 +75,7 @@ def check_methods(
 
 def measure_localization(model: TransferModel, data: Dataset, split: str) -> list[LocalizationResult]:
     """Hold the evidence for the true class against every tree of masks that the set has, at the Grad-CAM
-    block and at the stage before it; at most 200 pictures, chosen by their digests. Empty without masks.
+    block and at the stage before it; at most 200 images, chosen by their digests. Empty without masks.
     """
     samples = sorted(data.samples(split), key=lambda sample: sample.sha256)[:_MOST_LOCALISED]
     trees = {"object": data.root / "masks", **_part_trees(data)}
@@ -99,7 +99,7 @@ def measure_localization(model: TransferModel, data: Dataset, split: str) -> lis
 
 
 def localization_to_json(located: Sequence[LocalizationResult]) -> str:
-    """As JSON, for a run's files."""
+    """Return plain values for JSON, for a run's files."""
     return json.dumps(
         [
             {
@@ -135,7 +135,7 @@ def _localize_samples(
 
 
 def _part_trees(data: Dataset) -> dict[str, Path]:
-    """Trees of masks of parts: folders under masks/ that are no split."""
+    """Return trees of masks of parts: folders under masks/ that are no split."""
     root = data.root / "masks"
     if not root.is_dir():
         return {}
@@ -153,7 +153,9 @@ def _mask(tree: Path, sample: Sample) -> Path | None:
 
 
 def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """A mask as booleans in the size of its picture, which may have been made larger or smaller since."""
+    """Return a mask as booleans in the size of its image, which may have been made larger or smaller
+    since.
+    """
     picture = read_image(path).pil.convert("L")
     if picture.size != size:
         picture = picture.resize(size, PIL.Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""What each phase did to the network: a fixed set of probe pictures explained after it, and how far the
+"""What each phase did to the network: a fixed set of probe images explained after it, and how far the
 weights of each block had moved.
 """
 
@@ -41,7 +41,9 @@ class PhaseSnapshot:
 
 
 def choose_probes(data: Dataset, count: int = PROBE_COUNT) -> list[Sample]:
-    """Validation pictures that stay the same from run to run: of each class in turn, by their digests."""
+    """Return validation images that stay the same from run to run: of each class in turn, by their
+    digests.
+    """
     by_class = [
         sorted((sample for sample in data.val if label in sample.labels), key=lambda sample: sample.sha256)
         for label in range(len(data.classes))
@@ -56,7 +58,7 @@ def choose_probes(data: Dataset, count: int = PROBE_COUNT) -> list[Sample]:
 
 
 def flatten_weights(model: TransferModel) -> dict[str, Tensor]:
-    """A copy of the weights of each block and of the head, as one long vector each."""
+    """Return a copy of the weights of each block and of the head, as one long vector each."""
     parts = {name: model.block(name) for name in model.block_names} | {HEAD: model.classifier}
     vectors = {}
     for name, part in parts.items():
@@ -105,7 +107,7 @@ def evidence_moved(before: Sequence[Sequence[float]], after: Sequence[Sequence[f
 
 
 def map_movement(snapshots: Sequence[PhaseSnapshot]) -> dict[str, float]:
-    """The mean share of evidence that each phase moved, from the phase before it."""
+    """Return the mean share of evidence that each phase moved, from the phase before it."""
     return {
         after.phase: float(
             np.mean([evidence_moved(a, b) for a, b in zip(before.maps, after.maps, strict=True)])
@@ -117,7 +119,7 @@ def map_movement(snapshots: Sequence[PhaseSnapshot]) -> dict[str, float]:
 def draw_snapshots_figure(
     model: TransferModel, probes: Sequence[Sample], snapshots: Sequence[PhaseSnapshot]
 ) -> PIL.Image.Image:
-    """A row for each probe: the picture, then its evidence after each phase on one scale."""
+    """Draw a row for each probe: the image, then its evidence after each phase on one scale."""
     tiles: list[Tile] = []
     for place, sample in enumerate(probes):
         image = read_image(sample.path)

@@ -1,4 +1,4 @@
-"""Plots of a training run, as pictures: made by matplotlib without a window, on the house's colours."""
+"""Plots of a training run, as images: made by matplotlib without a window, on the house's colours."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ PURPLE, ORANGE = "#5b2a86", "#e07b39"
 
 
 def plot_confusion(evaluation: Evaluation) -> PIL.Image.Image:
-    """The confusion matrix: counts in each cell, shaded by the share of the true class. For several labels,
-    one row a label: hits, misses, false alarms, rightly silent.
+    """Return the confusion matrix: counts in each cell, shaded by the share of the true class. For several
+    labels, one row a label: hits, misses, false alarms, rightly silent.
     """
     counts = evaluation.confusion.numpy()
     columns = evaluation.classes
@@ -57,7 +57,7 @@ def plot_confusion(evaluation: Evaluation) -> PIL.Image.Image:
 def plot_reliability(
     before: Sequence[ReliabilityBin], after: Sequence[ReliabilityBin], *, title: str
 ) -> PIL.Image.Image:
-    """How often answers of each score are right, before and after calibration; the area of a dot is the
+    """Plot how often answers of each score are right, before and after calibration; the area of a dot is the
     number of answers, the diagonal a model whose scores mean what they say.
     """
     figure, axes = _figure(5.2, 5.0)
@@ -81,7 +81,7 @@ def plot_reliability(
 
 
 def plot_history(phases: Sequence[Sequence[EpochResult]]) -> PIL.Image.Image:
-    """Loss and accuracy along all epochs, the phases side by side, the kept epoch of each marked."""
+    """Plot loss and accuracy along all epochs, the phases side by side, the kept epoch of each marked."""
     figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
     start = 0
@@ -112,7 +112,7 @@ def plot_history(phases: Sequence[Sequence[EpochResult]]) -> PIL.Image.Image:
 def plot_lr_range_test(
     tried: Sequence[float], losses: Sequence[float], suggested: float, *, title: str
 ) -> PIL.Image.Image:
-    """The loss along rising learning rates, and the one suggested."""
+    """Plot the loss along rising learning rates, and the one suggested."""
     figure, axes = _figure(6.4, 3.8)
     axes.plot(tried, losses, color=PURPLE, linewidth=1.8)
     axes.axvline(suggested, color=ORANGE, linewidth=1.4)
@@ -126,8 +126,8 @@ def plot_lr_range_test(
 
 
 def plot_weight_movement(stages: Sequence[str], moved: Sequence[dict[str, float]]) -> PIL.Image.Image:
-    """How far each block's weights have moved from where they began, after each phase; what stayed frozen has
-    no bar.
+    """Return how far each block's weights have moved from where they began, after each phase; what stayed
+    frozen has no bar.
     """
     blocks = list(moved[-1])
     figure, axes = _figure(max(6.0, 0.42 * len(blocks) + 2), 3.8)
@@ -148,7 +148,7 @@ def plot_weight_movement(stages: Sequence[str], moved: Sequence[dict[str, float]
 
 
 def plot_evidence_movement(pairs: Sequence[tuple[str, float]]) -> PIL.Image.Image:
-    """How many pictures had how much of their evidence moved, those that changed sides set apart."""
+    """Return how many images had how much of their evidence moved, those that changed sides set apart."""
     figure, axes = _figure(5.2, 3.2)
     same = [moved for kind, moved in pairs if kind == "same"]
     changed = [moved for kind, moved in pairs if kind != "same"]
@@ -182,7 +182,7 @@ def _render(figure: Figure) -> PIL.Image.Image:
 
 
 def plot_faithfulness(result: FaithfulnessResult) -> PIL.Image.Image:
-    """Deletion and insertion curves of a map, and its score among those of random maps."""
+    """Plot the deletion and insertion curves of a map, and its score among those of random maps."""
     figure = Figure(figsize=(7.6, 3.4), dpi=110, layout="constrained")
     curves, beside = figure.subplots(1, 2, width_ratios=(1.7, 1))
     _style_axes(curves)

@@ -22,7 +22,7 @@ METRIC = "val_accuracy"
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """What the gate decided, and why."""
+    """The decision of the gate, and its reasons."""
 
     name: str
     version: str

@@ -1,6 +1,6 @@
-"""An answer of the service made again from its picture and its bundle: does it still hold?
+"""An answer of the service made again from its image and its bundle: does it still hold?
 
-Nothing of the service is used: the picture is decoded, prepared, run and explained by the models package,
+Nothing of the service is used: the image is decoded, prepared, run and explained by the models package,
 with the settings that the answer names. What cannot be made again is said to be so, not passed over.
 """
 
@@ -32,7 +32,7 @@ _COARSE = 0.15
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was compared."""
+    """A comparison of one value of the answer."""
 
     what: str
     holds: bool
@@ -51,8 +51,8 @@ def verify_answer(text: str, picture: Path, bundle: Bundle) -> list[Finding]:
 
 
 def list_unverified(text: str) -> list[str]:
-    """What an answer holds that :func:`verify` does not make again: checks of many forwards, for the most
-    part.
+    """Return what an answer holds that :func:`verify` does not make again: checks of many forwards, for the
+    most part.
     """
     answer = _read(text)
     names = [name for name in ("agreement", "shifts", "sweep") if answer.get(name)]
@@ -128,7 +128,7 @@ def _read(text: str) -> Mapping[str, Any]:
 
 
 def _as_decoded(answer: Mapping[str, Any]) -> DraftSize | None:
-    """What makes the decoder leave out as many pixels as it did then."""
+    """Return what makes the decoder leave out as many pixels as it did then."""
     reduction = int(answer["provenance"].get("reduction", 1))
     sides = (int(answer["image"]["width"]), int(answer["image"]["height"]))
     return DraftSize(min(sides) // reduction, max(sides) // reduction) if reduction > 1 else None

@@ -1,5 +1,5 @@
-"""One judged picture to look at: where the answer comes from, where the truth would have, and the training
-pictures that the network finds most alike.
+"""One judged image to look at: where the answer comes from, where the truth would have, and the training
+images that the network finds most alike.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MOST_COMPARED = 4000
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A training picture near to a judged one."""
+    """A training image near to a judged one."""
 
     picture: PIL.Image.Image
     label: str
@@ -39,12 +39,12 @@ class Neighbour:
     similarity: float
     """Cosine of the angle between the two in the space that the head sees, -1 to 1."""
     same_class: bool
-    """Whether it has a class that is true of the judged picture."""
+    """Whether it has a class that is true of the judged image."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReviewCase:
-    """One picture of a review."""
+    """An image of a review."""
 
     evaluated: EvaluatedSample
     split: str
@@ -60,10 +60,10 @@ class ReviewCase:
 
 
 class NeighbourIndex:
-    """The training pictures in the space that the head sees."""
+    """The training images in the space that the head sees."""
 
     def __init__(self, model: TransferModel, samples: Sequence[Sample], progress: Progress) -> None:
-        """Embed the pictures, of a large set 4,000 drawn by their digests."""
+        """Embed the images, of a large set 4,000 drawn by their digests."""
         self.classes = model.classes
         self.samples = sorted(samples, key=lambda sample: sample.sha256)[:_MOST_COMPARED]
         self._directions = torch.nn.functional.normalize(
@@ -71,7 +71,7 @@ class NeighbourIndex:
         )
 
     def nearest(self, vector: Tensor, labels: Sequence[int], sha256: str) -> tuple[Neighbour, ...]:
-        """The most similar training pictures of one judged picture (features,), itself left out."""
+        """Return the most similar training images of one judged image (features,), itself left out."""
         cosine = self._directions @ torch.nn.functional.normalize(vector, dim=0)
         neighbours: list[Neighbour] = []
         for place in torch.argsort(cosine, descending=True, stable=True).tolist():
@@ -138,7 +138,7 @@ def _case(
 
 
 def cases_to_columns(cases: Sequence[ReviewCase]) -> dict[str, list[object]]:
-    """The cases as columns of a table: picture and overlays as uint8 arrays (height, width, 3)."""
+    """Return the cases as columns of a table: image and overlays as uint8 arrays (height, width, 3)."""
     return {
         "split": [case.split for case in cases],
         "picture": [case.evaluated.sample.name for case in cases],

@@ -1,4 +1,4 @@
-"""Two runs on the same held-out pictures: metrics, pictures that changed sides, and evidence that moved."""
+"""Two runs on the same held-out images: metrics, images that changed sides, and evidence that moved."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class ComparedSample:
-    """One picture as both models judge it; each explains its own answer."""
+    """An image as both models evaluate it; each explains its own answer."""
 
     evaluated: tuple[EvaluatedSample, EvaluatedSample]
     split: str
@@ -46,7 +46,7 @@ class ComparedSample:
 
     @property
     def kind(self) -> str:
-        """What happened to the picture: fixed, broken, other mistake, or same."""
+        """What happened to the image: fixed, broken, other mistake, or same."""
         before, after = self.evaluated
         if before.is_correct != after.is_correct:
             return "fixed" if after.is_correct else "broken"
@@ -55,7 +55,7 @@ class ComparedSample:
 
 @dataclass(frozen=True, slots=True)
 class RunComparison:
-    """What was found, and the run that keeps it."""
+    """The comparison of two runs, and the run that keeps it."""
 
     run_id: str
     html: str
@@ -121,7 +121,7 @@ def _maps(model: TransferModel, evaluated: Sequence[EvaluatedSample]) -> list[At
 
 
 def _on_one_grid(attribution: Attribution, other: Attribution) -> list[list[float]]:
-    """The map with each cell repeated until both maps have the same grid: two backbones may differ in
+    """Return the map with each cell repeated until both maps have the same grid: two backbones may differ in
     theirs.
     """
     rows = int(np.lcm(attribution.rows, other.rows)) // attribution.rows

@@ -1,6 +1,6 @@
 """The filter atlas: what channels of a block look for, beside what they answer most in a data set.
 
-A synthesised template says what would drive a channel most; the patches say what does, among real pictures.
+A synthesised template says what would drive a channel most; the patches say what does, among real images.
 Where the two tell the same story a channel can be named; where they do not, that is worth knowing too.
 Channels that never answer, and channels that answer as another one does, are named.
 """
@@ -33,32 +33,32 @@ _MOST_PICTURES = 600
 _MOST_POSITIONS = 20_000
 _ALIKE = 0.98
 _WIDEST = 0.4
-"""Of the shorter side of what the model saw: the theoretical field of a deep cell is wider than the picture,
+"""Of the shorter side of what the model saw: the theoretical field of a deep cell is wider than the image,
 what it really heeds is a part in its middle (Luo et al. 2016)."""
 _PATCH_SIDE = 132
 
 
 @dataclass(frozen=True, slots=True)
 class AtlasPatch:
-    """Where a channel answers most in one picture."""
+    """The patch of one image where a channel responds most."""
 
     sample: Sample
     label: str
     value: float
     box: tuple[int, int, int, int]
-    """x0, y0, x1, y1 in pixels of the upright picture."""
+    """x0, y0, x1, y1 in pixels of the upright image."""
     picture: PIL.Image.Image = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class AtlasEntry:
-    """One channel of the atlas."""
+    """A channel of the atlas."""
 
     channel: int
     template: FilterTemplate
     patches: tuple[AtlasPatch, ...]
     share_active: float
-    """Of all positions of all pictures, where its value is above 0."""
+    """Of all positions of all images, where its value is above 0."""
     twins: tuple[int, ...]
     """Channels that answer alike: correlation of 0.98 or more over the positions."""
 
@@ -73,7 +73,7 @@ class FilterAtlas:
     pictures: int
     entries: tuple[AtlasEntry, ...]
     dead: tuple[int, ...]
-    """Channels that are 0 or below at every position of every picture."""
+    """Channels that are 0 or below at every position of every image."""
     duplicates: tuple[tuple[int, int, float], ...]
     """(channel, later channel, correlation) of all pairs that answer alike."""
 
@@ -89,9 +89,9 @@ def build_atlas(
     steps: int = 160,
     progress: Progress = no_progress,
 ) -> FilterAtlas:
-    """Make the atlas of a block over the training pictures (at most 600, by their digests).
+    """Make the atlas of a block over the training images (at most 600, by their digests).
 
-    Without ``channels`` the ``count`` that vary most over the pictures are taken. Raises UnknownChoice for a
+    Without ``channels`` the ``count`` that vary most over the images are taken. Raises UnknownChoice for a
     block or channel that the model does not have.
     """
     model.index_of(block)
@@ -118,7 +118,7 @@ def build_atlas(
 
 
 class _ChannelResponses:
-    """What every channel of a block answers over a set of pictures."""
+    """Responses of every channel of a block over a set of images."""
 
     def __init__(
         self, model: TransferModel, block: str, samples: Sequence[Sample], progress: Progress
@@ -146,30 +146,30 @@ class _ChannelResponses:
         self.count = self.maxima.shape[1]
 
     def most_varied(self, count: int) -> list[int]:
-        """Channels whose largest answers differ most from picture to picture, in their own spread."""
+        """Return channels whose largest answers differ most from image to image, in their own spread."""
         spread = self.maxima.std(dim=0) / self.maxima.mean(dim=0).abs().clamp(min=1e-6)
         spread[self.maxima.amax(dim=0) <= 0] = -1.0
         return sorted(spread.argsort(descending=True, stable=True)[:count].tolist())
 
     def strongest(self, channel: int, count: int) -> list[int]:
-        """Pictures in which a channel answers most."""
+        """Return images in which a channel answers most."""
         return self.maxima[:, channel].argsort(descending=True, stable=True)[:count].tolist()
 
     def place(self, channel: int, n: int) -> tuple[int, int]:
-        """(row, col) of its strongest answer in a picture."""
+        """Return (row, col) of its strongest answer in an image."""
         row, col = divmod(int(self.places[n, channel]), self.cols)
         return row, col
 
     def share_active(self, channel: int) -> float:
-        """Of all positions."""
+        """Return the share of all positions at which each channel is above zero."""
         return float(self.active[:, channel].mean())
 
     def dead(self) -> tuple[int, ...]:
-        """Channels that never answer."""
+        """Return channels that never answer."""
         return tuple(torch.nonzero(self.maxima.amax(dim=0) <= 0).flatten().tolist())
 
     def duplicates(self) -> tuple[tuple[int, int, float], ...]:
-        """Pairs whose values go together at all positions looked at."""
+        """Return pairs whose values go together at all positions looked at."""
         centred = self._positions - self._positions.mean(dim=0)
         length = centred.norm(dim=0)
         alive = length > 1e-6
@@ -196,7 +196,7 @@ def _patch(
 
 
 def _box(frame: Frame, seen: ReceptiveField, row: int, col: int) -> tuple[int, int, int, int]:
-    """The middle of a cell's receptive field on the picture, clipped to it."""
+    """Return the middle of a cell's receptive field on the image, clipped to it."""
     x0, y0, x1, y1 = frame.to_picture(seen.box(row, col))
     left, top, right, bottom = frame.seen_box
     widest = _WIDEST * min(right - left, bottom - top)
@@ -214,7 +214,7 @@ def _box(frame: Frame, seen: ReceptiveField, row: int, col: int) -> tuple[int, i
 
 
 def draw_atlas_figure(atlas: FilterAtlas) -> PIL.Image.Image:
-    """A row for each channel: its template, then the patches."""
+    """Draw a row for each channel: its template, then the patches."""
     tiles = []
     widest = max(len(entry.patches) for entry in atlas.entries)
     for entry in atlas.entries:
@@ -232,7 +232,7 @@ def draw_atlas_figure(atlas: FilterAtlas) -> PIL.Image.Image:
 
 
 def render_atlas(atlas: FilterAtlas, facts: dict[str, str]) -> str:
-    """One HTML file that stands alone."""
+    """Render one HTML file that stands alone."""
     rows = [
         {
             "channel": entry.channel,
@@ -259,7 +259,7 @@ def render_atlas(atlas: FilterAtlas, facts: dict[str, str]) -> str:
 
 
 def atlas_to_json(atlas: FilterAtlas) -> dict[str, object]:
-    """The findings, with templates and patches as small pictures."""
+    """Return the findings, with templates and patches as small images."""
     return {
         "block": atlas.block,
         "channels": atlas.channels,
@@ -297,7 +297,7 @@ def _small(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _located(patch: AtlasPatch) -> PIL.Image.Image:
-    """The source picture, small, dimmed but for the patch."""
+    """Draw the source image, small, dimmed but for the patch."""
     source = read_image(patch.sample.path).pil
     pixels = np.asarray(source).astype(np.float32) * 0.35 + 40
     x0, y0, x1, y1 = patch.box

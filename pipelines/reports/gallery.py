@@ -1,6 +1,6 @@
 """The review of a model: a summary to read in a minute, then its mistakes to look at, the worst first.
 
-Comes as one self-contained HTML page and as contact sheets. The two maps of a picture share one scale, so
+Comes as one self-contained HTML page and as contact sheets. The two maps of an image share one scale, so
 that a faint map looks faint beside a strong one.
 """
 
@@ -23,7 +23,7 @@ _MOST_IN_TABLE = 40
 
 
 def draw_gallery_figure(cases: Sequence[ReviewCase], *, title: str) -> PIL.Image.Image:
-    """Rows of picture, map of the answer, map of the truth, and their difference."""
+    """Draw rows of image, map of the prediction, map of the target, and their difference."""
     tiles: list[Tile] = []
     for case in cases:
         predicted, true = case.evaluated.predicted, case.evaluated.target
@@ -45,7 +45,9 @@ def render_gallery(
     summary: Sequence[str],
     facts: Mapping[str, Any],
 ) -> str:
-    """The review as one HTML page without any outside reference; ``facts`` are shown as its provenance."""
+    """Render the review as one HTML page without any outside reference; ``facts`` are listed as its
+    provenance.
+    """
     return render_template(
         "gallery.html.j2",
         title=title,

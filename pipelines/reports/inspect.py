@@ -1,4 +1,4 @@
-"""One picture put to all the questions, as a page: why, how sure, how the map came about, what would change
+"""One image put to all the questions, as a page: why, how sure, how the map came about, what would change
 the answer.
 """
 

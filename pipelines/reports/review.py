@@ -81,7 +81,7 @@ def log_review(
 
 
 def load_run_bundle(run_id: str, data: Dataset) -> Bundle:
-    """The checked model of a run, if it knows the data's classes; raises RegistryError."""
+    """Load the checked model of a run, if it knows the data's classes; raises RegistryError."""
     reference = find_run_version(run_id)
     with tempfile.TemporaryDirectory() as aside:
         checked = load_bundle(fetch_bundle(reference, Path(aside) / "bundle").folder)
@@ -91,7 +91,7 @@ def load_run_bundle(run_id: str, data: Dataset) -> Bundle:
 
 
 def evaluate_held_out(checked: Bundle, data: Dataset, reporter: Reporter) -> list[Evaluation]:
-    """The data's validation split and, if there is one, its test split, judged."""
+    """Evaluate the data's validation split and, if there is one, its test split."""
     return [
         evaluate(
             checked.model,

@@ -17,10 +17,10 @@ def summarize_evaluations(
     *,
     shared: Sequence[tuple[str, str]] = (),
 ) -> list[str]:
-    """The state of a model from its judged splits; the last is the one to believe most.
+    """Summarize the state of a model from its evaluated splits; the last is the one to believe most.
 
     ``baseline`` is the linear probe's accuracy on the first; ``shared`` are (train name, held-out name) of
-    pictures on both sides.
+    images on both sides.
     """
     last = evaluations[-1]
     sentences = [_result(evaluation) for evaluation in evaluations]

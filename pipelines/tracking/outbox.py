@@ -151,8 +151,8 @@ class Outbox:
             atomic_write(self._mark, str(self._delivered).encode())
 
     def _read_mark(self) -> int:
-        """How many lines were delivered; a mark that a power cut emptied means none, for saying twice is
-        harmless.
+        """Return how many lines were delivered; a mark that a power cut emptied means none, for saying twice
+        is harmless.
         """
         try:
             return int(self._mark.read_text())
@@ -160,7 +160,7 @@ class Outbox:
             return 0
 
     def _left_over(self) -> list[Message]:
-        """What the file holds beyond what was delivered; a line that a crash cut off is dropped."""
+        """Return what the file holds beyond what was delivered; a line that a crash cut off is dropped."""
         if not self._path.is_file():
             return []
         lines = self._path.read_bytes().splitlines(keepends=True)
@@ -172,16 +172,16 @@ class Outbox:
 
 
 def _is_refused(error: Exception) -> bool:
-    """Whether the tracker understood and will never take it; a database's own troubles pass."""
+    """Return whether the tracker understood and will never take it; a database's own troubles pass."""
     understood = isinstance(error, MlflowException) and error.error_code == "INVALID_PARAMETER_VALUE"
     return understood and not isinstance(error.__cause__, SQLAlchemyError)
 
 
 def pack_bytes(data: bytes) -> str:
-    """Bytes as text for a piece of news."""
+    """Pack bytes as text for an entry."""
     return base64.b64encode(data).decode()
 
 
 def unpack_bytes(text: str) -> bytes:
-    """The bytes of :func:`packed`."""
+    """Unpack the bytes of :func:`pack_bytes`."""
     return base64.b64decode(text)

@@ -3,7 +3,7 @@
 
 MLflow copies this file and the ``models`` package beside the bundle, so that the logged model loads wherever
 torch and captum are installed, without this project and without unpickling anything. The input is a column
-``image`` of encoded pictures (bytes); text is refused, so no path or URL can be made to be read.
+``image`` of encoded images (bytes); text is refused, so no path or URL can be made to be read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 
 
 class LucidaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Rows of pictures to rows of predicted label, its score, and the scores of all classes."""
+    """Rows of images to rows of predicted label, its score, and the scores of all classes."""
 
     def load_context(self, context: Any) -> None:
         """Load the bundle with all of its checks."""
@@ -27,7 +27,7 @@ class LucidaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Predict each row's picture; raises the same errors as the service for one that cannot be used."""
+        """Predict each row's image; raises the same errors as the service for one that cannot be used."""
         import torch
 
         from models.errors import UnreadableImage

@@ -47,7 +47,7 @@ class FetchedBundle:
 
 
 def check_name(name: str) -> str:
-    """A registered model's name that is safe in a URI and as a folder; raises RegistryError."""
+    """Return a registered model's name that is safe in a URI and as a folder; raises RegistryError."""
     if not _NAME.fullmatch(name):
         raise RegistryError(f"The model name {name!r} must be letters, digits, '.', '_' or '-', at most 100.")
     return name
@@ -122,7 +122,9 @@ def _log_pyfunc(folder: Path) -> Any:
 
 
 def find_version(reference: str) -> ModelVersion:
-    """A registered version by "NAME@alias", "NAME/number", or "NAME" for its newest; raises RegistryError."""
+    """Find a registered version by "NAME@alias", "NAME/number", or "NAME" for its newest; raises
+    RegistryError.
+    """
     client = mlflow.MlflowClient()
     reference = reference.removeprefix("models:/")
     try:
@@ -146,7 +148,7 @@ def find_version(reference: str) -> ModelVersion:
 
 
 def find_champion(name: str) -> ModelVersion | None:
-    """The version that the alias champion names, if any."""
+    """Return the version that the alias champion names, if any."""
     try:
         return mlflow.MlflowClient().get_model_version_by_alias(check_name(name), CHAMPION_ALIAS)
     except MlflowException as error:
@@ -185,17 +187,17 @@ def fetch_bundle(reference: str, folder: Path) -> FetchedBundle:
 
 
 def run_metrics(run_id: str) -> dict[str, float]:
-    """The final metrics of a run; raises RegistryError when there is no such run."""
+    """Return the final metrics of a run; raises RegistryError when there is no such run."""
     return dict(_get_run(run_id).data.metrics)
 
 
 def run_params(run_id: str) -> dict[str, str]:
-    """The parameters of a run; raises RegistryError when there is no such run."""
+    """Return the parameters of a run; raises RegistryError when there is no such run."""
     return dict(_get_run(run_id).data.params)
 
 
 def run_tags(run_id: str) -> dict[str, str]:
-    """The tags of a run; raises RegistryError when there is no such run."""
+    """Return the tags of a run; raises RegistryError when there is no such run."""
     return dict(_get_run(run_id).data.tags)
 
 
@@ -212,7 +214,7 @@ def _get_run(run_id: str) -> Any:
 
 
 def find_run(reference: str) -> str:
-    """A run id from a run id or from a registered model (NAME, NAME@alias, NAME/number)."""
+    """Find a run's id by a run id or by a registered model (NAME, NAME@alias, NAME/number)."""
     if len(reference) == 32 and all(c in "0123456789abcdef" for c in reference):
         run_tags(reference)
         return reference
@@ -225,8 +227,8 @@ def find_run(reference: str) -> str:
 
 
 def find_run_version(run_id: str) -> str:
-    """The registered version, as "NAME/number", that a run produced; raises RegistryError when there is
-    none.
+    """Return the registered version, as "NAME/number", that a run produced; raises RegistryError when there
+    is none.
     """
     try:
         versions = mlflow.MlflowClient().search_model_versions(f"run_id = '{run_id}'")
@@ -242,5 +244,7 @@ def find_run_version(run_id: str) -> str:
 
 
 def run_val_share(run_id: str) -> float:
-    """The share of an undivided folder that the run held out, so that a review divides it the same way."""
+    """Return the share of an undivided folder that the run held out, so that a review divides it the same
+    way.
+    """
     return float(run_params(run_id).get("val_share", TrainConfig().val_share))

@@ -88,7 +88,7 @@ def check_run_exists(run_id: str) -> None:
 
 
 def tracking_uri_without_password() -> str:
-    """The tracking URI without a password."""
+    """Return the tracking URI without a password."""
     return re.sub(r"://([^:/@]+):[^@/]+@", r"://\1:***@", str(mlflow.get_tracking_uri()))
 
 
@@ -103,18 +103,18 @@ def _tracker_call(what: str) -> Iterator[None]:
 
 
 class RunLogger:
-    """What is said about one run; nothing here waits for MLflow but :meth:`flush`."""
+    """A writer of one run; nothing here waits for MLflow but :meth:`flush`."""
 
     def __init__(self, run_id: str, outbox: Path) -> None:
         self.run_id = run_id
         self._outbox = Outbox(outbox, _deliver)
 
     def params(self, values: Mapping[str, Any], *, run_id: str | None = None) -> None:
-        """Parameters, which never change."""
+        """Log parameters, which never change."""
         self._add("params", run_id, values={key: str(value)[:_LONGEST] for key, value in values.items()})
 
     def tags(self, values: Mapping[str, Any]) -> None:
-        """Tags, which may be set again."""
+        """Set tags, which may be set again."""
         self._add("tags", None, values={key: str(value)[:_LONGEST] for key, value in values.items()})
 
     def metrics(
@@ -125,30 +125,30 @@ class RunLogger:
         run_id: str | None = None,
         timestamp_ms: int | None = None,
     ) -> None:
-        """Metrics of one step; said again with the same timestamp they stay one."""
+        """Log metrics of one step; logged again with the same timestamp they stay one."""
         now = int(time.time() * 1000) if timestamp_ms is None else timestamp_ms
         self._add("metrics", run_id, values=dict(values), step=step, timestamp=now)
 
     def dataset(self, data: Dataset) -> None:
-        """The data set as the run's input, by name and digest."""
+        """Log the data set as the run's input, by name and digest."""
         self._add("dataset", None, root=str(data.root), name=data.name, digest=data.digest)
 
     def picture(self, picture: PIL.Image.Image, path: str) -> None:
-        """A PNG artefact."""
+        """Log a PNG artefact."""
         self.file(encode_image(picture, "png"), path)
 
     def file(self, data: bytes | str, path: str) -> None:
-        """An artefact."""
+        """Log an artefact."""
         raw = data.encode() if isinstance(data, str) else data
         self._add("file", None, path=path, data=pack_bytes(raw))
 
     def table(self, columns: dict[str, list[Any]], path: str) -> None:
-        """A table that MLflow's page can show; uint8 arrays (height, width, 3) become pictures in it."""
+        """Log a table that MLflow's page can show; uint8 arrays (height, width, 3) become images in it."""
         plain, pictures = _packed_columns(columns)
         self._add("table", None, columns=plain, pictures=pictures, path=path)
 
     def status(self, status: str, *, run_id: str | None = None) -> None:
-        """RUNNING, or how the run ended: FINISHED, FAILED or KILLED."""
+        """Set the run's status: RUNNING, or how it ended: FINISHED, FAILED or KILLED."""
         self._add("status", run_id, status=status, timestamp=int(time.time() * 1000))
 
     def flush(self, patience_s: float) -> None:
@@ -194,7 +194,7 @@ def _deliver(news: Message) -> None:
 
 
 def log_file(run_id: str, data: bytes | str, path: str) -> None:
-    """An artefact of a run, at once; raises TrackerUnavailable."""
+    """Log an artefact of a run, at once; raises TrackerUnavailable."""
     with _tracker_call(f"{path} cannot be logged"):
         _log_file(run_id, data, path)
 
@@ -211,7 +211,7 @@ def _log_file(run_id: str, data: bytes | str, path: str) -> None:
 def log_comparison(
     compared: tuple[str, str], metrics: Mapping[str, float], files: Mapping[str, str], digest: str
 ) -> str:
-    """A finished run of its own that compares two others; returns its id."""
+    """Log a finished run of its own that compares two others; return its id."""
     with _tracker_call("The comparison cannot be logged"):
         return _log_comparison(compared, metrics, files, digest)
 
@@ -242,13 +242,13 @@ def _log_comparison(
 
 
 def log_table(run_id: str, columns: dict[str, list[Any]], path: str) -> None:
-    """A table of a run, at once; see :meth:`RunLog.table`. Raises TrackerUnavailable."""
+    """Log a table of a run, at once; see :meth:`RunLogger.table`. Raises TrackerUnavailable."""
     with _tracker_call(f"{path} cannot be logged"):
         _log_table(run_id, *_packed_columns(columns), path)
 
 
 def _packed_columns(columns: dict[str, list[Any]]) -> tuple[dict[str, list[Any]], list[str]]:
-    """The columns with arrays as PNG files in text, and the names of those columns."""
+    """Return the columns with arrays as PNG files in text, and the names of those columns."""
     pictures = [name for name, values in columns.items() if values and isinstance(values[0], np.ndarray)]
     packed_columns = {
         name: [pack_bytes(encode_image(PIL.Image.fromarray(value), "png")) for value in values]
@@ -260,7 +260,7 @@ def _packed_columns(columns: dict[str, list[Any]]) -> tuple[dict[str, list[Any]]
 
 
 def _log_table(run_id: str, columns: dict[str, list[Any]], pictures: list[str], path: str) -> None:
-    """A table of a run, unless the run has it already: MLflow would append the same rows again."""
+    """Log a table of a run, unless the run has it already: MLflow would append the same rows again."""
     client = mlflow.MlflowClient()
     parent = str(Path(path).parent)
     if path in [file.path for file in client.list_artifacts(run_id, None if parent == "." else parent)]:

@@ -35,7 +35,7 @@ _MANIFEST, _CHECKPOINT, _LOCK = "run.json", "checkpoint.safetensors", "lock"
 
 @dataclass(frozen=True, slots=True)
 class RunManifest:
-    """What was started, all that is needed to start it again."""
+    """The inputs of a run: all that is needed to start it again."""
 
     run_id: str
     phase_runs: tuple[str, ...]
@@ -48,7 +48,7 @@ class RunManifest:
     """Of the data set."""
     config: TrainConfig
     order: str
-    """Digest of the pictures in their order: shuffling counts on it."""
+    """Digest of the images in their order: shuffling counts on it."""
     threads: int
     """Torch threads that it was started with: sums of floats depend on them."""
     started_ms: int
@@ -65,7 +65,7 @@ class FinishedPhase:
 
 @dataclass(frozen=True, slots=True)
 class TrainingCheckpoint:
-    """How far a run had come: the phases that are done, and the state within the present one."""
+    """The state of a run: the phases that are done, and the state within the present one."""
 
     done: list[FinishedPhase]
     state: PhaseState
@@ -88,7 +88,7 @@ class RunFolder:
         self._write(_MANIFEST, json.dumps(plain, indent=2).encode())
 
     def read_plan(self) -> RunManifest:
-        """The plan; raises TrainingError when it cannot be read."""
+        """Return the plan; raises TrainingError when it cannot be read."""
         try:
             plain = json.loads((self.path / _MANIFEST).read_text())
             plain["config"] = config_from_toml(plain["config"])
@@ -109,7 +109,7 @@ class RunFolder:
         self._write(_CHECKPOINT, save_tensors(tensors, metadata={"lucida": json.dumps(facts)}))
 
     def read_checkpoint(self) -> TrainingCheckpoint | None:
-        """The last checkpoint, or None before the first; raises TrainingError for a damaged one."""
+        """Return the last checkpoint, or None before the first; raises TrainingError for a damaged one."""
         path = self.path / _CHECKPOINT
         if not path.is_file():
             return None
@@ -172,12 +172,12 @@ class RunFolder:
 
 
 def default_runs_root() -> Path:
-    """$LUCIDA_RUNS, or runs/ in the working folder."""
+    """Return $LUCIDA_RUNS, or runs/ in the working folder."""
     return Path(os.environ.get(RUNS_VARIABLE) or "runs")
 
 
 def list_run_folders(root: Path) -> list[RunFolder]:
-    """Every folder that a run made, the newest first, also those of runs that were killed while they
+    """Return every folder that a run made, the newest first, also those of runs that were killed while they
     began.
     """
     times = {}
@@ -188,8 +188,8 @@ def list_run_folders(root: Path) -> list[RunFolder]:
 
 
 def unfinished_runs(root: Path) -> dict[str, tuple[RunFolder, RunManifest]]:
-    """The runs that can be gone on with, by their ids, the newest first; a folder without a readable plan is
-    none.
+    """Return the runs that can be gone on with, by their ids, the newest first; a folder without a readable
+    plan is none.
     """
     runs = {}
     for folder in list_run_folders(root):
@@ -200,7 +200,7 @@ def unfinished_runs(root: Path) -> dict[str, tuple[RunFolder, RunManifest]]:
 
 
 def find_run_folder(root: Path, run_id: str) -> RunFolder:
-    """The folder of an unfinished run by its id or the first six or more of its letters; raises
+    """Return the folder of an unfinished run by its id or the first six or more of its letters; raises
     UnknownChoice.
     """
     folders = unfinished_runs(root)

@@ -15,7 +15,7 @@ _PAUSE_MS = 5000
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what decides a model's bits, as tags."""
+    """Return versions of what decides a model's bits, as tags."""
     named = ("camera-lucida", "torch", "torchvision", "captum", "pillow", "numpy")
     return {
         "version.python": platform.python_version(),
@@ -24,7 +24,7 @@ def package_versions() -> dict[str, str]:
 
 
 def describe_environment() -> str:
-    """Interpreter, machine and every installed distribution, a line each."""
+    """List interpreter, machine and every installed distribution, a line each."""
     installed = sorted(
         {f"{distribution.name}=={distribution.version}" for distribution in distributions()}, key=str.lower
     )
@@ -51,7 +51,7 @@ def git_tags(folder: Path) -> dict[str, str]:
 
 
 def peak_memory_mb() -> float:
-    """Most memory that this process ever held, in MB."""
+    """Return most memory that this process ever held, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -61,12 +61,14 @@ class SystemMetrics:
     """
 
     def __init__(self, started_ms: int) -> None:
-        """Samples are numbered by the time since the run was started, so that a resumed run goes on."""
+        """Start to measure; samples are numbered by the time since the run was started, so that a resumed run
+        goes on.
+        """
         self._process, self._started_ms, self._last = psutil.Process(), started_ms, -1
         psutil.cpu_percent()
 
     def sample(self) -> tuple[int, dict[str, float]] | None:
-        """(number of the sample, metrics), or None when the last one is not old enough."""
+        """Return (number of the sample, metrics), or None when the last one is not old enough."""
         number = int((time.time() * 1000 - self._started_ms) / _PAUSE_MS)
         if number <= self._last:
             return None

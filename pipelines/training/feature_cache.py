@@ -31,7 +31,7 @@ _NAME, _PART = re.compile(r"[0-9a-f]{64}\.npy"), re.compile(r"\.[0-9a-f]{64}\.np
 
 
 def default_cache_folder() -> Path:
-    """$LUCIDA_CACHE, or camera-lucida/features in the user's cache folder."""
+    """Return $LUCIDA_CACHE, or camera-lucida/features in the user's cache folder."""
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named)
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -39,7 +39,7 @@ def default_cache_folder() -> Path:
 
 
 def make_key(parts: Mapping[str, Any]) -> str:
-    """The name of what these plain values determine."""
+    """Return the name of what these plain values determine."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -65,7 +65,7 @@ class CachedFeatures:
         return self.shape[0]
 
     def rows(self, index: np.ndarray | slice) -> Tensor:
-        """A copy of those rows."""
+        """Return a copy of those rows."""
         if self._held is not None:
             return torch.from_numpy(np.ascontiguousarray(self._held[index]).copy())
         taken = np.array(self._view[index])
@@ -83,14 +83,14 @@ class FeatureCache:
         self._own: set[str] = set()
 
     def room(self, row_bytes: int, rows: int) -> int:
-        """How many arrays of that size can be kept at once."""
+        """Return how many arrays of that size can be kept at once."""
         return max(self._disk, self._memory_left) // max(row_bytes * rows, 1)
 
     def get(
         self, key: str, shape: tuple[int, ...], fill: Callable[[Callable[[int, Tensor], None]], None]
     ) -> CachedFeatures:
-        """The array of that key; where there is none yet, ``fill`` is called with a function that takes
-        (first row, rows) and must be called until all rows are given.
+        """Return the array of that key; where there is none yet, ``fill`` is called with a function that
+        takes (first row, rows) and must be called until all rows are given.
 
         Raises TrainingError when the disk is full; nothing half-written keeps the key's name.
         """
@@ -166,7 +166,7 @@ class FeatureCache:
 
 
 def cache_size(folder: Path) -> tuple[int, int]:
-    """(files, bytes) of the cache."""
+    """Return (files, bytes) of the cache."""
     arrays = _arrays(folder)
     return len(arrays), sum(bytes_ for _, _, bytes_ in arrays)
 
@@ -178,7 +178,7 @@ def clear_cache(folder: Path) -> None:
 
 
 def _arrays(folder: Path) -> list[tuple[float, Path, int]]:
-    """(last use, file, bytes) of every array, the one used longest ago first."""
+    """Return (last use, file, bytes) of every array, the one used longest ago first."""
     arrays = []
     for path in folder.glob(f"*{_SUFFIX}"):
         if _NAME.fullmatch(path.name):

@@ -1,4 +1,4 @@
-"""What the frozen part passes up, computed once: several views of each training picture, one of each other.
+"""What the frozen part passes up, computed once: several views of each training image, one of each other.
 
 Nothing below the lowest boundary of all phases ever changes, so its outputs are cached; a phase that starts
 higher only runs the blocks between. An epoch of the head then costs a thousandth of one through the whole
@@ -28,12 +28,12 @@ _CHUNK = 64
 
 
 def count_frozen_blocks(model: TransferModel, train_from: str) -> int:
-    """How many blocks lie below what is trained."""
+    """Return how many blocks lie below what is trained."""
     return len(model.block_names) if train_from == HEAD else model.index_of(train_from)
 
 
 def encode_targets(data: Dataset, samples: Sequence[Sample]) -> Tensor:
-    """(N, classes) float32: 1 where the class holds."""
+    """Return (N, classes) float32: 1 where the class holds."""
     targets = torch.zeros(len(samples), len(data.classes))
     for row, sample in zip(targets, samples, strict=True):
         row[list(sample.labels)] = 1.0
@@ -43,7 +43,7 @@ def encode_targets(data: Dataset, samples: Sequence[Sample]) -> Tensor:
 class Features:
     """The cached outputs of a run's frozen blocks.
 
-    A set too large for the disk budget gets fewer views, and then none: its pictures run through the frozen
+    A set too large for the disk budget gets fewer views, and then none: its images run through the frozen
     part again in each epoch.
     """
 
@@ -55,7 +55,7 @@ class Features:
         store: FeatureCache,
         reporter: Reporter,
     ) -> None:
-        """Run the frozen blocks over every validation picture and every view that fits, or find them in the
+        """Run the frozen blocks over every validation image and every view that fits, or find them in the
         store.
         """
         self.model, self.data, self.config, self.store = model, data, config, store
@@ -79,8 +79,8 @@ class Features:
         self.val = self._base(data.val, 0, "validation features", reporter) if self.cached else None
 
     def at(self, train_from: str, *, views: int | None = None) -> PhaseFeatures:
-        """The features at a phase's boundary, from the model's present weights below it; at most that many
-        views.
+        """Return the features at a phase's boundary, from the model's present weights below it; at most that
+        many views.
         """
         level = count_frozen_blocks(self.model, train_from)
         self.model.eval()
@@ -126,7 +126,7 @@ class Features:
         return self.store.get(key, (len(samples), *self._row_shape(level)), fill)
 
     def stream(self, samples: Sequence[Sample], views: Sequence[int], level: int) -> Iterator[Tensor]:
-        """Batches at a level, computed from the pictures."""
+        """Yield batches at a level, computed from the images."""
         self.model.eval()
         for x in read_batches(self.augmenter, samples, views, self.config.batch_size):
             with torch.no_grad():
@@ -143,7 +143,7 @@ class Features:
         return tuple(self.model.raise_to(picture, level).shape[1:])
 
     def _digest(self, start: int, stop: int) -> str:
-        """Of the weights and statistics of the blocks between."""
+        """Hash the weights and statistics of the blocks between."""
         digest = hashlib.sha256()
         for name in self.model.block_names[start:stop]:
             for key, value in self.model.block(name).state_dict().items():
@@ -151,7 +151,7 @@ class Features:
         return digest.hexdigest()
 
     def _key(self, samples: Sequence[Sample], view: int, level: int, *, between: str = "") -> str:
-        """All that decides a feature's bits; batch size and threads are among it."""
+        """Return all that decides a feature's bits; batch size and threads are among it."""
         varied = {"policy": asdict(self.config.augmentation), "seed": self.config.seed} if view else {}
         return make_key(
             {
@@ -177,19 +177,19 @@ class PhaseFeatures:
     source: Features
     level: int
     train: list[CachedFeatures]
-    """One for each cached view; none when the pictures run through the frozen part in each epoch."""
+    """One for each cached view; none when the images run through the frozen part in each epoch."""
     val: CachedFeatures | None
     own: bool
     """Whether this phase alone holds them."""
 
     @property
     def pictures(self) -> int:
-        """How many training pictures an epoch has."""
+        """How many training images an epoch has."""
         return len(self.source.data.train)
 
     def epoch(self, number: int, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        """(features, targets) of every training picture once, in batches, each picture in a view that changes
-        from epoch to epoch.
+        """Yield (features, targets) of every training image once, in batches, each image in a view that
+        changes from epoch to epoch.
         """
         size = self.source.config.batch_size
         if not self.train:
@@ -208,7 +208,7 @@ class PhaseFeatures:
             yield to_channels_last(x), self.source.targets[chosen]
 
     def validation(self) -> Iterator[Tensor]:
-        """Every validation picture once, in order, in batches."""
+        """Yield every validation image once, in order, in batches."""
         if self.val is None:
             data = self.source.data.val
             yield from map(to_channels_last, self.source.stream(data, [0] * len(data), self.level))
@@ -224,5 +224,5 @@ class PhaseFeatures:
 
 
 def to_channels_last(x: Tensor) -> Tensor:
-    """Maps in the layout that the model computes in; anything else as it is."""
+    """Return maps in the layout that the model computes in; anything else as it is."""
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x

@@ -20,8 +20,8 @@ _MOST_PICTURES, _CHUNK = 20_000, 256
 
 
 def fit_linear_probe(features: Features) -> float | None:
-    """Validation accuracy of a logistic regression on the pooled features of the unvaried training pictures,
-    before anything is trained (Alain & Bengio 2017); None when the set is too large for the cache.
+    """Return validation accuracy of a logistic regression on the pooled features of the unvaried training
+    images, before anything is trained (Alain & Bengio 2017); None when the set is too large for the cache.
 
     For several labels, one regression each, and the share of label decisions that is right.
     """
@@ -47,7 +47,7 @@ def fit_linear_probe(features: Features) -> float | None:
 
 
 def _vectors(stored: CachedFeatures, rows: np.ndarray) -> np.ndarray:
-    """One vector a picture, read in parts: a backbone that classifies maps has them averaged."""
+    """Return one vector an image, read in parts: a backbone that classifies maps has them averaged."""
     starts = range(0, len(rows), _CHUNK)
     averaged: np.ndarray = torch.cat(
         [pool_to_vectors(stored.rows(rows[start : start + _CHUNK])) for start in starts]

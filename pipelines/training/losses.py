@@ -25,7 +25,9 @@ class Objective:
         self.several, self.weights = task == "multilabel", class_weights
 
     def loss(self, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
-        """Mean over the batch, nats; ``smoothing`` is the share of a target spread over the other answers."""
+        """Return the mean over the batch in nats; ``smoothing`` is the share of a target spread over the
+        other classes.
+        """
         logits = logits.float()
         if self.several:
             soft = targets * (1 - smoothing) + smoothing / 2
@@ -33,14 +35,17 @@ class Objective:
         return F.cross_entropy(logits, targets, weight=self.weights, label_smoothing=smoothing)
 
     def correctness(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """(N,) share of right answers of each picture: 0 or 1, or the share of the labels judged rightly."""
+        """Return (N,) share of right answers of each image: 0 or 1, or the share of the labels judged
+        rightly.
+        """
         if self.several:
             return ((logits > 0) == (targets > 0.5)).float().mean(1)
         return (logits.argmax(1) == targets.argmax(1)).float()
 
 
 def balanced_weights(task: Task, targets: Tensor) -> Tensor:
-    """Weights (classes,) that let each class count alike: pictures / (classes x pictures of the class).
+    """Return weights (classes,) that let each class count alike: images / (classes x images of the
+    class).
 
     Multilabel: of a label's positives, the negatives for each positive.
     """
@@ -51,15 +56,17 @@ def balanced_weights(task: Task, targets: Tensor) -> Tensor:
 
 
 def make_objective(task: Task, class_weights: str, targets: Tensor) -> Objective:
-    """The objective of a config: plain, or with ``class_weights`` "balanced" over the training targets."""
+    """Return the objective of a config: plain, or with ``class_weights`` "balanced" over the training
+    targets.
+    """
     weights = balanced_weights(task, targets) if class_weights == "balanced" else None
     return Objective(task, class_weights=weights)
 
 
 class BatchMixer:
-    """Mixup and CutMix of what the frozen blocks pass up (manifold mixup; Verma et al. 2019).
+    """A mixer of the frozen blocks' outputs by mixup and CutMix (manifold mixup; Verma et al. 2019).
 
-    Mixing there rather than in the pictures is what lets the features be cached. With both on, each batch is
+    Mixing there rather than in the images is what lets the features be cached. With both on, each batch is
     mixed by one of them at random.
     """
 
@@ -72,7 +79,7 @@ class BatchMixer:
         self._mix = v2.RandomChoice(ways) if ways else None
 
     def __call__(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, …) and targets (N, classes), mixed with those of the batch's neighbours."""
+        """Return features (N, …) and targets (N, classes), mixed with those of the batch's neighbours."""
         if self._mix is None or len(x) < 2:
             return x, targets
         maps = x if x.ndim == 4 else x.reshape(*x.shape, *(1,) * (4 - x.ndim))

@@ -101,8 +101,8 @@ def _endless(features: PhaseFeatures, seed: int) -> Iterator[tuple[Tensor, Tenso
 
 
 def _steepest(rates: list[float], losses: list[float]) -> float:
-    """The rate of the steepest fall before the lowest loss, each fall taken over some steps so that the
-    noise of single batches, greatest while the running mean is young, does not decide.
+    """Return the rate of the steepest fall before the lowest loss, each fall taken over some steps so that
+    the noise of single batches, greatest while the running mean is young, does not decide.
     """
     lowest = int(np.argmin(losses[_YOUNG:])) + _YOUNG if len(losses) > _YOUNG else len(losses) - 1
     places = range(_YOUNG, lowest - _REACH)

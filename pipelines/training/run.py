@@ -59,7 +59,7 @@ _PATIENCE_S, _PATIENCE_WHEN_STOPPED_S = 120.0, 5.0
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """What a run came to."""
+    """The result of a run."""
 
     run_id: str
     name: str
@@ -72,7 +72,7 @@ class TrainedModel:
 
 
 class TrainingRun:
-    """One process's work on one run, new or taken up again."""
+    """A run at work in this process, new or resumed."""
 
     def __init__(self, plan: RunManifest, folder: RunFolder, data: Dataset, reporter: Reporter) -> None:
         self.plan, self.folder, self.config = plan, folder, plan.config
@@ -83,7 +83,7 @@ class TrainingRun:
         self.open_runs = [plan.run_id]
 
     def go(self, model: TransferModel) -> TrainedModel:
-        """The whole run, or what is left of it."""
+        """Train: the whole run, or what is left of it."""
         with self._ended():
             self.log.status("RUNNING")
             checkpoint = self.folder.read_checkpoint()
@@ -149,7 +149,7 @@ class TrainingRun:
     # ------------------------------------------------------------ the beginning
 
     def _describe(self, model: TransferModel) -> None:
-        """Parameters, data, versions and the varied views."""
+        """Log parameters, data, versions and examples of the augmentation."""
         data = self.data
         self.log.params({"model_name": self.plan.name, "data": data.name, **self.config.flat()})
         self.log.tags(
@@ -253,7 +253,7 @@ class TrainingRun:
     def _log_story(
         self, model: TransferModel, probes: list[Sample], done: list[FinishedPhase], ended_ms: int
     ) -> None:
-        """Curves, the probes' evidence phase by phase, and how far weights and maps moved."""
+        """Log the curves, the probes' evidence phase by phase, and how far weights and maps moved."""
         snapshots = [finished.after for finished in done]
         shifted = map_movement(snapshots)
         story = {
@@ -333,7 +333,9 @@ class TrainingRun:
 
     @contextmanager
     def _bundle_folder(self) -> Iterator[Path]:
-        """A new folder for the bundle beside the checkpoint; what an interrupted attempt left goes first."""
+        """Return a new folder for the bundle beside the checkpoint; what an interrupted attempt left goes
+        first.
+        """
         folder = self.folder.path / "bundle"
         shutil.rmtree(folder, ignore_errors=True)
         try:
@@ -345,7 +347,7 @@ class TrainingRun:
             ) from error
 
     def _located(self, model: TransferModel) -> dict[str, float]:
-        """Where the evidence lies against the data's masks, as metrics; nothing without masks."""
+        """Return where the evidence lies against the data's masks, as metrics; nothing without masks."""
         located = [
             result for split in ("val", "test") for result in measure_localization(model, self.data, split)
         ]

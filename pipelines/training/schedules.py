@@ -36,7 +36,7 @@ def lr_factor(schedule: Schedule, step: int, steps: int) -> float:
 
 
 def momentum(schedule: Schedule, step: int, steps: int) -> float:
-    """AdamW's first beta: in one cycle it falls as the rate rises, otherwise it is 0.9."""
+    """Return AdamW's first beta: in one cycle it falls as the rate rises, otherwise it is 0.9."""
     if schedule != "one_cycle":
         return _STEADY_MOMENTUM
     place, rising = _cycle_place(step, steps)
@@ -45,7 +45,7 @@ def momentum(schedule: Schedule, step: int, steps: int) -> float:
 
 
 def _cycle_place(step: int, steps: int) -> tuple[float, bool]:
-    """(share of the way through the rise or the fall, whether it is the rise)."""
+    """Return (share of the way through the rise or the fall, whether it is the rise)."""
     peak = max(_CYCLE_RISE * steps - 1, 1e-9)
     if step <= peak:
         return step / peak, True
@@ -53,5 +53,5 @@ def _cycle_place(step: int, steps: int) -> tuple[float, bool]:
 
 
 def _cosine_between(start: float, end: float, share: float) -> float:
-    """From start to end along half a cosine."""
+    """Interpolate from start to end along half a cosine."""
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))

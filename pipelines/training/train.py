@@ -1,4 +1,4 @@
-"""One training run from a folder of pictures to a registered model version, with its story in MLflow.
+"""One training run from a folder of images to a registered model version, with its story in MLflow.
 
 A run that is interrupted, killed or cut off from MLflow is taken up again by :func:`resume`: at most the
 epoch in progress is lost, and the model comes out the same to the bit.
@@ -123,7 +123,7 @@ def discard_run(run_id: str) -> None:
 
 
 def find_rates(data: Dataset, config: TrainConfig, *, reporter: Reporter | None = None) -> list[LrRangeTest]:
-    """A learning rate range test for each phase, on an untrained head and the pretrained blocks."""
+    """Run a learning rate range test for each phase, on an untrained head and the pretrained blocks."""
     reporter = reporter or Reporter()
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     model = _new_model(data, config)
@@ -148,7 +148,7 @@ def end_abandoned(root: Path) -> None:
 
 
 def _order(data: Dataset) -> str:
-    """Digest of the pictures that training reads, in their order."""
+    """Return digest of the images that training reads, in their order."""
     listed = [f"{sample.sha256} {sample.labels}" for sample in (*data.train, *data.val)]
     return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 

@@ -69,7 +69,7 @@ def run_phase(
 ) -> PhaseResult:
     """Train one phase and leave the model in its best state: the one of the lowest validation loss.
 
-    The loss, not the accuracy: on a small validation set accuracy moves in steps of a picture and favours a
+    The loss, not the accuracy: on a small validation set accuracy moves in steps of an image and favours a
     lucky epoch. The state that the phase began with competes too, so a phase that does not help changes
     nothing. ``save`` is called after each epoch with what ``state`` takes.
     Raises LossNotFinite when the loss is not finite; the model then holds the best state before.
@@ -120,8 +120,8 @@ def run_phases(
 
 
 def rate_groups(model: TransferModel, phase: PhaseConfig) -> list[dict[str, Any]]:
-    """Optimiser groups, the rate falling by ``block_decay`` with each block below the head (Howard & Ruder
-    2018); ``peak`` is each group's highest rate.
+    """Return optimiser groups, the rate falling by ``block_decay`` with each block below the head (Howard &
+    Ruder 2018); ``peak`` is each group's highest rate.
     """
     groups = model.trainable_groups()
     peaks = [phase.rate * phase.block_decay**depth for depth in range(len(groups) - 1, -1, -1)]
@@ -164,7 +164,7 @@ class _PhaseTrainer:
         self.best: dict[str, Tensor] = {}
 
     def epoch(self, number: int, reporter: Reporter) -> float:
-        """Train on every picture once; returns the mean loss."""
+        """Train on every image once; returns the mean loss."""
         steps = self.phase.epochs * self.steps_per_epoch
         torch.manual_seed(_seed_of(self.seed, number))
         order = np.random.default_rng([self.seed, number]).permutation(self.features.pictures)
@@ -226,7 +226,7 @@ class _PhaseTrainer:
         )
 
     def _validate(self) -> tuple[float, float]:
-        """(loss, accuracy) from features at the model's boundary."""
+        """Return (loss, accuracy) from features at the model's boundary."""
         self.model.eval()
         with torch.no_grad():
             logits = torch.cat([self.model.trainable_rest(x) for x in self.features.validation()])
@@ -244,7 +244,7 @@ class _PhaseTrainer:
 
     @contextmanager
     def _judged_weights(self) -> Iterator[None]:
-        """The moving average in place of the weights, where there is one."""
+        """Hold the moving average in place of the weights, where there is one."""
         if self.average is None:
             yield
             return
@@ -254,11 +254,11 @@ class _PhaseTrainer:
     # ------------------------------------------------------------ state
 
     def _trained(self) -> dict[str, Tensor]:
-        """Weights and buffers that this phase may change."""
+        """Return weights and buffers that this phase may change."""
         return self.model.state_above(self.model.frozen_blocks)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that the phase's future depends on, as named tensors."""
+        """Return all that the phase's future depends on, as named tensors."""
         # Lower blocks may have been trained by an earlier phase, so everything that any phase changes is
         # kept.
         whole = self.model.state_above(self.features.source.lowest)
@@ -309,7 +309,7 @@ class _WeightAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The averages as the weights, for as long as the context lasts."""
+        """Hold the averages as the weights, for as long as the context lasts."""
         own = [p.detach().clone() for p in self.params]
         try:
             self._put(self.values)
@@ -340,5 +340,5 @@ def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
 
 
 def _like(value: Tensor, pattern: Tensor) -> Tensor:
-    """A copy in the pattern's memory layout."""
+    """Return a copy in the pattern's memory layout."""
     return torch.empty_like(pattern).copy_(value).detach()

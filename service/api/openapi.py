@@ -28,7 +28,9 @@ _PICTURE = {"type": "string", "format": "binary", "contentMediaType": "applicati
 
 
 def build_openapi(settings: Settings, *, version: str, card: dict[str, Any]) -> dict[str, Any]:
-    """Of the service as it is set up, with the choices of the model that it serves."""
+    """Build the OpenAPI document of the service as it is set up, with the choices of the model that it
+    serves.
+    """
     shapes: list[type[Any]] = [
         schemas.ErrorAnswer, schemas.SeveralAnswers, schemas.JobAnswer, schemas.JobsAnswer,
         schemas.JobResult,
@@ -84,7 +86,7 @@ def _operation(operation: Operation, settings: Settings, card: dict[str, Any]) -
 
 
 def _fields(form: type[Form], settings: Settings, card: dict[str, Any]) -> dict[str, Any]:
-    """The text fields as JSON schema, with the choices that this model has."""
+    """Return the text fields as JSON schema, with the choices that this model has."""
     defined = form.model_json_schema()["properties"]
     fields = {name: _plain(field) for name, field in defined.items()}
     choices = {"block": card["blocks"], "method": card["methods"], "target": card["classes"],
@@ -101,7 +103,7 @@ def _fields(form: type[Form], settings: Settings, card: dict[str, Any]) -> dict[
 
 
 def _plain(field: dict[str, Any]) -> dict[str, Any]:
-    """Without null, which a form cannot send: a field that is not given is left out."""
+    """Remove null, which a form cannot send: a field that is not given is left out."""
     document = {name: value for name, value in field.items() if name not in {"title", "anyOf", "default"}}
     for option in field.get("anyOf", ()):
         if option.get("type") != "null":

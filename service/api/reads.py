@@ -79,7 +79,7 @@ async def _model_card(request: Request, state: AppState) -> Response:
 async def _anatomy(request: Request, state: AppState) -> Response:
     """Answer with shapes, receptive fields, parameters and multiply-adds of each block and layer.
 
-    They are drawn as a PNG with ?picture=true.
+    They are drawn as a PNG with ?image=true.
     """
     summary = state.models.predictor.summary
     as_picture = request.query_params.get("picture", "false").lower()
@@ -96,7 +96,7 @@ async def _anatomy(request: Request, state: AppState) -> Response:
 
 
 class FiltersEndpoint:
-    """GET /filters?block=…&channels=1,2&steps=128: templates of what channels look for.
+    """The route GET /filters?block=…&channels=1,2&steps=128: templates of what channels look for.
 
     They come from the bundle's atlas, or are made on the spot, one request at a time: each takes a core for
     some seconds.

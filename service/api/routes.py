@@ -29,7 +29,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 @dataclass(frozen=True)
 class AppState:
-    """What the routes of one worker share; made when the worker starts."""
+    """State that the routes of one worker share; made when the worker starts."""
 
     settings: Settings
     models: ModelManager

@@ -1,6 +1,6 @@
 """Who is let in, who waits, who is sent away at once, and when the work on a request ends.
 
-Work runs in a few threads; a bounded number of pictures waits for them, and whoever comes beyond that is told
+Work runs in a few threads; a bounded number of images waits for them, and whoever comes beyond that is told
 within milliseconds when to come again. Each piece of work has a deadline that its loops look at; if it does
 not come back in time, or the client hangs up, the answer does not wait for it and the place at the desk stays
 taken until the thread has really ended, so that abandoned work cannot pile up.
@@ -34,7 +34,7 @@ _IDLE_SECONDS = 1.0
 
 
 class AdmissionControl:
-    """Of one worker process."""
+    """Admission control of one worker process: places at work, places in the queue, and bytes of uploads."""
 
     def __init__(self, settings: Settings, observe: Callable[[int], None] | None = None) -> None:
         self.threads = settings.request_threads
@@ -42,7 +42,7 @@ class AdmissionControl:
         self.max_reserved = settings.max_uploads_bytes
         self._observe = observe or (lambda places: None)
         self.places = 0
-        """Pictures at work or waiting."""
+        """Images at work or waiting."""
         self.reserved = 0
         """Bytes of the uploads behind them, and of those that are still coming in."""
         self._limiter: CapacityLimiter | None = None
@@ -51,12 +51,12 @@ class AdmissionControl:
         self._abandoned: set[asyncio.Task[object]] = set()
 
     def check_room(self, pictures: int = 1) -> None:
-        """Raise a Refusal (503 with Retry-After) when so many more would wait too long."""
+        """Raise HTTPError (503 with Retry-After) when so many more would wait too long."""
         if self.places + pictures > self.room:
             raise self.busy(f"{self.places} pictures are being worked on or waiting already")
 
     def reserve(self) -> UploadReservation:
-        """Room in memory for an upload, taken as its bytes come in."""
+        """Yield memory for an upload, reserved as its bytes come in."""
         return UploadReservation(self)
 
     async def run(
@@ -67,7 +67,7 @@ class AdmissionControl:
         *,
         late: Callable[[DeadlineExceeded], T] | None = None,
     ) -> list[T]:
-        """Results of pieces of work for one request, each in a thread.
+        """Run pieces of work for one request, each in a thread; return their results.
 
         ``late`` makes what stands in the place of one that did not end in time while others did; without it
         they all come to nothing. Raises a Refusal when there is no room or none was begun in time, and
@@ -120,7 +120,7 @@ class AdmissionControl:
             asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._trim)
 
     def _trim(self) -> None:
-        """Give memory back that large pictures have left in pieces, once there is a quiet moment."""
+        """Give memory back that large images have left in pieces, once there is a quiet moment."""
         self._trimming = False
         if self.places == 0:
             release_memory()
@@ -144,7 +144,7 @@ class AdmissionControl:
             self._seconds += _BLEND * (took - self._seconds)
 
     def busy(self, why: str) -> HTTPError:
-        """503 with Retry-After, as long as what is waiting now will take."""
+        """Return a 503 with Retry-After, as long as what is waiting now will take."""
         wait = max(1, math.ceil(self.places * self._seconds / self.threads))
         return HTTPError(
             HTTPStatus.SERVICE_UNAVAILABLE,
@@ -178,7 +178,7 @@ def _clear_frames(error: BaseException) -> None:
     """Have an error forget what its frames, and those of the errors behind it, held.
 
     It goes from the thread to a task and hangs there in a cycle until the garbage collector comes by; a
-    decoder's frame would keep all pixels of the picture that it could not read for as long.
+    decoder's frame would keep all pixels of the image that it could not read for as long.
     """
     seen: set[int] = set()
     behind: list[BaseException | None] = [error]
@@ -204,7 +204,7 @@ class UploadReservation:
         self._admission, self._size = admission, 0
 
     def add(self, size: int) -> None:
-        """So many bytes more; a Refusal when there is no room for them."""
+        """Reserve so many more bytes; raises HTTPError when there is no room for them."""
         if self._admission.reserved + size > self._admission.max_reserved:
             raise self._admission.busy(
                 f"uploads of {self._admission.reserved:,} bytes are being worked on already"

@@ -11,7 +11,9 @@ from service.schemas import TemplateAnswer
 
 
 def read_atlas(folder: Path, digest: str) -> list[TemplateAnswer]:
-    """What lies beside the bundle as its atlas; raises BundleError for one that is damaged or another's."""
+    """Return what lies beside the bundle as its atlas; raises BundleError for one that is damaged or
+    another's.
+    """
     path = folder / ATLAS_FILE
     if not path.exists():
         return []

@@ -1,8 +1,8 @@
-"""Pictures of requests that meet are run together, whatever else each of them asks for.
+"""Images of requests that meet are run together, whatever else each of them asks for.
 
 An engine like any other: only the blocks up to the cut are shared, and what follows is each request's own, so
 that requests for different classes, methods and checks meet in one batch. Nobody waits for company: what has
-come while the last batch ran is the next one. A picture's value does not depend on its neighbours (tested to
+come while the last batch ran is the next one. An image's value does not depend on its neighbours (tested to
 the bit), so batching changes no answer.
 """
 
@@ -36,7 +36,7 @@ class _PendingForward:
 
 
 class BatchingBackend:
-    """Runs another engine in one thread of its own, up to ``most`` pictures at once.
+    """A backend that runs another one in one thread of its own, up to ``most`` images at once.
 
     ``observe`` is told the size of each batch. Larger requests (masks of RISE, steps of a check) run as they
     come, in turn with the others.
@@ -56,7 +56,9 @@ class BatchingBackend:
         self._thread.start()
 
     def until(self, block: str, x: Tensor) -> Tensor:
-        """The block's value for pictures (N, 3, H, W); raises Stopped when the deadline passes meanwhile."""
+        """Return the block's value for images (N, 3, H, W); raises Stopped when the deadline passes
+        meanwhile.
+        """
         item = _PendingForward(block, x)
         with self._some:
             if self._closed:
@@ -74,11 +76,11 @@ class BatchingBackend:
                     raise
 
     def refine_low_margin(self, block: str, x: Tensor, value: Tensor, logits: Tensor) -> Tensor | None:
-        """As the engine within."""
+        """Do as the backend within."""
         return self.inner.refine_low_margin(block, x, value, logits)
 
     def execution_info(self, block: str, x: Tensor) -> tuple[BackendName, BackendPrecision]:
-        """As the engine within."""
+        """Do as the backend within."""
         return self.inner.execution_info(block, x)
 
     def close(self) -> None:
@@ -99,7 +101,9 @@ class BatchingBackend:
             self._run([item for item in batch if item.result.set_running_or_notify_cancel()])
 
     def _next(self) -> list[_PendingForward]:
-        """The one that has waited longest, and those that fit beside it; the others keep their places."""
+        """Return the call that has waited longest, and those that fit beside it; the others keep their
+        places.
+        """
         batch = [self._waiting.popleft()]
         room, waiting = self._most - len(batch[0].x), deque[_PendingForward]()
         while self._waiting:

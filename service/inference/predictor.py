@@ -29,7 +29,7 @@ _DRAFT_FACTOR = 4
 
 
 class Predictor:
-    """One loaded bundle that answers; every method may be called from many threads at once."""
+    """A loaded bundle that answers; every method may be called from many threads at once."""
 
     def __init__(
         self, folder: Path, settings: Settings, *, observe_batch: Callable[[int], None] | None = None

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Timer:
-    """Started when it is made."""
+    """A stopwatch that starts when it is made."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -22,6 +22,6 @@ class Timer:
         self._parts[name] = self._parts.get(name, 0.0) + (time.perf_counter() - start) * 1000
 
     def parts(self) -> dict[str, float]:
-        """Rounded, with the total so far."""
+        """Return the milliseconds of each part, rounded, with the total so far."""
         total = (time.perf_counter() - self._start) * 1000
         return {name: round(value, 2) for name, value in {**self._parts, "total": total}.items()}

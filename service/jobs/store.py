@@ -34,7 +34,7 @@ _ID = re.compile(r"[A-Za-z0-9_-]{22}")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What was asked; never changes."""
+    """A job as it was submitted; never changes."""
 
     id: str
     verb: str
@@ -48,7 +48,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """How far it is."""
+    """The progress of a job."""
 
     state: JobState = "queued"
     done: int = 0
@@ -62,7 +62,7 @@ class JobStatus:
 
 
 class JobStore:
-    """All jobs of one service."""
+    """A folder with all jobs of one service."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -80,7 +80,7 @@ class JobStore:
         return job
 
     def get(self, name: str) -> Job | None:
-        """The job of that id; None where there is none, or the id is none."""
+        """Return the job of that id; None where there is none, or the id is none."""
         if not _ID.fullmatch(name):
             return None
         try:
@@ -93,18 +93,18 @@ class JobStore:
             return None
 
     def jobs(self) -> list[Job]:
-        """All, oldest first."""
+        """List all jobs, oldest first."""
         if not self.folder.is_dir():
             return []
         jobs = [self.get(path.name) for path in self.folder.iterdir()]
         return sorted((job for job in jobs if job is not None), key=lambda job: (job.created, job.id))
 
     def unfinished(self) -> list[Job]:
-        """Those that wait or run, oldest first."""
+        """List the jobs that wait or run, oldest first."""
         return [job for job in self.jobs() if self.status(job).state in UNFINISHED_STATES]
 
     def status(self, job: Job) -> JobStatus:
-        """How far it is."""
+        """Return the progress of a job."""
         try:
             return JobStatus(**json.loads((self.folder / job.id / "status.json").read_text()))
         except FileNotFoundError:
@@ -120,11 +120,11 @@ class JobStore:
         return status
 
     def image(self, job: Job, n: int) -> bytes:
-        """As it was uploaded."""
+        """Return an image as it was uploaded."""
         return (self.folder / job.id / "pictures" / f"{n:05d}").read_bytes()
 
     def answers(self, job: Job) -> Iterator[bytes]:
-        """JSON texts, in the order of the pictures."""
+        """Return JSON texts, in the order of the images."""
         try:
             with (self.folder / job.id / "answers.jsonl").open("rb") as lines:
                 for line in lines:
@@ -134,7 +134,7 @@ class JobStore:
             return
 
     def answered(self, job: Job) -> int:
-        """How many answers there are; a line that was cut off by a kill is taken away."""
+        """Return the number of answers; a line that was cut off by a kill is taken away."""
         path = self.folder / job.id / "answers.jsonl"
         if not path.exists():
             return 0
@@ -145,14 +145,14 @@ class JobStore:
         return content.count(b"\n", 0, whole)
 
     def add_answer(self, job: Job, answer: bytes) -> None:
-        """One more answer, on disk when this returns."""
+        """Append one more answer, on disk when this returns."""
         with (self.folder / job.id / "answers.jsonl").open("ab") as lines:
             lines.write(answer + b"\n")
             lines.flush()
             os.fsync(lines.fileno())
 
     def attempt(self, job: Job, n: int) -> int:
-        """Note that a picture is being begun; how many times it has been. A kill leaves the note behind."""
+        """Note that an image is being begun; how many times it has been. A kill leaves the note behind."""
         path = self.folder / job.id / "attempt.json"
         before = json.loads(path.read_text()) if path.exists() else {}
         times = int(before.get("times", 0)) + 1 if before.get("n") == n else 1
@@ -160,11 +160,11 @@ class JobStore:
         return times
 
     def clear_attempt(self, job: Job) -> None:
-        """Forget that a picture was being begun: its process was ended by us, and not by the picture."""
+        """Forget that an image was being begun: its process was ended by us, and not by the image."""
         (self.folder / job.id / "attempt.json").unlink(missing_ok=True)
 
     def finish(self, job: Job, **changes: Any) -> None:
-        """Say how it ended, and let go of its pictures."""
+        """Say how it ended, and let go of its images."""
         self.update(job, ended=time.time(), eta_seconds=None, **changes)
         shutil.rmtree(self.folder / job.id / "pictures", ignore_errors=True)
 
@@ -175,7 +175,7 @@ class JobStore:
             self.finish(job, state="cancelled")
 
     def cancelled(self, job: Job) -> bool:
-        """Whether it should stop."""
+        """Return whether the job should stop."""
         folder = self.folder / job.id
         return (folder / "cancel").exists() or not folder.is_dir()
 
@@ -200,7 +200,7 @@ class JobStore:
 
     @contextmanager
     def submitting(self) -> Iterator[None]:
-        """One submission at a time over all processes, so that their number holds."""
+        """Hold the lock of submissions over all processes, so that their number holds."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = os.open(self.folder / "submit.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -211,7 +211,9 @@ class JobStore:
 
     @contextmanager
     def try_lock(self, job: Job) -> Iterator[bool]:
-        """Whether it is ours to work on: no two processes work on one job. A dead one's hold is gone."""
+        """Yield whether this process may work on a job: no two processes work on one. The lock of a dead
+        process is gone.
+        """
         try:
             file = os.open(self.folder / job.id / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except FileNotFoundError:

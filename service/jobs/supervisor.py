@@ -30,7 +30,7 @@ _LONGEST_PAUSE = 60.0
 
 
 class JobSupervisor:
-    """Of one worker process; ``bundle`` says which folder is served now."""
+    """A supervisor of one worker process; ``bundle`` says which folder is served now."""
 
     def __init__(self, settings: Settings, bundle: Callable[[], Path]) -> None:
         self._settings, self._bundle = settings, bundle
@@ -85,7 +85,7 @@ class JobSupervisor:
         running = self._child is not None and self._child.poll() is None
         if running and not self._ending and self._served != self._bundle():
             # It ends when the present job has; the next one is for the new model. Asked twice, it would end
-            # in the middle of a picture.
+            # in the middle of an image.
             assert self._child is not None
             self._child.send_signal(signal.SIGINT)
             self._ending = True

@@ -1,4 +1,4 @@
-"""One job worked on, picture by picture; the process that does so is :mod:`service.jobs.__main__`."""
+"""One job worked on, image by image; the process that does so is :mod:`service.jobs.__main__`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DEADLY = HTTPError(
 
 
 class JobWorker:
-    """Works on jobs, one at a time."""
+    """A worker on jobs, one at a time."""
 
     def __init__(self, store: JobStore, models: ModelManager, settings: Settings) -> None:
         self.store, self.models, self.settings = store, models, settings
@@ -69,7 +69,7 @@ class JobWorker:
             self.store.finish(job, state="done", progress=1.0, done=progress.done)
 
     def _answer(self, job: Job, n: int, progress: _Progress, limit: Deadline) -> Answer:
-        """For one picture; its own failure is its answer, and stops no other."""
+        """Answer for one image; its own failure is its answer, and stops no other."""
         limit.check()
         operation: Operation = JOB_OPERATIONS[job.verb]
         try:
@@ -97,9 +97,9 @@ class JobWorker:
 
 
 class _Progress:
-    """Says how far a job is, and hears whether it is still wanted.
+    """A listener that writes how far a job is, and raises when it has been cancelled.
 
-    Within a picture the steps of its loops are counted; how many there will be is known from the pictures
+    Within an image the steps of its loops are counted; how many there will be is known from the images
     before, and guessed for the first.
     """
 
@@ -113,7 +113,7 @@ class _Progress:
         self._said = 0.0
 
     def tick(self) -> None:
-        """One step of the picture's work; raises Cancelled."""
+        """Note one step of the image's work; raises Cancelled."""
         self._ticks += 1
         now = time.monotonic()
         if now - self._said < _SAY_SECONDS:
@@ -124,7 +124,7 @@ class _Progress:
         self._say()
 
     def step(self) -> None:
-        """One picture is done."""
+        """Note that one image is done."""
         self.done += 1
         self._all_ticks += self._ticks
         self._ticks = 0

@@ -14,8 +14,8 @@ from starlette.datastructures import Headers
 
 
 def read_key(headers: Headers) -> str | None:
-    """The key that a request brings: as a bearer token, as X-API-Key, or as the password that a browser
-    asks for.
+    """Return the key that a request brings: as a bearer token, as X-API-Key, or as the password that a
+    browser asks for.
     """
     if "x-api-key" in headers:
         return headers["x-api-key"]
@@ -42,7 +42,7 @@ class ApiKeys:
         return list(self._keys)
 
     def owner(self, key: str | None) -> str | None:
-        """Whose key it is; None for nobody's. Takes as long whichever it is."""
+        """Return the name of the key's owner; None where there is none. Takes as long whichever it is."""
         digest = hashlib.sha256((key or "").encode("utf-8", "surrogateescape")).hexdigest()
         owners = [name for name, key_digest in self._keys.items() if hmac.compare_digest(key_digest, digest)]
         return owners[0] if owners else None

@@ -21,14 +21,14 @@ from pathlib import Path
 import psutil
 
 _ROW = struct.Struct("qddd")
-"""Process, when it told, pictures at hand then, and their mean before."""
+"""Process, when it told, images at hand then, and their mean before."""
 _MEMORY_SECONDS = 0.5
 _MARGIN, _SHARE = 1.0, 0.25
-"""How much more than another, in pictures and of its own, is clearly more."""
+"""How much more than another, in images and of its own, is clearly more."""
 
 
 class ConnectionBalance:
-    """One worker's row among those of all, in a file in ``folder``."""
+    """A worker's row among those of all workers, in a file in ``folder``."""
 
     def __init__(self, folder: Path, workers: int) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -57,7 +57,7 @@ class ConnectionBalance:
             os.close(file)
 
     def report(self, pictures: int) -> None:
-        """How many are at work or waiting from now on."""
+        """Report how many requests are at work or waiting from now on."""
         now = time.monotonic()
         _, _, before, _ = _ROW.unpack_from(self._memory, self._own)
         self._mean = _decayed_mean(before, self._mean, now - self._at)
@@ -65,8 +65,8 @@ class ConnectionBalance:
         _ROW.pack_into(self._memory, self._own, os.getpid(), now, pictures, self._mean)
 
     def should_close(self) -> bool:
-        """Whether the connection that is being answered had better go to another worker; then it counts as
-        gone.
+        """Return whether the connection that is being answered had better go to another worker; then it
+        counts as gone.
         """
         now = time.monotonic()
         # The loads hear late of those just sent; without them a whole batch of answers would be sent away.
@@ -93,5 +93,5 @@ class ConnectionBalance:
 
 
 def _decayed_mean(now: float, before: float, seconds: float) -> float:
-    """A running mean that forgets."""
+    """Return a running mean that forgets."""
     return float(now + (before - now) * math.exp(-max(seconds, 0.0) / _MEMORY_SECONDS))

@@ -50,7 +50,7 @@ _HEADERS = {
 
 
 class GatewayState(Protocol):
-    """What the gateway reads of the application; attributes are None until it has started."""
+    """The part of the application that the gateway reads; attributes are None until it has started."""
 
     settings: Settings
     keys: ApiKeys
@@ -64,7 +64,7 @@ class GatewayState(Protocol):
 
 
 class Gateway:
-    """ASGI middleware round an application."""
+    """An ASGI middleware round the application."""
 
     def __init__(self, app: ASGIApp, *, state: GatewayState) -> None:
         self.app, self._state = app, state
@@ -98,7 +98,9 @@ class Gateway:
             self._tell(scope, route, answer, owner)
 
     def _owner(self, scope: Scope) -> str | None:
-        """Whose key the request brings; a Refusal where it should bring one, or brings it too often."""
+        """Return whose key the request brings; a Refusal where it should bring one, or brings it too
+        often.
+        """
         headers = Headers(scope=scope)
         if scope["method"] not in {"GET", "HEAD"} and _is_cross_site(headers):
             raise HTTPError(
@@ -146,7 +148,7 @@ class Gateway:
 
 
 class _ResponseFilter:
-    """What goes out for one request: given its headers, and its failures one shape.
+    """A filter of one response: it sets headers, and gives failures one shape.
 
     BentoML's and Starlette's failures come as lists, tables or bare text, and are rewritten.
     """
@@ -164,13 +166,13 @@ class _ResponseFilter:
         self._parts: list[bytes] = []
 
     async def receive(self) -> Message:
-        """As the ASGI function."""
+        """Receive one message, as an ASGI server has it."""
         message = await self._receive()
         self._read = self._read or not message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
-        """As the ASGI function."""
+        """Send one message, as an ASGI server takes it."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.begun = True
@@ -228,7 +230,7 @@ class _ResponseFilter:
 
 
 def _is_cross_site(headers: Headers) -> bool:
-    """Whether a browser asks for a page that is not ours.
+    """Return whether a browser asks for a page that is not ours.
 
     It says so itself where the address is https or this machine; elsewhere it only names the page's origin.
     """
@@ -257,4 +259,4 @@ def _normalize_error(status: int, body: bytes) -> bytes:
 
 
 async def _discard(message: Message) -> None:
-    """What a failed application still says after its answer was sent."""
+    """Discard what a failed application sends after its answer was sent."""

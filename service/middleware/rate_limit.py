@@ -15,13 +15,15 @@ _ROW = struct.Struct("dd")
 
 
 class RateLimit:
-    """So many requests a minute for each name, over all processes that open the same file.
+    """A limit of so many requests a minute for each name, over all processes that open the same file.
 
     A bucket of one minute's requests that fills evenly: who has been away may send them at once.
     """
 
     def __init__(self, folder: Path, names: list[str], per_minute: int) -> None:
-        """The file lies in ``folder`` under a name made of the names, so that no two sets share rows."""
+        """Open the file; it lies in ``folder`` under a name made of the names, so that no two sets share
+        rows.
+        """
         path = folder / f"allowance-{hashlib.sha256(repr(names).encode()).hexdigest()[:16]}"
         self._rows = {name: _ROW.size * row for row, name in enumerate(names)}
         self._most, self._rate = float(per_minute), per_minute / _MINUTE

@@ -15,7 +15,7 @@ from service.operations.operation import ImageResponse, Operation
 
 
 class ActivationsForm(Form):
-    """Which blocks are looked into."""
+    """Fields: the blocks to look into."""
 
     blocks: Names = ""
     channels: int = Field(8, ge=1, le=32, description="Strongest channels of each block.")

@@ -29,7 +29,7 @@ _MAX_COUNT = 200
 
 
 class ExplainForm(ExplainFields):
-    """What is explained, and how."""
+    """Fields: what is explained, and how."""
 
     target: Target = None
     against: Against = None

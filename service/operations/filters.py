@@ -17,7 +17,7 @@ from service.operations.operation import Operation
 
 
 class FiltersForm(Form):
-    """Which templates are made."""
+    """Fields: the templates to make."""
 
     block: Block = None
     channels: str = Field("0", description="Numbers with commas between, 64 at most.")

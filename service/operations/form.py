@@ -56,7 +56,7 @@ Names = Annotated[str, Field(description="Names with commas between; all by defa
 
 
 class Form(BaseModel):
-    """What every operation takes besides its images."""
+    """Fields that every operation takes besides its images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

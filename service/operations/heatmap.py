@@ -21,7 +21,7 @@ from service.operations.operation import ImageResponse, Operation
 
 
 class HeatmapForm(ExplainFields):
-    """What the heatmap is of."""
+    """Fields: the map to draw."""
 
     target: Target = None
     against: Against = None

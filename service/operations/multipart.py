@@ -1,4 +1,4 @@
-"""A posted form, read under limits: pictures as bytes, and text fields that stay text.
+"""A posted form, read under limits: images as bytes, and text fields that stay text.
 
 This is the only parser that sees what a client posts; BentoML's, which fetches a text in a file field as a
 URL and guesses types, never does. Nothing that a client wrote is taken for an address, a path or a type: file
@@ -29,7 +29,7 @@ _CHUNK_BYTES = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What came in."""
+    """The images and text fields of one request."""
 
     images: tuple[bytes, ...] = field(repr=False)
     fields: dict[str, str]
@@ -46,7 +46,9 @@ def check_form(request: Request) -> None:
 
 
 def declared_length(headers: Headers) -> int | None:
-    """Of the body, as far as the client says; a number too long to be one counts as huge."""
+    """Return the length of the body, as far as the client says; a number too long to be one counts as
+    huge.
+    """
     text = headers.get("content-length", "")
     if not (text.isascii() and text.isdigit()):
         return None
@@ -56,8 +58,8 @@ def declared_length(headers: Headers) -> int | None:
 async def read_body(
     request: Request, *, most: int, seconds: float, count: Callable[[int], None]
 ) -> list[bytes]:
-    """The whole body in pieces; a Refusal as soon as it is known to be too long, or takes too long to come.
-    Each piece is told to ``count``, which may refuse it.
+    """Yield the body in pieces; raises HTTPError as soon as it is known to be too long, or takes too long to
+    come. Each piece is passed to ``count``, which may refuse it.
     """
     too_long = HTTPError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -93,8 +95,8 @@ async def read_body(
 async def parse_form(
     headers: Headers, body: list[bytes], *, most_images: int, need_image: bool = True
 ) -> Upload:
-    """The pictures and text fields of a form, whose pieces are used up; a text where a picture should be is
-    refused, whatever it says.
+    """Parse the images and text fields of a form, whose pieces are used up; a text where an image should be
+    is refused, whatever it says.
     """
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -160,7 +162,7 @@ def _fields(form: FormData) -> dict[str, str]:
 
 
 def validate_form(kind: type[Form], fields: dict[str, str]) -> Form:
-    """The text fields as a form of that kind; a name or list that is empty counts as not given.
+    """Validate the text fields as a form of that kind; a name or list that is empty counts as not given.
 
     Raises a Refusal that names each field that is unknown or of the wrong type.
     """

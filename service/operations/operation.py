@@ -22,7 +22,7 @@ class ImageResponse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One question that can be asked about an image; routes, jobs and OpenAPI are made from it."""
+    """A question that can be asked about an image; routes, jobs and OpenAPI are made from it."""
 
     name: str
     summary: str

@@ -10,7 +10,7 @@ from service.operations.operation import Operation
 
 
 class PredictForm(Form):
-    """Nothing besides the deadline."""
+    """Fields: none besides the deadline."""
 
 
 def _predict(predictor: Predictor, data: bytes, form: PredictForm) -> schemas.PredictAnswer:

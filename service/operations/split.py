@@ -16,7 +16,7 @@ from service.operations.operation import ImageResponse, Operation
 
 
 class SplitForm(ExplainFields):
-    """What is split by the parts of a block."""
+    """Fields: the evidence to split by the parts of a block."""
 
     target: Target = None
     against: Against = None

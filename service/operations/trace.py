@@ -16,7 +16,7 @@ from service.operations.operation import ImageResponse, Operation
 
 
 class TraceForm(ExplainFields):
-    """What is followed through the network by Grad-CAM."""
+    """Fields: the evidence to follow through the steps of Grad-CAM."""
 
     target: Target = None
     against: Against = None

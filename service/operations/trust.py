@@ -29,7 +29,7 @@ from service.operations.operation import ImageResponse, Operation
 
 
 class TrustForm(ExplainFields):
-    """What is checked."""
+    """Fields: the checks to make."""
 
     target: Target = None
     against: Against = None

@@ -37,7 +37,7 @@ _COVERED_SIDE = 800
 
 
 class WhatIfForm(ExplainFields):
-    """What is covered."""
+    """Fields: the part to cover."""
 
     target: Target = None
     against: Against = None

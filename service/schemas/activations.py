@@ -16,7 +16,7 @@ class ChannelAnswer(Answer):
 
 
 class BlockAnswer(Answer):
-    """A block's output for the picture."""
+    """A block's output for the image."""
 
     block: str
     shape: list[int] = Field(description="Channels, rows, columns.")

@@ -37,14 +37,14 @@ class Score(Answer):
 
 
 class ImageSize(Answer):
-    """Size of the upright picture, after its EXIF orientation was applied."""
+    """Size of the upright image, after its EXIF orientation was applied."""
 
     width: int
     height: int
 
 
 class Origin(Answer):
-    """What made this answer."""
+    """The maker of this answer."""
 
     model: str
     version: str | None = Field(description="Registered version; null when served from a plain folder.")
@@ -56,7 +56,7 @@ class Origin(Answer):
 
 
 class Provenance(Origin):
-    """What made this answer, from what."""
+    """The maker of this answer, and its input."""
 
     image_sha256: str = Field(description="Digest of the picture's bytes as they were sent.")
     reduction: int = Field(
@@ -65,7 +65,7 @@ class Provenance(Origin):
 
 
 class About(Answer):
-    """What every answer about a picture ends with."""
+    """Fields with which every answer about an image ends."""
 
     image: ImageSize
     provenance: Provenance
@@ -101,7 +101,7 @@ MapGrid = Annotated[Grid, BeforeValidator(_to_grid), Field(validation_alias=Alia
 
 
 class ErrorAnswer(Answer):
-    """Every failure has this shape."""
+    """A failure; every one has this shape."""
 
     error: str = Field(description="One sentence that says what is wrong and what would be right.")
     kind: str = Field(description="A name for programs, such as unsupported_format.")

@@ -10,7 +10,7 @@ from service.schemas.base import Answer, Box, Grid
 
 
 class Border(Answer):
-    """How much of the evidence lies in the outermost cells, where the network sees its own padding."""
+    """Share of the evidence in the outermost cells, where the network sees its own padding."""
 
     mass: float
     area: float = Field(description="What an even map would have there.")
@@ -18,7 +18,7 @@ class Border(Answer):
 
 
 class Curve(Answer):
-    """Scores as more and more of the picture is covered or shown."""
+    """Scores as more and more of the image is covered or shown."""
 
     shares: list[float]
     scores: list[float]
@@ -26,7 +26,7 @@ class Curve(Answer):
 
 
 class Faithfulness(Answer):
-    """Whether the model reacts to what the map marks."""
+    """A measure of whether the model reacts to what the map marks."""
 
     score: float = Field(description="Insertion's area less deletion's.")
     percentile: float = Field(description="Share of random maps as smooth that do worse, percent.")
@@ -39,7 +39,7 @@ class Faithfulness(Answer):
 
 
 class Evidence(Answer):
-    """Why one class, or one and not another: a map, where it lies, and whether it says anything."""
+    """A map for one class, or for one and not another: where it lies, and whether it says anything."""
 
     label: str
     index: int

@@ -8,7 +8,7 @@ from service.schemas.base import Answer, Origin
 
 
 class TemplateAnswer(Answer):
-    """What one channel looks for."""
+    """A template of what one channel looks for."""
 
     block: str
     channel: int

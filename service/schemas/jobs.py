@@ -32,19 +32,19 @@ class JobAnswer(Answer):
 
 
 class JobsAnswer(Answer):
-    """Latest first."""
+    """Jobs, latest first."""
 
     jobs: list[JobAnswer]
 
 
 class SeveralAnswers(Answer):
-    """To several pictures, in their order; one that cannot be used has its error in its place."""
+    """Answers to several images, in their order; one that cannot be used has its error in its place."""
 
     answers: list[PredictAnswer | ExplainAnswer | ErrorAnswer]
 
 
 class JobResult(Answer):
-    """What a job has found so far, in the order of its pictures; complete when its state is done."""
+    """Results of a job so far, in the order of its images; complete when its state is done."""
 
     id: str
     state: str

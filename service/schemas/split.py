@@ -8,7 +8,7 @@ from service.schemas.base import About, Answer, MapGrid
 
 
 class PartAnswer(Answer):
-    """What came through one part of a block."""
+    """The evidence that came through one part of a block."""
 
     name: str
     channels: int

@@ -13,7 +13,7 @@ CHECKS = ("faithfulness", "agreement", "shifts", "sweep")
 
 
 class Agreement(Answer):
-    """How far several methods' maps agree."""
+    """A measure of how far several methods' maps agree."""
 
     methods: list[str]
     correlations: list[list[float]] = Field(description="Rank correlation of each pair.")
@@ -34,7 +34,7 @@ class Move(Answer):
 
 
 class Shifts(Answer):
-    """How far answer and map move with the picture."""
+    """A measure of how far answer and map move with the image."""
 
     score: float
     spread: float
@@ -44,14 +44,14 @@ class Shifts(Answer):
 
 
 class StageAnswer(Answer):
-    """One stage of the network, explained and judged."""
+    """A stage of the network, explained and checked."""
 
     evidence: Evidence
     faithfulness: Faithfulness | None
 
 
 class TrustAnswer(ExplainAnswer):
-    """How far one explanation can be trusted; checks that were not asked for are null."""
+    """Checks of one explanation; those that were not requested are null."""
 
     agreement: Agreement | None
     shifts: Shifts | None

@@ -8,7 +8,7 @@ from service.schemas.base import About, Answer
 
 
 class Change(Answer):
-    """Of one class's score."""
+    """A change of one class's score."""
 
     label: str
     index: int
@@ -18,7 +18,7 @@ class Change(Answer):
 
 
 class WhatIfAnswer(About):
-    """The scores with a part of the picture covered."""
+    """The scores with a part of the image covered."""
 
     changes: list[Change]
     cover: str
