@@ -1,4 +1,11 @@
-"""Exceptions that only pipelines raise; the tree goes on from :mod:`models.errors`."""
+"""Exceptions that only pipelines raise; the tree goes on from :mod:`models.errors`.
+
+LucidaError
+├── DataError               a data set that cannot be trained or explained
+├── TrainingError           training had to stop
+├── RegistryError           a model, version or run that is not there or not fit
+└── TrackerUnavailable      MLflow does not answer
+"""
 
 from __future__ import annotations
 

@@ -85,17 +85,17 @@ def measure_localization(model: TransferModel, data: Dataset, split: str) -> lis
         return []
     ends = stage_ends(model, model.geometry.prepare_files([samples[0].path]))
     looks = [(DEFAULT_METHOD, model.cam_block)] + ([(FINE_METHOD, ends[-2])] if len(ends) > 1 else [])
-    tree_samples = []
+    results = []
     for what, of_tree in masked.items():
         for method, block in looks:
             localizations = _localize_samples(model, of_tree, trees[what], method, block)
             if localizations:
-                tree_samples.append(
+                results.append(
                     LocalizationResult(
                         split, what, method, block, len(localizations), mean_localization(localizations)
                     )
                 )
-    return tree_samples
+    return results
 
 
 def localization_to_json(located: Sequence[LocalizationResult]) -> str:

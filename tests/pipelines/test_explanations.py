@@ -83,7 +83,7 @@ def test_on_specimens_the_mark_is_hit_more_often_than_the_body_is_large(tmp_path
     torch.manual_seed(0)
     model = TransferModel.create(config.backbone, found.classes)
     fine_tune(model, found, config)
-    located = {each.name: each.found for each in measure_localization(model, found, "val")}
+    located = {each.name: each.mean for each in measure_localization(model, found, "val")}
     body, mark = located["val_object"], located["val_mark_fine"]
     assert mark.pointing > body.area + 0.1, located
     assert mark.energy > 4 * mark.area

@@ -149,8 +149,8 @@ def test_the_oldest_arrays_go_first_and_those_in_use_stay_readable(tmp_path):
 def test_what_a_dead_process_left_half_written_is_removed_and_never_read(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    (tmp_path / f"{named('a')}.{dead.pid}.part").write_bytes(b"half")
-    alive = tmp_path / f"{named('b')}.{os.getpid()}.part"
+    (tmp_path / f".{named('a')}.npy.{dead.pid}.part").write_bytes(b"half")
+    alive = tmp_path / f".{named('b')}.npy.{os.getpid()}.part"
     alive.write_bytes(b"somebody is at it")
     (tmp_path / f"{named('c')}.npy").write_bytes(b"\x93NUMPY cut off")
     store = FeatureCache(tmp_path, memory_gb=0, disk_gb=1)
@@ -203,9 +203,9 @@ def test_the_cache_can_be_asked_and_cleared(tmp_path):
 GROW = """
 import resource, sys, numpy as np, torch
 from pathlib import Path
-from pipelines.training.feature_cache import FeatureStore
+from pipelines.training.feature_cache import FeatureCache
 rows = int(sys.argv[1])
-store = FeatureStore(Path(sys.argv[2]), memory_gb=0.02, disk_gb=10)
+store = FeatureCache(Path(sys.argv[2]), memory_gb=0.02, disk_gb=10)
 def fill(put):
     for start in range(0, rows, 32):
         put(start, torch.rand(32, 9408))

@@ -18,6 +18,7 @@ import torch
 
 from models.bundle import load_bundle
 from models.networks.transfer_model import TransferModel
+from models.progress import no_progress
 from pipelines.config.loader import config_from_toml
 from pipelines.config.schema import Augmentation, PhaseConfig, TrainConfig
 from pipelines.data.dataset import scan_folder
@@ -234,7 +235,7 @@ def test_a_second_review_leaves_one_of_everything(story):
 def test_the_nearest_training_pictures_are_the_nearest(story):
     found, _, _, folder = story
     model = load_bundle(fetch_bundle("wings/1", folder / "nearest").folder).model
-    near = NeighbourIndex(model, found.train, lambda done, total: None)
+    near = NeighbourIndex(model, found.train, no_progress)
     vectors = embed_samples(model, found.train)
     sample, pooled = found.train[7], vectors[7]
     first = near.nearest(pooled, sample.labels, "of another picture")
@@ -273,7 +274,7 @@ def test_a_comparison_names_each_picture_that_changed_sides(story, tmp_path):
     dom = browse(artefact(client, made, "compare/compare.html"), tmp_path)
     for pair in made.pairs:
         if pair.kind in ("fixed", "broken"):
-            assert pair.samples[0].sample.name in dom
+            assert pair.evaluated[0].sample.name in dom
     again = compare_runs(first.run_id, first.run_id, found)
     assert all(pair.kind == "same" and pair.moved == 0 for pair in again.pairs)
 

@@ -100,7 +100,7 @@ def test_a_yes_or_no_question(in_tmp, butterflies):
     answer = ask(predictor, "explain", sample.path.read_bytes(), top_k=2)
     assert answer.task == "binary"
     assert sum(score.score for score in answer.predictions) == pytest.approx(1)
-    first, second = answer.forward
+    first, second = answer.evidence
     assert first.grid.values == [[-value for value in row] for row in second.grid.values]
 
 

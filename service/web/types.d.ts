@@ -1,0 +1,157 @@
+// Shapes of the service's answers that the page reads (service/schemas) and of the page's own state.
+
+export type Box = [number, number, number, number];
+export type Cell = { row: number; col: number };
+export type Size = { width: number; height: number };
+
+export interface FieldAxis {
+  start: number;
+  size: number;
+  jump: number;
+}
+
+export interface Block {
+  name: string;
+  shape: number[];
+  field: { rows: FieldAxis; cols: FieldAxis; sees_all: boolean };
+}
+
+export interface NetworkSummary {
+  input: [number, number, number];
+  blocks: Block[];
+}
+
+export interface MethodNote {
+  title: string;
+  good_for: string;
+  misleads: string;
+  reads_block: boolean;
+}
+
+export interface ModelCard {
+  model: string;
+  version: string | null;
+  backbone: string;
+  digest: string;
+  classes: string[];
+  blocks: string[];
+  cam_block: string;
+  methods: string[];
+  default_method: string;
+  barred_methods: Record<string, string>;
+  method_notes: Record<string, MethodNote>;
+  dataset: { name?: string; digest?: string };
+  metrics: Record<string, number>;
+  limits: { max_body_bytes: number; max_jobs: number };
+}
+
+export interface Colours {
+  evidence: number[][];
+  contrast: number[][];
+}
+
+export interface Curve {
+  shares: number[];
+  scores: number[];
+  area: number;
+}
+
+export interface Faithfulness {
+  verdict: string;
+  percentile: number;
+  deletion: Curve;
+  insertion: Curve;
+}
+
+export interface Evidence {
+  label: string;
+  against: string | null;
+  status: string;
+  method: string;
+  block: string;
+  unit: string;
+  grid: { rows: number; cols: number; values: number[][]; min: number; max: number };
+  full_scale: number | null;
+  seen_box: Box;
+  cell_px: [number, number];
+  settings: Record<string, unknown>;
+  overlay: string | null;
+  sanity: string | null;
+  border: { mass: number; suspicious: boolean } | null;
+  faithfulness: Faithfulness | null;
+}
+
+export interface Score {
+  label: string;
+  score: number;
+}
+
+export interface ExplainAnswer {
+  predictions: Score[];
+  evidence: Evidence[];
+  warnings: string[];
+  cut: string[];
+  image: Size;
+  timing_ms: { total: number };
+  provenance: {
+    model: string;
+    version: string | null;
+    run_id: string | null;
+    digest: string;
+    backbone: string;
+    engine: string;
+    precision: string;
+    image_sha256: string;
+  };
+}
+
+export interface TrustAnswer extends ExplainAnswer {
+  agreement: { verdict: string } | null;
+  shifts: { verdict: string } | null;
+  sweep: { evidence: Evidence; faithfulness: Faithfulness | null }[] | null;
+}
+
+export interface WhatIfAnswer {
+  share: number;
+  covered: string;
+  changes: { label: string; before: number; after: number; change: number }[];
+}
+
+export interface ActivationsAnswer {
+  activations: {
+    block: string;
+    shape: number[];
+    zero_share: number;
+    max: number;
+    strongest: { index: number }[];
+  }[];
+}
+
+export interface JobStatus {
+  id: string;
+  state: string;
+  progress: number;
+  eta_seconds: number | null;
+  error: string | null;
+}
+
+/** A type, not an interface: only those are sets of named fields, as a form is. */
+export type Question = { target: string; against: string; method: string; block: string; flip: boolean };
+
+export interface ChosenImage {
+  blob: Blob;
+  name: string;
+  /** null where the browser cannot decode it */
+  bitmap: ImageBitmap | null;
+  /** the service's own drawing, where there is no bitmap */
+  drawn?: HTMLImageElement;
+}
+
+export interface View {
+  opacity: number;
+  show: boolean;
+  cell: Cell | null;
+  box: Box | null;
+}
+
+export type Fields = Record<string, string | number | boolean | null | undefined>;
