@@ -72,53 +72,53 @@ class Client:
         """Close its connections."""
         self._http.close()
 
-    def predict(self, picture: ImageSource, **options: Any) -> schemas.PredictAnswer:
+    def predict(self, image: ImageSource, **options: Any) -> schemas.PredictAnswer:
         """Ask for the scores of all classes."""
-        return self._ask("/predict", [picture], options, schemas.PredictAnswer)
+        return self._ask("/predict", [image], options, schemas.PredictAnswer)
 
     def predict_many(
-        self, pictures: Sequence[ImageSource], **options: Any
+        self, images: Sequence[ImageSource], **options: Any
     ) -> list[schemas.PredictAnswer | schemas.ErrorAnswer]:
         """Ask for scores of several images in one request; one that cannot be used has its error in its
         place.
         """
-        return self._several("/predict", pictures, options, schemas.PredictAnswer)
+        return self._several("/predict", images, options, schemas.PredictAnswer)
 
-    def explain(self, picture: ImageSource, **options: Any) -> schemas.ExplainAnswer:
+    def explain(self, image: ImageSource, **options: Any) -> schemas.ExplainAnswer:
         """Ask for the prediction with its evidence; options as in docs/reference/answers.md."""
-        return self._ask("/explain", [picture], options, schemas.ExplainAnswer)
+        return self._ask("/explain", [image], options, schemas.ExplainAnswer)
 
     def explain_many(
-        self, pictures: Sequence[ImageSource], **options: Any
+        self, images: Sequence[ImageSource], **options: Any
     ) -> list[schemas.ExplainAnswer | schemas.ErrorAnswer]:
         """Ask for evidence for several images in one request."""
-        return self._several("/explain", pictures, options, schemas.ExplainAnswer)
+        return self._several("/explain", images, options, schemas.ExplainAnswer)
 
     def heatmap(
-        self, picture: ImageSource, *, encoding: Literal["jpeg", "png"] = "jpeg", **options: Any
+        self, image: ImageSource, *, encoding: Literal["jpeg", "png"] = "jpeg", **options: Any
     ) -> bytes:
         """Ask for the image with the map over it, encoded."""
-        return self._post("/heatmap", [picture], {"encoding": encoding, **options}).content
+        return self._post("/heatmap", [image], {"encoding": encoding, **options}).content
 
-    def trust(self, picture: ImageSource, **options: Any) -> schemas.TrustAnswer:
+    def trust(self, image: ImageSource, **options: Any) -> schemas.TrustAnswer:
         """Ask how far the evidence can be trusted."""
-        return self._ask("/trust", [picture], options, schemas.TrustAnswer)
+        return self._ask("/trust", [image], options, schemas.TrustAnswer)
 
-    def trace(self, picture: ImageSource, **options: Any) -> schemas.TraceAnswer:
+    def trace(self, image: ImageSource, **options: Any) -> schemas.TraceAnswer:
         """Ask for Grad-CAM's five steps."""
-        return self._ask("/trace", [picture], options, schemas.TraceAnswer)
+        return self._ask("/trace", [image], options, schemas.TraceAnswer)
 
-    def what_if(self, picture: ImageSource, **options: Any) -> schemas.WhatIfAnswer:
+    def what_if(self, image: ImageSource, **options: Any) -> schemas.WhatIfAnswer:
         """Ask for the scores with a part covered."""
-        return self._ask("/whatif", [picture], options, schemas.WhatIfAnswer)
+        return self._ask("/whatif", [image], options, schemas.WhatIfAnswer)
 
-    def split(self, picture: ImageSource, **options: Any) -> schemas.SplitAnswer:
+    def split(self, image: ImageSource, **options: Any) -> schemas.SplitAnswer:
         """Ask for the evidence by the parts of a block."""
-        return self._ask("/split", [picture], options, schemas.SplitAnswer)
+        return self._ask("/split", [image], options, schemas.SplitAnswer)
 
-    def activations(self, picture: ImageSource, **options: Any) -> schemas.ActivationsAnswer:
+    def activations(self, image: ImageSource, **options: Any) -> schemas.ActivationsAnswer:
         """Ask for statistics and strongest channels of blocks."""
-        return self._ask("/activations", [picture], options, schemas.ActivationsAnswer)
+        return self._ask("/activations", [image], options, schemas.ActivationsAnswer)
 
     def model(self) -> dict[str, Any]:
         """Ask for the card of the model that is served."""
@@ -131,9 +131,9 @@ class Client:
 
     # ------------------------------------------------------------ jobs
 
-    def submit(self, verb: str, pictures: Sequence[ImageSource], **options: Any) -> schemas.JobAnswer:
+    def submit(self, verb: str, images: Sequence[ImageSource], **options: Any) -> schemas.JobAnswer:
         """Have images worked on in the background."""
-        reply = self._post(f"/jobs/{verb}", pictures, options)
+        reply = self._post(f"/jobs/{verb}", images, options)
         return schemas.JobAnswer.model_validate_json(reply.content)
 
     def job(self, name: str) -> schemas.JobAnswer:
@@ -159,21 +159,21 @@ class Client:
 
     # ------------------------------------------------------------ parts
 
-    def _ask(self, route: str, pictures: Sequence[ImageSource], options: dict[str, Any], shape: type[A]) -> A:
-        return shape.model_validate_json(self._post(route, pictures, options).content)
+    def _ask(self, route: str, images: Sequence[ImageSource], options: dict[str, Any], shape: type[A]) -> A:
+        return shape.model_validate_json(self._post(route, images, options).content)
 
     def _several(
-        self, route: str, pictures: Sequence[ImageSource], options: dict[str, Any], shape: type[A]
+        self, route: str, images: Sequence[ImageSource], options: dict[str, Any], shape: type[A]
     ) -> list[A | schemas.ErrorAnswer]:
-        if len(pictures) == 1:
+        if len(images) == 1:
             # One image's failure is the whole answer's; among several it is that image's own.
             try:
-                return [self._ask(route, pictures, options, shape)]
+                return [self._ask(route, images, options, shape)]
             except ServiceError as error:
                 if error.kind not in _OF_A_PICTURE:
                     raise
                 return [schemas.ErrorAnswer(error=str(error), kind=error.kind)]
-        answers = self._post(route, pictures, options).json()["answers"]
+        answers = self._post(route, images, options).json()["answers"]
         return [
             schemas.ErrorAnswer.model_validate(answer) if "error" in answer else shape.model_validate(answer)
             for answer in answers
@@ -182,8 +182,8 @@ class Client:
     def _get(self, route: str, query: dict[str, str] | None = None) -> httpx.Response:
         return self._patiently(lambda: self._http.get(route, params=query))
 
-    def _post(self, route: str, pictures: Sequence[ImageSource], options: dict[str, Any]) -> httpx.Response:
-        files = [("image", ("picture", _bytes(image))) for image in pictures]
+    def _post(self, route: str, images: Sequence[ImageSource], options: dict[str, Any]) -> httpx.Response:
+        files = [("image", ("picture", _bytes(image))) for image in images]
         # A form needs a field to be one.
         fields = _texts(options) or ({} if files else {"deadline_ms": ""})
         texts = [(name, (None, value)) for name, value in fields.items()]
@@ -212,8 +212,8 @@ def _checked(reply: httpx.Response) -> httpx.Response:
     raise ServiceError(reply.status_code, kind, message, float(after) if after.isdigit() else None)
 
 
-def _bytes(picture: ImageSource) -> bytes:
-    return picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+def _bytes(image: ImageSource) -> bytes:
+    return image if isinstance(image, bytes) else Path(image).read_bytes()
 
 
 def _texts(options: dict[str, Any]) -> dict[str, str]:

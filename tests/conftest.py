@@ -20,9 +20,7 @@ import torch
 from models.bundle import save_bundle
 from models.networks.transfer_model import TransferModel
 from pipelines.data.synthetic import SpecimenPlan, write_specimens
-from tests.support.serving import BIN, Serve, Served, free_port
-
-PROJECT = Path(__file__).resolve().parents[1]
+from tests.support.serving import PROJECT, Serve, Served, start_service
 
 
 @pytest.fixture(autouse=True)
@@ -96,13 +94,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
             **own,
             **other,
         }
-        port, log = free_port(), folder / "log"
-        with log.open("wb") as sink:
-            process = subprocess.Popen(
-                [str(BIN / "bentoml"), "serve", ".", "--port", str(port)],
-                stdout=sink, stderr=subprocess.STDOUT, cwd=PROJECT, env=environment, start_new_session=True,
-            )  # fmt: skip
-        served = Served(f"http://127.0.0.1:{port}", process, log, jobs or folder / "jobs")
+        served = start_service(PROJECT, folder / "log", environment, jobs=jobs or folder / "jobs")
         begun.append(served)
         if wait:
             served.wait_ready()

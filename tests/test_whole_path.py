@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +24,8 @@ import PIL.Image
 import pytest
 import torch
 
-PROJECT = Path(__file__).resolve().parents[1]
-BIN = Path(sys.executable).parent
+from tests.support.serving import BIN, PROJECT, Served, start_service
+
 UNDO = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
 
 
@@ -46,45 +45,7 @@ class World:
     environment: dict[str, str]
     url: str
     printed: dict[str, str]
-    process: subprocess.Popen[bytes]
-    log: Path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()[-3000:]
-        try:
-            if httpx.get(f"{url}/readyz", trust_env=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise AssertionError("not ready: " + log.read_text()[-3000:])
-
-
-def stop(process: subprocess.Popen[bytes]) -> int:
-    os.killpg(process.pid, signal.SIGTERM)
-    return process.wait(30)
-
-
-def serve(
-    words: list[str], environment: dict[str, str], cwd: Path, log: Path
-) -> tuple[subprocess.Popen[bytes], str]:
-    port = free_port()
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            [str(BIN / words[0]), *words[1:], "--port", str(port)],
-            stdout=sink, stderr=subprocess.STDOUT, cwd=cwd, env=environment, start_new_session=True,
-        )  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-    wait_ready(url, process, log)
-    return process, url
+    served: Served
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +63,7 @@ def world(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
         "LUCIDA_DEADLINE_MS": "30000",
     }
     printed: dict[str, str] = {}
-    process = None
+    served = None
     for words in readme_commands():
         if words[0] == "lucida":
             done = subprocess.run(
@@ -111,12 +72,11 @@ def world(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
             assert done.returncode == 0, f"{words}: {done.stdout[-1500:]}{done.stderr[-3000:]}"
             printed[words[1]] = done.stdout
         elif words[:2] == ["bentoml", "serve"]:
-            log = folder / "service.log"
-            process, url = serve(words, environment, folder, log)
-    assert process is not None
-    yield World(folder, environment, url, printed, process, log)
-    if process.poll() is None:
-        stop(process)
+            served = start_service(folder, folder / "service.log", environment, target=words[2])
+            served.wait_ready(120)
+    assert served is not None
+    yield World(folder, environment, served.url, printed, served)
+    served.stop()
 
 
 def ask(world: World, route: str, data: bytes, /, **fields: str) -> httpx.Response:
@@ -450,36 +410,31 @@ def test_the_batch_and_the_review_of_the_readme_are_there(world):
 
 
 def test_the_clone_itself_can_be_served_and_sigterm_ends_it(world, val, tmp_path):
-    process, url = serve(["bentoml", "serve", "."], world.environment, PROJECT, tmp_path / "log")
+    served = start_service(PROJECT, tmp_path / "log", world.environment)
     try:
-        reply = httpx.post(f"{url}/predict", files={"image": val["bees"][0]}, timeout=60, trust_env=False)
-        assert reply.json()["provenance"]["model"] == "my_pictures"
+        served.wait_ready(120)
+        assert served.ask("/predict", val["bees"][0]).json()["provenance"]["model"] == "my_pictures"
     finally:
-        assert stop(process) in {0, -signal.SIGTERM, 143}
+        assert served.stop() in {0, -signal.SIGTERM, 143}
     with pytest.raises(httpx.TransportError):
-        httpx.get(f"{url}/livez", timeout=2, trust_env=False)
+        served.get("/livez")
 
 
 def test_a_broken_bundle_is_never_ready_and_the_log_says_why(world, bundle_folder, tmp_path):
     copy = shutil.copytree(bundle_folder, tmp_path / "broken")
     (copy / "weights.safetensors").write_bytes(b"cut")
-    log, port = tmp_path / "log", free_port()
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            [str(BIN / "bentoml"), "serve", ".", "--port", str(port)],
-            stdout=sink, stderr=subprocess.STDOUT, cwd=PROJECT, start_new_session=True,
-            env=world.environment | {"LUCIDA_BUNDLE": str(copy)},
-        )  # fmt: skip
+    log = tmp_path / "log"
+    served = start_service(PROJECT, log, world.environment | {"LUCIDA_BUNDLE": str(copy)})
     try:
         deadline = time.monotonic() + 60
         while "weights.safetensors does not have the digest" not in log.read_text():
             assert time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(0.2)
         with pytest.raises(httpx.TransportError):
-            httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=3, trust_env=False)
+            served.get("/readyz")
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        os.killpg(served.process.pid, signal.SIGKILL)
+        served.process.wait()
 
 
 def test_the_bento_pins_exactly_and_carries_its_own_dockerfile(world):

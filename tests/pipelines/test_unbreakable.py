@@ -9,7 +9,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import pytest
 from safetensors import safe_open
 
 from tests.support.forked import Command
+from tests.support.serving import free_port
 
 CONFIG = """
 batch_size = 8
@@ -315,12 +315,6 @@ def postgres(tmp_path_factory) -> Iterator[str]:
     )
     yield f"postgresql+psycopg2://lucida@127.0.0.1:{port}/postgres"
     subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True, cwd="/")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

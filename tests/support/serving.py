@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +79,32 @@ class Served:
 
 
 Serve = Callable[..., Served]
+
+
+def start_service(
+    folder: Path, log: Path, environment: dict[str, str], *, target: str = ".", jobs: Path | None = None
+) -> Served:
+    """Start ``bentoml serve`` in a folder, in a process group of its own; it may not be ready yet."""
+    port = free_port()
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [str(BIN / "bentoml"), "serve", target, "--port", str(port)],
+            stdout=sink, stderr=subprocess.STDOUT, cwd=folder, env=environment, start_new_session=True,
+        )  # fmt: skip
+    return Served(f"http://127.0.0.1:{port}", process, log, jobs or folder / "jobs")
+
+
+@contextlib.contextmanager
+def run_service(folder: Path, scratch: Path, settings: dict[str, str]) -> Iterator[Served]:
+    """Serve a folder until the block ends, with stores in a scratch folder."""
+    own = {"BENTOML_HOME": str(scratch / "bentoml"), "BENTOML_DO_NOT_TRACK": "true",
+           "OMP_WAIT_POLICY": "PASSIVE", "LUCIDA_JOBS": str(scratch / "jobs")}  # fmt: skip
+    served = start_service(folder, scratch / "service.log", os.environ | own | settings)
+    try:
+        served.wait_ready()
+        yield served
+    finally:
+        served.stop()
 
 
 def free_port() -> int:

@@ -1,0 +1,173 @@
+"""The how-to pages and the page of the Python API, followed literally in a copy of the project.
+
+A block is what its first line says: ``python file=PATH`` is a new file, ``python append=PATH`` goes to the end
+of one, ``diff`` is applied, ``bash`` and ``python run`` are run, and ``bash serve`` is served for the
+``console`` block after it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.serving import BIN, PROJECT, run_service
+
+_BLOCK = re.compile(r"```(\w+)(?: ([^\n]*))?\n(.*?)```", re.DOTALL)
+
+
+@dataclass
+class ProjectCopy:
+    """A copy of the project in which a page is followed."""
+
+    folder: Path
+
+    def follow(self, page: str) -> list[str]:
+        """Follow a page; return what its commands printed."""
+        printed = []
+        for language, note, text in _BLOCK.findall((PROJECT / "docs" / page).read_text()):
+            if note.startswith("file="):
+                path = self.folder / note.removeprefix("file=")
+                assert not path.exists()
+                path.write_text(text)
+            elif note.startswith("append="):
+                with (self.folder / note.removeprefix("append=")).open("a") as file:
+                    file.write(text)
+            elif language == "diff":
+                self._apply(text)
+            elif note == "run":
+                printed.append(self._run([sys.executable, "-c", text]))
+            elif language == "bash" and not note:
+                for line in text.splitlines():
+                    words = shlex.split(line)
+                    printed.append(self._run([str(BIN / words[0]), *words[1:]]))
+        return printed
+
+    def _apply(self, text: str) -> None:
+        head, *lines = text.splitlines()
+        path = self.folder / head.removeprefix("+++ ")
+        before = "\n".join(line[1:] for line in lines if line.startswith(" "))
+        after = "\n".join(line[1:] for line in lines)
+        content = path.read_text()
+        assert content.count(before) == 1, f"{head} has this {content.count(before)} times:\n{before}"
+        path.write_text(content.replace(before, after))
+
+    def _run(self, words: list[str]) -> str:
+        environment = os.environ | {
+            "PYTHONPATH": str(self.folder),
+            "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
+        }
+        done = subprocess.run(
+            words, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{words}: {done.stdout[-1500:]}{done.stderr[-3000:]}"
+        return done.stdout
+
+    def check(self, *paths: str) -> None:
+        """Hold the files that the page added to the project's linter and types."""
+        self._run([str(BIN / "ruff"), "check", "--quiet", *paths])
+        self._run([str(BIN / "ruff"), "format", "--check", "--quiet", *paths])
+        self._run([str(BIN / "mypy"), *paths])
+
+
+@pytest.fixture
+def copy(bundle_folder: Path, tmp_path: Path) -> ProjectCopy:
+    """A copy of the project with a bundle, a photograph and a folder of pictures."""
+    folder = tmp_path / "project"
+    ignored = shutil.ignore_patterns("__pycache__", "node_modules")
+    for name in ("models", "pipelines", "service"):
+        shutil.copytree(PROJECT / name, folder / name, ignore=ignored)
+    for name in ("pyproject.toml", "bentofile.yaml"):
+        shutil.copy(PROJECT / name, folder / name)
+    (folder / "my_bundle").symlink_to(bundle_folder, target_is_directory=True)
+    (folder / "my_pictures").mkdir()
+    for name in ("photo.jpg", "my_pictures/one.jpg", "my_pictures/two.jpg"):
+        shutil.copy(PROJECT / "tests/golden/argus.jpg", folder / name)
+    return ProjectCopy(folder)
+
+
+def test_add_a_method(copy: ProjectCopy) -> None:
+    copy.follow("how-to/add-a-method.md")
+    (row,) = pq.read_table(copy.folder / "explained/rows").to_pylist()
+    assert (row["method"], row["error"]) == ("xgrad_cam", None)
+    # Before global average pooling the gradient is even, and so is every weighting of it: Grad-CAM's map.
+    code = (
+        "from models import Explainer, ExplainOptions, load_bundle, read_image\n"
+        "e, image = Explainer(load_bundle('my_bundle')), read_image('photo.jpg')\n"
+        "maps = [e.explain(image, ExplainOptions(method=m)).attributions[0].values for m in ('xgrad_cam', 'grad_cam')]\n"
+        "import numpy as np\n"
+        "print(np.allclose(maps[0], maps[1], atol=1e-4 * abs(maps[1]).max()))\n"
+    )
+    assert copy._run([sys.executable, "-c", code]).strip() == "True"
+    copy.check("models/attribution/cam.py", "models/attribution/registry.py")
+
+
+def test_add_a_network(copy: ProjectCopy) -> None:
+    *_, blocks, _ = copy.follow("how-to/add-a-network.md")
+    assert blocks.split() == ["stem", *(f"stage{n}" for n in range(1, 7)), "top"]
+    summaries = {path.name for path in (copy.folder / "inside").iterdir()}
+    assert {"mnasnet1_0.json", "resnext101_32x8d.json"} <= summaries, summaries
+    copy.check("models/networks/cutting.py", "models/networks/registry.py")
+
+
+def test_add_an_endpoint(copy: ProjectCopy, tmp_path: Path) -> None:
+    copy.follow("how-to/add-an-endpoint.md")
+    copy.check("service/operations/margin.py", "service/schemas/margin.py")
+    page = (PROJECT / "docs/how-to/add-an-endpoint.md").read_text()
+    (console,) = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
+    environment = {"LUCIDA_BUNDLE": "my_bundle", "PYTHONPATH": str(copy.folder)}
+    with run_service(copy.folder, tmp_path, environment) as served:
+        ask, submit, document = (
+            json.loads(subprocess.check_output(shlex.split(line), cwd=copy.folder, text=True))
+            for line in console.replace("$ curl", "curl -s")
+            .replace("http://127.0.0.1:3000", served.url)
+            .splitlines()
+        )
+        assert 0 <= ask["margin"] <= 1
+        assert ask["label"] != ask["runner_up"]
+        assert ask["provenance"]["model"] == "three"
+        assert submit["verb"] == "margin"
+        assert "/margin" in document["paths"]
+
+
+def test_add_a_sink(copy: ProjectCopy) -> None:
+    copy.follow("how-to/add-a-sink.md")
+    lines = [json.loads(line) for path in sorted((copy.folder / "explained/lines").iterdir())
+             for line in path.read_text().splitlines()]  # fmt: skip
+    rows = pq.read_table(copy.folder / "explained/rows").to_pylist()
+    assert [line["path"] for line in lines] == ["one.jpg", "two.jpg"]
+    assert [line["score"] for line in lines] == [row["score"] for row in rows]
+    copy.check("pipelines/batch/json_lines.py")
+
+
+def test_the_page_of_the_python_api(copy: ProjectCopy) -> None:
+    first, options, audit = copy.follow("reference/python.md")
+    assert "grad_cam top ok" in first
+    assert (copy.folder / "why.png").stat().st_size > 10_000
+    assert "Unknown class 'wasp'; choose one of: ant, bee, flamingo" in options
+    assert audit.strip()
+
+
+def test_the_page_of_the_python_api_names_every_name() -> None:
+    import models
+
+    page = (PROJECT / "docs/reference/python.md").read_text()
+    for name in models.__all__:
+        assert re.search(rf"`{name}\b|, {name}\b", page), name
+        assert getattr(models, name) is not None
+    with pytest.raises(AttributeError, match="it has: "):
+        models.explain_everything  # noqa: B018
+
+
+def test_importing_models_loads_no_torch() -> None:
+    code = "import sys, models; print('torch' in sys.modules, 'Explainer' in dir(models))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False", "True"]
