@@ -36,7 +36,7 @@ Way = Callable[[], object]
 
 
 def models_of(name: str) -> tuple[torch.nn.Module, TransferModel]:
-    """The uncut network as torch builds it, and the same weights as our model."""
+    """Return the uncut network as torch builds it, and the same weights as our model."""
     torch.manual_seed(0)
     row = get_backbone(name)
     network = row.network("imagenet" if name == "efficientnet_lite0" else "none")
@@ -58,7 +58,7 @@ def ours(backend: Backend, x: torch.Tensor, *, block: str | None = None, classes
 
 
 def bare(network: torch.nn.Module, x: torch.Tensor) -> Way:
-    """A forward without autograd."""
+    """Run a forward without autograd."""
 
     def run() -> object:
         with torch.no_grad():
@@ -92,7 +92,7 @@ def pytorch_grad_cam(network: torch.nn.Module, layer: torch.nn.Module, x: torch.
 
 
 def layer_of(network: torch.nn.Module, name: str) -> torch.nn.Module:
-    """The layer of the uncut network that Grad-CAM reads."""
+    """Return the layer of the uncut network that Grad-CAM reads."""
     features = {"efficientnet_lite0": "features.8", "resnet18": "layer4.1", "resnet50": "layer4.2"}
     return network.get_submodule(features[name])
 
@@ -114,7 +114,7 @@ def medians(timed: dict[str, Way], rounds: int, beside: str) -> dict[str, float]
 
 
 def show(title: str, found: dict[str, float], model: str = "") -> None:
-    """A line a way, with the bar that it has to meet where there is one."""
+    """Print a line for each way, with the bar that it has to meet where there is one."""
     print(f"\n{title}")
     for label, ratio in found.items():
         bar = BARS.get((model, label))
@@ -144,7 +144,7 @@ def whole(name: str, batch: int, options: argparse.Namespace) -> None:
 
 
 def same_weights(network: torch.nn.Module, model: TransferModel) -> dict[str, torch.Tensor]:
-    """The network's weights under the names of the cut model."""
+    """Return the network's weights under the names of the cut model."""
     cut = TransferModel(model.backbone, network, classes=model.classes, keep_classifier=True)
     state = {key: value.clone() for key, value in cut.state_dict().items()}
     # Building the cut model turned the network channels last; the peer runs it as torch builds it.

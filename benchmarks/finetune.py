@@ -93,7 +93,7 @@ def ours(found: Dataset, config: TrainConfig) -> Run:
 def usual(
     found: Dataset, phase: PhaseConfig, seed: int, layout: torch.memory_format, batch_size: int = 32
 ) -> Run:
-    """The loop that tutorials show: every epoch through the whole network, requires_grad off below."""
+    """Return the loop that tutorials show: every epoch through the whole network, requires_grad off below."""
     run, start = Run(), time.perf_counter()
     torch.manual_seed(seed)
     model = TransferModel.create("efficientnet_lite0", found.classes).to(memory_format=layout)
@@ -164,7 +164,7 @@ def fastai(found: Dataset, seed: int) -> Run:
 
 
 def show(name: str, values: list[float]) -> None:
-    """A line with the median and each round."""
+    """Print a line with the median and each round."""
     rounds = ", ".join(f"{value:.3f}" for value in values)
     print(f"  {name:<66} {statistics.median(values):6.3f}   rounds {rounds}", flush=True)
 
@@ -197,7 +197,7 @@ def bench_phases(found: Dataset, rounds: int) -> None:
 
 
 def bench_fastai(found: Dataset, seeds: int) -> None:
-    """The whole default run beside fastai, to the accuracy that both reach."""
+    """Time the whole default run beside fastai, to the accuracy that both reach."""
     mine, peer = [], []
     for seed in range(seeds):
         mine.append(ours(found, TrainConfig(seed=seed)))

@@ -1,4 +1,4 @@
-"""The service beside its own engine alone, and beside two servers of others: `make bench-service`.
+"""The service beside its own predictor alone, and beside two servers of others: `make bench-service`.
 
 All servers are up together and driven in turn, round by round, by the same client on the same machine; each
 figure is the median over the rounds. Cores are noisy and shared with the client: read ratios.
@@ -53,7 +53,7 @@ class Way:
 
 
 def photograph() -> bytes:
-    """A picture of 640 x 480 with the detail of a photograph, as a JPEG."""
+    """Return a picture of 640 x 480 with the detail of a photograph, as a JPEG."""
     rng = np.random.default_rng(0)
     coarse = PIL.Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
     buffer = io.BytesIO()
@@ -98,19 +98,21 @@ def drive(way: Way, picture: bytes, clients: int, seconds: float) -> tuple[float
 
 
 def in_process(folder: str, backend: str, precision: str, clients: int, seconds: float) -> None:
-    """Print the rate of the engine alone, asked by threads of this process."""
-    from service.inference.predictor import Engine
+    """Print the rate of the predictor alone, asked by threads of this process."""
+    from service.inference.predictor import Predictor
+    from service.operations.registry import OPERATIONS
     from service.settings import Settings
 
-    own = Engine(Path(folder), Settings(backend=backend, precision=precision))  # type: ignore[arg-type]
-    picture = photograph()
-    own.explain(picture)
+    predictor = Predictor(Path(folder), Settings(engine=backend, precision=precision))  # type: ignore[arg-type]
+    operation, image = OPERATIONS["explain"], photograph()
+    form = operation.form()
+    operation.run(predictor, image, form)
     end = time.perf_counter() + seconds
     done = []
 
     def ask(_: int) -> None:
         while time.perf_counter() < end:
-            own.explain(picture).model_dump_json()
+            operation.run(predictor, image, form).model_dump_json()
             done.append(1)
 
     began = time.perf_counter()
@@ -120,7 +122,7 @@ def in_process(folder: str, backend: str, precision: str, clients: int, seconds:
 
 
 def rate_alone(folder: str, backend: str, precision: str, clients: int, seconds: float) -> float:
-    """Of the engine asked by so many threads, in as many processes as the service has workers."""
+    """Return the rate of predictors asked by threads, in as many processes as the service has workers."""
     processes = min(cores(), clients)
     # -P: this file must not be taken for the package of its name.
     command = [sys.executable, "-P", __file__, "--in-process", folder, backend, precision]
@@ -136,12 +138,12 @@ def rate_alone(folder: str, backend: str, precision: str, clients: int, seconds:
 
 
 def cores() -> int:
-    """That this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def started(command: list[str], port: int, probe: str, **variables: str) -> subprocess.Popen[bytes]:
-    """A server that answers on its port."""
+    """Yield a server that answers on its port."""
     environment = os.environ | {"BENTOML_DO_NOT_TRACK": "true", **variables}
     process = subprocess.Popen(
         command, env=environment, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -160,7 +162,7 @@ def started(command: list[str], port: int, probe: str, **variables: str) -> subp
 
 
 def make_bundle(folder: Path, backbone: str) -> None:
-    """A model with random weights: speed does not depend on what they say."""
+    """Save a model with random weights, on which speed does not depend."""
     from models.bundle import save_bundle
     from models.networks.transfer_model import TransferModel
 

@@ -6,13 +6,14 @@ classes: nothing is trained or fetched.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import PIL.Image
 from jinja2 import Environment
 
 from models.attribution.forward import run_forward
-from models.attribution.registry import METHODS, attribute_each
+from models.attribution.registry import METHODS, Method, attribute_each
 from models.attribution.result import make_attribution
 from models.attribution.targets import make_target
 from models.backends.registry import create_backend
@@ -63,32 +64,45 @@ def main() -> None:
     save(draw_architecture(summarize_network(model)), "flow")
     save(filters(backend.model), "filters")
     save(draw_overlay(image, frame, maps[0]), "overlay")
-    said = [
+    verdicts = [
         found.faithfulness.verdict if found.faithfulness else "",
         found.agreement.verdict if found.agreement else "",
         found.shifts.verdict if found.shifts else "",
     ]
-    (HERE / "methods.md").write_text(page(said))
+    (HERE / "methods.md").write_text(page(verdicts))
 
 
 def filters(model: TransferModel) -> PIL.Image.Image:
-    """What some channels of four blocks look for."""
+    """Return what some channels of four blocks look for."""
     tiles = []
     for block, channels in CHANNELS:
         for found in synthesize_templates(model, block, channels):
-            tiles.append(Tile(PIL.Image.fromarray(found.picture), f"{block} #{found.channel}"))
+            tiles.append(Tile(PIL.Image.fromarray(found.image), f"{block} #{found.channel}"))
     return draw_contact_sheet(tiles, columns=4, side=200)
 
 
-def page(said: list[str]) -> str:
-    """The page in Markdown; the table of methods is the product's own."""
+def page(verdicts: list[str]) -> str:
+    """Return the page in Markdown; the table of methods is the product's own."""
     environment = Environment(trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     template = environment.from_string((HERE / "methods.md.j2").read_text())
-    return template.render(rows=METHODS.values(), said=filter(None, said), label=CLASS, other=OTHER)
+    return template.render(
+        rows=METHODS.values(),
+        parameters={name: describe_parameters(method) for name, method in METHODS.items()},
+        verdicts=filter(None, verdicts),
+        label=CLASS,
+        other=OTHER,
+    )
+
+
+def describe_parameters(method: Method) -> str:
+    """Return the parameters of a method with defaults and ranges, in Markdown."""
+    defaults, ranges = asdict(method.parameters()), method.parameters.RANGES
+    texts = [f"`{name}` {defaults[name]} ({low:,} to {high:,})" for name, (low, high) in ranges.items()]
+    return ", ".join(texts) or "none"
 
 
 def save(picture: PIL.Image.Image, name: str) -> None:
-    """As a JPEG that a page loads quickly."""
+    """Save a picture as a JPEG that a page loads quickly."""
     picture.convert("RGB").save(HERE / "pictures" / f"{name}.jpg", quality=84, optimize=True)
 
 

@@ -93,7 +93,7 @@ def explained(model: TransferModel, found: Dataset) -> PIL.Image.Image:
 
 
 def shortcut(model: TransferModel, found: Dataset) -> PIL.Image.Image:
-    """Validation pictures with the planted label, and where a model that learnt it looks."""
+    """Return validation pictures with the planted label, and where a model that learnt it looks."""
     target = found.classes.index("cincta")
     planted = [
         sample
@@ -111,7 +111,7 @@ def shortcut(model: TransferModel, found: Dataset) -> PIL.Image.Image:
 
 
 def forward(model: TransferModel, sample: Sample, target: int) -> PIL.Image.Image:
-    """The overlay of one class."""
+    """Return the overlay of one class."""
     image = read_image(sample.path)
     x, frame = model.geometry.prepare(image)
     return draw_overlay(image, frame, attribute_each(run_forward(model, x.unsqueeze(0)), [target])[0])

@@ -127,11 +127,12 @@ def save_bundle(
     return str(manifest["digest"])
 
 
-def load_bundle(folder: Path) -> Bundle:
+def load_bundle(folder: str | Path) -> Bundle:
     """Load a bundle with every check: digests, names, shapes, finite values, and the probe's logits.
 
     Raises BundleError naming the file and the reason; no code of the bundle's is ever run.
     """
+    folder = Path(folder)
     manifest = _read_manifest(folder)
     for name, digest in manifest["files"].items():
         if _sha256(_read_file(folder, name)) != digest:
@@ -270,10 +271,10 @@ def _read_state(folder: Path, model: TransferModel) -> dict[str, Tensor]:
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise BundleError(f"{WEIGHTS_FILE} is not a readable safetensors file: {error}.") from error
     expected = model.state_dict()
-    if missing := sorted(set(expected) ^ set(state)):
+    if differing := sorted(set(expected) ^ set(state)):
         raise BundleError(
             f"{WEIGHTS_FILE} and the backbone {model.backbone.name} "
-            f"differ in {len(missing)} names: {missing[:3]}."
+            f"differ in {len(differing)} names: {differing[:3]}."
         )
     for key, value in state.items():
         if value.shape != expected[key].shape or value.dtype != expected[key].dtype:

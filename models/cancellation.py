@@ -1,7 +1,7 @@
 """How long a piece of work may take, asked at each step of it.
 
 A forward cannot be stopped from outside, but the loops round it can: decoding, forwards, masks, steps of an
-integral. Each of these calls :func:`checkpoint`, which costs nothing where nobody set a limit. The limit
+integral. Each of these calls :func:`check_deadline`, which costs nothing where nobody set a limit. The limit
 belongs to the context of one piece of work, as a context variable, so that no function in between has to pass
 it on and no two pieces share it.
 """
@@ -19,7 +19,7 @@ from models.errors import Cancelled, DeadlineExceeded
 class Deadline:
     """A point in time after which work is not wanted any more, or never if ``seconds`` is None.
 
-    ``tick`` is called at each checkpoint, for whoever shows progress or cancels from outside. A ``budget`` is
+    ``tick`` is called at each check, for whoever shows progress or cancels from outside. A ``budget`` is
     a limit that was asked for, so that less may be done from the start to meet it; without, the limit
     only guards, and what is answered in time does not depend on how fast the machine is.
     """
@@ -38,7 +38,7 @@ class Deadline:
         return None if self._end is None else self._end - time.monotonic()
 
     def cancel(self) -> None:
-        """Have the next checkpoint raise; may be called from any thread."""
+        """Make the next check raise Cancelled; may be called from any thread."""
         self._cancelled = True
 
     def check(self) -> None:

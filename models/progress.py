@@ -1,4 +1,4 @@
-"""How long work says how far it is: one signature for all of it."""
+"""How long-running work reports its progress: one signature for all of it."""
 
 from __future__ import annotations
 

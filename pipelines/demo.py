@@ -50,7 +50,7 @@ class Demo:
     out: Path
     run_id: str
     bento: str
-    picture: Path
+    image: Path
     explained: Path
     answer: Path
     batch: Path
@@ -72,19 +72,19 @@ def run_demo(out: Path, say: Callable[[str], None], reporter: Reporter) -> Demo:
     say("4/6  Packaging the champion as a Bento")
     packaged = package(f"{NAME}@{CHAMPION_ALIAS}")
     say("5/6  Serving it, and asking it to explain one picture")
-    picture = _one_picture(trained)
+    image = _choose_image(trained)
     with serve_bento(packaged.bento_tag, log=out / "service.log") as url:
-        answer = _ask(url, picture)
+        answer = _ask(url, image)
     explained, answer_file = _save(out, answer)
     top = answer["predictions"][0]
-    say(f"     {picture.name}: {top['label']} {top['score']:.0%} ({SPECIES[top['label']]})")
+    say(f"     {image.name}: {top['label']} {top['score']:.0%} ({SPECIES[top['label']]})")
     say("6/6  Explaining the test folder as a batch, and reviewing the mistakes")
     batch = _batch(root / "test", out, packaged.name, reporter)
     say("     and putting that one picture to all the questions")
-    inspected = _inspect(picture, out, packaged.name, reporter)
+    inspected = _inspect(image, out, packaged.name, reporter)
     review = out / "review.html"
     review.write_text(review_run(trained.run_id, dataset, reporter=reporter))
-    relative_image = Path(os.path.relpath(picture))
+    relative_image = Path(os.path.relpath(image))
     return Demo(
         out,
         trained.run_id,
@@ -167,7 +167,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             return
 
 
-def _one_picture(trained: TrainedModel) -> Path:
+def _choose_image(trained: TrainedModel) -> Path:
     """Return a test image that the model is right and sure about."""
     samples = trained.evaluations["test"].samples
     right = [item for item in samples if item.is_correct] or samples
@@ -178,8 +178,8 @@ def _one_picture(trained: TrainedModel) -> Path:
     return min(right, key=order).sample.path
 
 
-def _ask(url: str, picture: Path) -> dict:  # type: ignore[type-arg]
-    with picture.open("rb") as file:
+def _ask(url: str, image: Path) -> dict:  # type: ignore[type-arg]
+    with image.open("rb") as file:
         reply = httpx.post(
             f"{url}/explain", files={"image": file}, data={"overlay": "true"}, timeout=60, trust_env=False
         )
@@ -206,9 +206,9 @@ def _champion(out: Path, name: str) -> tuple[Bundle, str]:
     return load_bundle(folder), number
 
 
-def _inspect(picture: Path, out: Path, name: str, reporter: Reporter) -> Path:
+def _inspect(image: Path, out: Path, name: str, reporter: Reporter) -> Path:
     loaded, _ = _champion(out, name)
-    inspection = inspect_image(read_image(picture), picture.name, loaded, progress=reporter.step)
+    inspection = inspect_image(read_image(image), image.name, loaded, progress=reporter.step)
     page = out / "inspection.html"
     page.write_text(render_inspection(inspection, loaded))
     return page

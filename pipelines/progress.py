@@ -25,7 +25,7 @@ class EpochResult:
     best: bool
     """Whether this is the lowest validation loss of the phase so far."""
     ended_ms: int = 0
-    """When, in ms since 1970: news of one epoch that is told twice stays one."""
+    """When the epoch ended, in ms since 1970; by it, an epoch that is logged twice is kept once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ ImageSource = str | Path | bytes
 A = TypeVar("A", bound=schemas.Answer)
 
 _STATES_OF_WORK = {"queued", "running"}
-_OF_A_PICTURE = {"unsupported_format", "image_too_large", "unreadable_image"}
+_IMAGE_ERRORS = {"unsupported_format", "image_too_large", "unreadable_image"}
 
 
 class ServiceError(Exception):
@@ -170,7 +170,7 @@ class Client:
             try:
                 return [self._ask(route, images, options, shape)]
             except ServiceError as error:
-                if error.kind not in _OF_A_PICTURE:
+                if error.kind not in _IMAGE_ERRORS:
                     raise
                 return [schemas.ErrorAnswer(error=str(error), kind=error.kind)]
         answers = self._post(route, images, options).json()["answers"]

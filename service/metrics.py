@@ -1,7 +1,7 @@
 """What Prometheus is told: requests, batches, the queue, and what the explanations look like.
 
 The last are what a change of the images or of the model shows first: scores that sink, maps that spread out
-or gather at the border, evidence that is missing. They are of what was explained, by class-free figures, so
+or gather at the border, evidence that is missing. They are not kept for each class, so
 that their number does not grow with the classes.
 """
 
@@ -113,7 +113,7 @@ def render_metrics() -> tuple[bytes, str]:
 
 
 def _forget_the_dead(folder: Path) -> None:
-    """Let go of what workers that were killed had at hand; one that ends in order says so itself."""
+    """Remove the gauges of workers that were killed; a worker that ends in order removes its own."""
     import psutil
     from prometheus_client.multiprocess import mark_process_dead
 

@@ -25,7 +25,7 @@ from tests.support.serving import PROJECT, Serve, Served, start_service
 
 @pytest.fixture(autouse=True)
 def _threads() -> None:
-    """As the command line has them: an engine made by an earlier test leaves torch with one thread, and
+    """As the command line has them: a predictor made by an earlier test leaves torch with one thread, and
     sums of floats depend on their number.
     """
     torch.set_num_threads(os.cpu_count() or 1)

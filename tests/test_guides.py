@@ -1,7 +1,7 @@
 """The how-to pages and the page of the Python API, followed literally in a copy of the project.
 
-A block is what its first line says: ``python file=PATH`` is a new file, ``python append=PATH`` goes to the end
-of one, ``diff`` is applied, ``bash`` and ``python run`` are run, and ``bash serve`` is served for the
+A block is what its first line says: ``python file=PATH`` is a new file, ``python append=PATH`` goes to the
+end of one, ``diff`` is applied, ``bash`` and ``python run`` are run, and ``bash serve`` is served for the
 ``console`` block after it.
 """
 
@@ -25,6 +25,20 @@ from tests.support.serving import BIN, PROJECT, run_service
 _BLOCK = re.compile(r"```(\w+)(?: ([^\n]*))?\n(.*?)```", re.DOTALL)
 
 
+_COMPARED = """
+import numpy as np
+
+from models import Explainer, ExplainOptions, load_bundle, read_image
+
+explainer, image = Explainer(load_bundle("my_bundle")), read_image("photo.jpg")
+one, other = (
+    explainer.explain(image, ExplainOptions(method=method)).attributions[0].values
+    for method in ("xgrad_cam", "grad_cam")
+)
+print(np.allclose(one, other, atol=1e-4 * abs(other).max()))
+"""
+
+
 @dataclass
 class ProjectCopy:
     """A copy of the project in which a page is followed."""
@@ -41,11 +55,11 @@ class ProjectCopy:
                 path.write_text(text)
             elif note.startswith("append="):
                 with (self.folder / note.removeprefix("append=")).open("a") as file:
-                    file.write(text)
+                    file.write(f"\n\n{text}" if text.startswith("def ") else text)
             elif language == "diff":
                 self._apply(text)
             elif note == "run":
-                printed.append(self._run([sys.executable, "-c", text]))
+                printed.append(self.run_python(text))
             elif language == "bash" and not note:
                 for line in text.splitlines():
                     words = shlex.split(line)
@@ -71,6 +85,9 @@ class ProjectCopy:
         )
         assert done.returncode == 0, f"{words}: {done.stdout[-1500:]}{done.stderr[-3000:]}"
         return done.stdout
+
+    def run_python(self, code: str) -> str:
+        return self._run([sys.executable, "-c", code])
 
     def check(self, *paths: str) -> None:
         """Hold the files that the page added to the project's linter and types."""
@@ -99,23 +116,16 @@ def test_add_a_method(copy: ProjectCopy) -> None:
     copy.follow("how-to/add-a-method.md")
     (row,) = pq.read_table(copy.folder / "explained/rows").to_pylist()
     assert (row["method"], row["error"]) == ("xgrad_cam", None)
-    # Before global average pooling the gradient is even, and so is every weighting of it: Grad-CAM's map.
-    code = (
-        "from models import Explainer, ExplainOptions, load_bundle, read_image\n"
-        "e, image = Explainer(load_bundle('my_bundle')), read_image('photo.jpg')\n"
-        "maps = [e.explain(image, ExplainOptions(method=m)).attributions[0].values for m in ('xgrad_cam', 'grad_cam')]\n"
-        "import numpy as np\n"
-        "print(np.allclose(maps[0], maps[1], atol=1e-4 * abs(maps[1]).max()))\n"
-    )
-    assert copy._run([sys.executable, "-c", code]).strip() == "True"
+    # Before a global average pooling the gradient is even over the positions, whatever weights it: Grad-CAM.
+    assert copy.run_python(_COMPARED).strip() == "True"
     copy.check("models/attribution/cam.py", "models/attribution/registry.py")
 
 
 def test_add_a_network(copy: ProjectCopy) -> None:
     *_, blocks, _ = copy.follow("how-to/add-a-network.md")
     assert blocks.split() == ["stem", *(f"stage{n}" for n in range(1, 7)), "top"]
-    summaries = {path.name for path in (copy.folder / "inside").iterdir()}
-    assert {"mnasnet1_0.json", "resnext101_32x8d.json"} <= summaries, summaries
+    summary = json.loads((copy.folder / "inside/anatomy.json").read_text())
+    assert summary["backbone"] == "mnasnet1_0"
     copy.check("models/networks/cutting.py", "models/networks/registry.py")
 
 

@@ -35,7 +35,7 @@ class Explained:
 
     @bentoml.api
     def explain(self, image: Path) -> Annotated[Path, ContentType("image/png")]:
-        """The overlay as a PNG."""
+        """Return the overlay as a PNG."""
         seen = self.look(Image.open(image).convert("RGB"))
         x = self.tensor(seen)[None]
         target = int(self.model(x).argmax())

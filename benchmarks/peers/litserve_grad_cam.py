@@ -30,18 +30,18 @@ class Explained(litserve.LitAPI):
                                   v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])  # fmt: skip
 
     def decode_request(self, request: UploadFile) -> Image.Image:
-        """A picture."""
+        """Return a picture."""
         return Image.open(io.BytesIO(request.file.read())).convert("RGB")
 
     def predict(self, picture: Image.Image) -> tuple[Image.Image, np.ndarray]:
-        """The crop and its map."""
+        """Return the crop and its map."""
         seen = self.look(picture)
         # LitServe predicts in inference mode, in which nothing can be derived.
         with torch.inference_mode(False), torch.enable_grad():
             return seen, self.cam(self.tensor(seen)[None].clone(), targets=None)[0]
 
     def encode_response(self, found: tuple[Image.Image, np.ndarray]) -> Response:
-        """The overlay as a PNG."""
+        """Return the overlay as a PNG."""
         seen, grid = found
         drawn = show_cam_on_image(np.asarray(seen, np.float32) / 255, grid, use_rgb=True)
         buffer = io.BytesIO()

@@ -43,12 +43,12 @@ def covered_input(x: Tensor, how: Cover) -> Tensor:
     return blurred
 
 
-def covered_image(picture: PIL.Image.Image, how: Cover) -> PIL.Image.Image:
+def covered_image(image: PIL.Image.Image, how: Cover) -> PIL.Image.Image:
     """Return an image, covered all over."""
     if how == "mean":
-        red, green, blue = (round(value) for value in PIL.ImageStat.Stat(picture).mean)
-        return PIL.Image.new("RGB", picture.size, (red, green, blue))
-    return picture.filter(PIL.ImageFilter.GaussianBlur(_BLUR_SHARE * min(picture.size)))
+        red, green, blue = (round(value) for value in PIL.ImageStat.Stat(image).mean)
+        return PIL.Image.new("RGB", image.size, (red, green, blue))
+    return image.filter(PIL.ImageFilter.GaussianBlur(_BLUR_SHARE * min(image.size)))
 
 
 def _odd(side: int) -> int:

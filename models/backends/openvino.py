@@ -1,4 +1,4 @@
-"""The OpenVINO backend (extra ``fast``): the blocks below the Grad-CAM block, compiled."""
+"""The OpenVINO backend (extra ``fast``): the blocks up to the Grad-CAM block, compiled."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def create_backend(
     threads: int = 1,
     precision: str = "fp32",
 ) -> Backend:
-    """Return the engine of that name on a folded twin of the model, checked on a probe batch (N, 3, H, W).
+    """Create the backend of that name on a folded copy of the model, checked on a probe batch (N, 3, H, W).
 
     Raises UnknownChoice, ConfigError for a precision that the engine does not have, WeightsUnavailable when
     its package is missing, and BundleError when its logits are off.

@@ -169,9 +169,9 @@ def decode_image(
     return image
 
 
-def read_image(path: Path, *, limits: Limits | None = None) -> Image:
+def read_image(path: str | Path, *, limits: Limits | None = None) -> Image:
     """Read and decode an image file; a file that cannot be read is an UnreadableImage too."""
-    limits = limits or Limits()
+    path, limits = Path(path), limits or Limits()
     try:
         size = path.stat().st_size
         if size > limits.max_bytes:
@@ -192,8 +192,8 @@ def image_from_array(pixels: np.ndarray) -> Image:
         raise UnreadableImage(
             f"Pixels must be uint8 of shape (height, width, 3), not {pixels.dtype} {pixels.shape}."
         )
-    picture = PIL.Image.fromarray(np.ascontiguousarray(pixels))
-    return Image(pil=picture, sha256=hashlib.sha256(picture.tobytes()).hexdigest(), format="pixels")
+    image = PIL.Image.fromarray(np.ascontiguousarray(pixels))
+    return Image(pil=image, sha256=hashlib.sha256(image.tobytes()).hexdigest(), format="pixels")
 
 
 def _open(data: bytes) -> PIL.Image.Image:
@@ -316,25 +316,25 @@ def _orientation(opened: PIL.Image.Image, notes: list[str]) -> int:
     return orientation
 
 
-def _to_rgb(picture: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image:
+def _to_rgb(image: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image:
     # Not n_frames: for a TIFF that walks its whole chain of directories, in quadratic time.
-    if getattr(picture, "is_animated", False) and picture.format in {"GIF", "WEBP", "TIFF", "PNG"}:
+    if getattr(image, "is_animated", False) and image.format in {"GIF", "WEBP", "TIFF", "PNG"}:
         notes.append("The picture has several frames; the first one was used.")
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        return _deep_grey_to_rgb(picture, notes)
-    if picture.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in picture.info:
-        rgba = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _deep_grey_to_rgb(image, notes)
+    if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         white = PIL.Image.new("RGB", rgba.size, "white")
         # Pasted rather than composed: two copies of the pixels fewer.
         white.paste(rgba, mask=rgba.getchannel("A"))
         return white
-    if picture.mode == "RGB":
+    if image.mode == "RGB":
         # A plain copy: the opened file's object would keep the encoded bytes and its plugin state alive.
-        return picture.copy()
-    return picture.convert("RGB")
+        return image.copy()
+    return image.convert("RGB")
 
 
-def _deep_grey_to_rgb(picture: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image:
+def _deep_grey_to_rgb(image: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image:
     """Scale grey of 16 bits or more to 8 bits; Pillow's own conversion clips it to white (integers) or black
     (floats).
 
@@ -342,9 +342,9 @@ def _deep_grey_to_rgb(picture: PIL.Image.Image, notes: list[str]) -> PIL.Image.I
     values within [0, 1] (floats) or [0, 65535] (integers) take that scale, anything else is stretched from
     its own range.
     """
-    values = np.asarray(picture)
+    values = np.asarray(image)
     low, high = _finite_range(values)
-    white = 1.0 if picture.mode == "F" else 65535.0
+    white = 1.0 if image.mode == "F" else 65535.0
     black = 0.0
     if low < 0.0 or high > white:
         notes.append(f"Grey values from {low:g} to {high:g} were stretched to the range from black to white.")

@@ -60,8 +60,8 @@ class Frame:
             (self.top + self.crop_height) * sy,
         )
 
-    def to_picture(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-        """Return a box (x0, y0, x1, y1) in pixels of the model's input, in pixels of the upright image; it
+    def to_image(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        """Convert a box (x0, y0, x1, y1) from pixels of the model's input to pixels of the upright image; it
         may reach beyond either.
         """
         sx, sy = self.width / self.resized_width, self.height / self.resized_height
@@ -256,9 +256,9 @@ class Geometry:
             reducing_gap=None,
         )
 
-    def normalise(self, picture: PIL.Image.Image) -> Tensor:
+    def normalise(self, image: PIL.Image.Image) -> Tensor:
         """Return a crop as float32 (3, height, width): scaled to [0, 1], then (x - mean) / std."""
-        scaled = F.convert_image_dtype(F.pil_to_tensor(picture), torch.float32)
+        scaled = F.convert_image_dtype(F.pil_to_tensor(image), torch.float32)
         normalised: Tensor = F.normalize(scaled, mean=list(self.mean), std=list(self.std))
         return normalised
 
@@ -270,5 +270,5 @@ class Geometry:
         """Return the tensor (3, height, width) that the model takes, and the Frame that leads back to the
         image.
         """
-        picture, frame = self.see(image)
-        return self.normalise(picture), frame
+        pil_image, frame = self.see(image)
+        return self.normalise(pil_image), frame

@@ -29,7 +29,7 @@ class PixelBudget:
         self._change = threading.Condition()
 
     def acquire(self, pixels: int) -> None:
-        """Wait until there is room for so many and take it; raises Stopped where the deadline comes first."""
+        """Wait for room for so many pixels and take it; raises WorkStopped where the deadline comes first."""
         with self._change:
             collected = time.monotonic()
             while not self._fits(pixels):

@@ -61,7 +61,7 @@ def collect_activations(
 
 
 def _describe(block: str, value: Tensor, channels: int) -> BlockActivation:
-    """Return (channels, rows, cols) to its description; copies what it keeps, so that the forward's memory is
+    """Describe a value (channels, rows, cols); what is kept is copied, so that the memory of the forward is
     freed.
     """
     value = value.float()

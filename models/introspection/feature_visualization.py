@@ -1,4 +1,4 @@
-"""What a channel looks for: an image that drives it, found by gradient ascent (topic of templates).
+"""What a channel looks for: an image that drives it, found by gradient ascent.
 
 The image, not the weights, is optimised (Erhan et al. 2009). Plain ascent gives noise that a person cannot
 read; three things together give shapes (Olah et al. 2017): the image is kept as its Fourier coefficients
@@ -42,7 +42,7 @@ class FilterTemplate:
 
     block: str
     channel: int
-    picture: np.ndarray = field(repr=False)
+    image: np.ndarray = field(repr=False)
     """uint8 (side, side, 3)."""
     response: float
     """Mean of the channel before its activation function, on the image."""
@@ -83,9 +83,9 @@ def synthesize_templates(
     optimiser = torch.optim.Adam([spectrum], lr=_RATE)
     own = torch.arange(len(channels)), torch.tensor(list(channels))
 
-    def response(pictures: Tensor) -> Tensor:
+    def response(images: Tensor) -> Tensor:
         with _PreActivationRecorder() as watched:
-            value = model.run_blocks(_normalize(pictures, model.geometry), 0, level)
+            value = model.run_blocks(_normalize(images, model.geometry), 0, level)
         return model.as_map(block, watched.before(value)).mean(dim=(2, 3))[own]
 
     try:
@@ -171,7 +171,7 @@ class _PreActivationRecorder(TorchFunctionMode):
 
 
 def _to_pixels(spectrum: Tensor, side: int) -> Tensor:
-    """Return Fourier coefficients to images (N, 3, side, side) in [0, 1]."""
+    """Convert Fourier coefficients to images (N, 3, side, side) in [0, 1]."""
     rows, cols = torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None]
     falling = 1.0 / torch.clamp(torch.sqrt(rows**2 + cols**2), min=1.0 / side)
     waves = torch.fft.irfft2(
@@ -181,7 +181,7 @@ def _to_pixels(spectrum: Tensor, side: int) -> Tensor:
     return torch.sigmoid(colours)
 
 
-def _jitter(pictures: Tensor, generator: torch.Generator) -> Tensor:
+def _jitter(images: Tensor, generator: torch.Generator) -> Tensor:
     """Shift, rotate and enlarge an image a little, each step differently."""
     draw = (torch.rand(4, generator=generator) * 2 - 1).tolist()
     angle, zoom = math.radians(10 * draw[0]), 1.0 + 0.08 * draw[1]
@@ -189,10 +189,10 @@ def _jitter(pictures: Tensor, generator: torch.Generator) -> Tensor:
         [math.cos(angle) * zoom, -math.sin(angle) * zoom, 0.1 * draw[2]],
         [math.sin(angle) * zoom, math.cos(angle) * zoom, 0.1 * draw[3]],
     ])  # fmt: skip
-    grid = F.affine_grid(turn.expand(len(pictures), 2, 3), list(pictures.shape), align_corners=False)
-    return F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
+    grid = F.affine_grid(turn.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-def _normalize(pictures: Tensor, geometry: Geometry) -> Tensor:
+def _normalize(images: Tensor, geometry: Geometry) -> Tensor:
     mean, std = (torch.tensor(channels).view(1, 3, 1, 1) for channels in (geometry.mean, geometry.std))
-    return (pictures - mean) / std
+    return (images - mean) / std

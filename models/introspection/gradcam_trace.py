@@ -54,7 +54,7 @@ class GradCamTrace:
 
 
 def trace_grad_cam(forward: ForwardPass, item: int, target: Target, *, channels: int = 4) -> GradCamTrace:
-    """Follow Grad-CAM through one image of the evidence."""
+    """Follow Grad-CAM through image number ``item`` of a forward pass."""
     attribution = attribute_each(forward, [target] * len(forward.x))[item]
     gradient = forward.gradient([target] * len(forward.x))[item]
     activation = forward.map.detach()[item]

@@ -57,7 +57,7 @@ def run_audit(
     checks: Collection[str] = (),
     progress: Progress = no_progress,
 ) -> Audit:
-    """Put one map of a single image's evidence to the checks; ``barred`` methods are not asked.
+    """Run the checks on one map of a single image's forward pass; ``disabled`` methods are not asked.
 
     Where the deadline of the work passes, what was found by then is returned, and ``skipped`` names the rest.
     Raises UnknownChoice for a check that does not exist.
@@ -83,20 +83,20 @@ def run_audit(
     )
     compared = run("agreement", lambda: attribute_by_all_methods(forward, target, disabled))
     maps, left_out = compared if compared is not None else ((), {})
-    stood = method or attribution.method
-    moved = run(
+    block_method = method or attribution.method
+    shifts = run(
         "shifts",
-        lambda: run_shift_test(backend, image, target, method=stood, block=forward.block),
+        lambda: run_shift_test(backend, image, target, method=block_method, block=forward.block),
         able=method is not None,
     )
-    stages = run(
+    sweep = run(
         "sweep",
-        lambda: tuple(run_layer_sweep(backend, forward.x[0], target, method=stood)),
+        lambda: tuple(run_layer_sweep(backend, forward.x[0], target, method=block_method)),
         able=method is not None,
     )
     progress("checked", len(names), len(names))
-    agreed = measure_agreement(maps) if len(maps) > 1 else None
-    return Audit(attribution, faithfulness, maps, agreed, left_out, moved, stages, tuple(skipped))
+    agreement = measure_agreement(maps) if len(maps) > 1 else None
+    return Audit(attribution, faithfulness, maps, agreement, left_out, shifts, sweep, tuple(skipped))
 
 
 def _block_method(method: str, disabled: Mapping[str, str]) -> str | None:

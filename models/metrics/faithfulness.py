@@ -152,7 +152,7 @@ def _centre_spot(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _pixel_order(grid: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """Place of each input pixel (H, W), sorted by the map with the strongest first, from 0 to below 1."""
+    """Return each input pixel's place (H, W) when sorted by the map, strongest first, from 0 to below 1."""
     laid = F.interpolate(
         torch.from_numpy(grid.copy())[None, None], size, mode="bilinear", align_corners=False
     )
@@ -170,8 +170,8 @@ def _curves(
     first = order[None] < shares[:, None, None]
     # Deleting all and inserting nothing are the same image, as are the two other ends.
     marked = torch.cat([first, ~first[1:-1]])[:, None]
-    pictures = torch.where(marked, hidden, x)
-    logits = torch.cat([predict_logits(backend, part) for part in torch.split(pictures, batch)])
+    images = torch.where(marked, hidden, x)
+    logits = torch.cat([predict_logits(backend, part) for part in torch.split(images, batch)])
     scores = target.of(backend.model.scoring.scores(logits)).tolist()
     deleted, inserted_part = scores[: steps + 1], scores[steps + 1 :]
     inserted = [deleted[-1], *inserted_part, deleted[0]]

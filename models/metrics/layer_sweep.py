@@ -1,4 +1,4 @@
-"""One image explained at each stage of the network: edges at first, parts at last (topic of depth)."""
+"""One image explained at each stage of the network: edges at first, parts at last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far prediction and map move when the image moves by a few pixels (topic of pooling: why it is there).
+"""How far prediction and map move when the image moves by a few pixels.
 
 The crop is moved on the resized image, so that real pixels come in where there are any; each map is carried
 back through its own Frame and compared on the image itself.
@@ -85,7 +85,7 @@ def run_shift_test(
     geometry = backend.model.geometry
     moves = [(0, 0)] + [move for far in pixels for move in ((far, 0), (-far, 0), (0, far), (0, -far))]
     seen = [geometry.see_moved(image, right, down) for right, down in moves]
-    x = torch.stack([geometry.normalise(picture) for picture, _ in seen])
+    x = torch.stack([geometry.normalise(pil_image) for pil_image, _ in seen])
     forward = run_forward(backend.model, x, backend=backend, block=block)
     maps = attribute_each(forward, [target] * len(moves), method=method)
     scores = target.of(backend.model.scoring.scores(forward.logits)).tolist()

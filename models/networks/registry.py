@@ -1,7 +1,7 @@
 """The backbone table: each row says how a pretrained network is built, cut into an ordered list of named
 blocks, and explained.
 
-To add a backbone, add a row to ``BACKBONES`` (docs/how-to/add-a-backbone.md); the tests take it from there.
+To add a backbone, add a row to ``BACKBONES`` (docs/how-to/add-a-network.md); the tests take it from there.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Scoring:
 
 
 def expand_binary(logit: Tensor) -> Tensor:
-    """Return one logit z (N, 1) to the logits (-z/2, z/2) of the negative and the positive class.
+    """Convert one logit z (N, 1) to the logits (-z/2, z/2) of the negative and the positive class.
 
     Their softmax is the sigmoid of z and their cross-entropy is the binary cross-entropy of z, so all that
     works on two classes works on these; the evidence for one class is that against the other.

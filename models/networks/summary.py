@@ -202,7 +202,7 @@ class _LayerRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _meet(one: ReceptiveField, other: ReceptiveField, func: Any) -> ReceptiveField:
-        """Return a global value that weighs a local one, as squeeze-and-excitation does, leaves it local."""
+        """Join two fields; a local value weighed by a global one (squeeze-and-excitation) stays local."""
         if func.overloadpacket.__name__ in {"mul", "mul_"} and one.sees_all != other.sees_all:
             return replace(other if one.sees_all else one, sees_all=True)
         return one.joined(other)

@@ -100,7 +100,7 @@ class TransferModel(nn.Module):
         return x
 
     def head(self, x: Tensor) -> Tensor:
-        """Return the last block's output to logits (N, classes)."""
+        """Map the last block's output to logits (N, classes)."""
         return self.classify(self.pool(x))
 
     def classify(self, pooled: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ def draw_architecture(anatomy: NetworkSummary) -> PIL.Image.Image:
     """
     widths = [_width(block) for block in anatomy.blocks]
     total = sum(max(width, 74) + _GAP for width in widths) + 110
-    picture = PIL.Image.new("RGB", (max(total, 640), _HEIGHT), _PAPER)
-    draw = ImageDraw.Draw(picture)
+    image = PIL.Image.new("RGB", (max(total, 640), _HEIGHT), _PAPER)
+    draw = ImageDraw.Draw(image)
     height, width, channels = anatomy.input
     title = (
         f"{anatomy.backbone}: {height} x {width} x {channels} in, "
@@ -46,7 +46,7 @@ def draw_architecture(anatomy: NetworkSummary) -> PIL.Image.Image:
         x += cell + _GAP
     _head(draw, anatomy.head, x)
     _legend(draw, anatomy)
-    return picture
+    return image
 
 
 def _width(block: BlockSummary) -> int:

@@ -19,7 +19,7 @@ _PAPER, _INK, _FAINT = (250, 249, 246), (32, 30, 40), (120, 116, 128)
 class Tile:
     """An image of a sheet with up to two lines under it."""
 
-    picture: PIL.Image.Image
+    image: PIL.Image.Image
     caption: str = ""
     detail: str = ""
 
@@ -33,8 +33,8 @@ def draw_contact_sheet(
     gap, line = 14, 17
     captioned = any(tile.caption for tile in tiles)
     detailed = any(tile.detail for tile in tiles)
-    pictures = [_fit_tile(tile.picture, side) for tile in tiles]
-    tall = max((picture.height for picture in pictures), default=side)
+    images = [_fit_tile(tile.image, side) for tile in tiles]
+    tall = max((image.height for image in images), default=side)
     cell = tall + (line if captioned else 0) + (line if detailed else 0) + gap
     top = gap + (30 if title else 0)
     rows = -(-len(tiles) // columns) if tiles else 0
@@ -49,7 +49,7 @@ def draw_contact_sheet(
         )
     for position, tile in enumerate(tiles):
         x, y = gap + (position % columns) * (side + gap), top + (position // columns) * cell
-        fitted = pictures[position]
+        fitted = images[position]
         sheet.paste(fitted, (x + (side - fitted.width) // 2, y + tall - fitted.height))
         font = ImageFont.load_default(13)
         draw.text((x, y + tall + 2), _fit_text(draw, tile.caption, side, 13), _INK, font)
@@ -64,14 +64,12 @@ def draw_activation_sheet(blocks: Sequence[BlockActivation], *, columns: int = 8
         top = max((channel.maximum for channel in block.strongest), default=0.0)
         for channel in block.strongest:
             scaled = np.maximum(channel.values, 0.0) / top if top > 0.0 else np.zeros_like(channel.values)
-            picture = PIL.Image.fromarray(apply_evidence_colormap(scaled)).resize(
+            image = PIL.Image.fromarray(apply_evidence_colormap(scaled)).resize(
                 (168, 168), PIL.Image.Resampling.NEAREST
             )
             _, rows, cols = block.shape
             tiles.append(
-                Tile(
-                    picture, f"{block.block}  #{channel.index}", f"{rows} x {cols}, max {channel.maximum:.3g}"
-                )
+                Tile(image, f"{block.block}  #{channel.index}", f"{rows} x {cols}, max {channel.maximum:.3g}")
             )
         tiles += [Tile(PIL.Image.new("RGB", (1, 1), _PAPER))] * (-len(tiles) % columns)
     return draw_contact_sheet(
@@ -79,10 +77,10 @@ def draw_activation_sheet(blocks: Sequence[BlockActivation], *, columns: int = 8
     )
 
 
-def _fit_tile(picture: PIL.Image.Image, side: int) -> PIL.Image.Image:
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS)
+def _fit_tile(image: PIL.Image.Image, side: int) -> PIL.Image.Image:
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS)
 
 
 def _fit_text(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> str:

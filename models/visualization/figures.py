@@ -153,10 +153,10 @@ def draw_receptive_field(
     """Draw the image with what one cell of a map sees of it: its receptive field, and the cell's own
     place.
     """
-    picture, frame = shrink_to_fit(image.pil, frame, 1000)
-    canvas = picture.convert("RGB")
+    pil_image, frame = shrink_to_fit(image.pil, frame, 1000)
+    canvas = pil_image.convert("RGB")
     draw = ImageDraw.Draw(canvas)
-    x0, y0, x1, y1 = frame.to_picture(field.box(row, col))
+    x0, y0, x1, y1 = frame.to_image(field.box(row, col))
     edge = (max(0, x0), max(0, y0), min(canvas.width - 1, x1), min(canvas.height - 1, y1))
     width = max(2, round(min(canvas.size) / 120))
     draw.rectangle(edge, outline=_BOX, width=width)
@@ -177,16 +177,16 @@ def draw_receptive_field(
 
 
 def _draw_cells(pixels: np.ndarray) -> PIL.Image.Image:
-    picture = PIL.Image.fromarray(pixels)
-    scale = max(1, 190 // max(picture.size))
-    return picture.resize((picture.width * scale, picture.height * scale), PIL.Image.Resampling.NEAREST)
+    image = PIL.Image.fromarray(pixels)
+    scale = max(1, 190 // max(image.size))
+    return image.resize((image.width * scale, image.height * scale), PIL.Image.Resampling.NEAREST)
 
 
 def _draw_bar(value: float, top: float) -> PIL.Image.Image:
     """Draw a signed number as a bar to the right (for) or to the left (against) of a middle line."""
     side = 190
-    picture = PIL.Image.new("RGB", (side, side), (244, 243, 240))
-    draw = ImageDraw.Draw(picture)
+    image = PIL.Image.new("RGB", (side, side), (244, 243, 240))
+    draw = ImageDraw.Draw(image)
     middle = side // 2
     length = round((middle - 12) * float(np.clip(value / top, -1, 1))) if top > 0 else 0
     colour = tuple(int(v) for v in apply_contrast_colormap(np.array([1.0 if value > 0 else -1.0]))[0])
@@ -194,7 +194,7 @@ def _draw_bar(value: float, top: float) -> PIL.Image.Image:
         (min(middle, middle + length), middle - 16, max(middle, middle + length), middle + 16), fill=colour
     )
     draw.line((middle, 30, middle, side - 30), fill=(120, 116, 128), width=1)
-    return picture
+    return image
 
 
 def _format_range(values: np.ndarray) -> str:

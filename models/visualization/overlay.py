@@ -37,13 +37,13 @@ def draw_overlay(
     """
     if attribution.target.against is not None:
         return _draw_two_sided(image, frame, attribution.values, max_side, full_scale)
-    picture, frame = shrink_to_fit(image.pil, frame, max_side)
+    pil_image, frame = shrink_to_fit(image.pil, frame, max_side)
     laid = frame.unwarp(attribution.positive(full_scale))
     unseen = np.isnan(laid)
     strength = np.rint(np.clip(np.nan_to_num(laid, nan=0.0), 0.0, 1.0) * 255.0).astype(np.uint8)
     colours = PIL.Image.fromarray(strength)
     colours.putpalette(evidence_table().tobytes())
-    return _blend(picture, strength, colours, unseen)
+    return _blend(pil_image, strength, colours, unseen)
 
 
 def draw_contrast_overlay(
@@ -61,22 +61,22 @@ def draw_contrast_overlay(
 def _draw_two_sided(
     image: Image, frame: Frame, values: np.ndarray, max_side: int, full_scale: float | None = None
 ) -> PIL.Image.Image:
-    picture, frame = shrink_to_fit(image.pil, frame, max_side)
+    pil_image, frame = shrink_to_fit(image.pil, frame, max_side)
     top = full_scale or float(np.abs(values).max())
     laid = frame.unwarp(np.clip(values / top, -1.0, 1.0) if top > 0 else values)
     signed = np.nan_to_num(laid, nan=0.0)
     strength = np.rint(np.clip(np.abs(signed), 0.0, 1.0) * 255.0).astype(np.uint8)
-    return _blend(picture, strength, PIL.Image.fromarray(apply_contrast_colormap(signed)), np.isnan(laid))
+    return _blend(pil_image, strength, PIL.Image.fromarray(apply_contrast_colormap(signed)), np.isnan(laid))
 
 
 def _blend(
-    picture: PIL.Image.Image, strength: np.ndarray, colours: PIL.Image.Image, unseen: np.ndarray
+    image: PIL.Image.Image, strength: np.ndarray, colours: PIL.Image.Image, unseen: np.ndarray
 ) -> PIL.Image.Image:
     """Return colours over the greyed image, opaque where strong; what was never seen is hatched.
 
     In Pillow's bytes: in floats the same took ten times as long, more than the model.
     """
-    quiet = PIL.Image.blend(picture, picture.convert("L").convert("RGB"), _GREYED)
+    quiet = PIL.Image.blend(image, image.convert("L").convert("RGB"), _GREYED)
     alpha = PIL.Image.fromarray(strength).point(_ALPHA)
     blended = PIL.Image.composite(colours.convert("RGB"), quiet, alpha)
     if not unseen.any():
@@ -84,18 +84,18 @@ def _blend(
     return PIL.Image.composite(_hatch(blended), blended, PIL.Image.fromarray(unseen.astype(np.uint8) * 255))
 
 
-def shrink_to_fit(picture: PIL.Image.Image, frame: Frame, max_side: int) -> tuple[PIL.Image.Image, Frame]:
+def shrink_to_fit(image: PIL.Image.Image, frame: Frame, max_side: int) -> tuple[PIL.Image.Image, Frame]:
     """Shrink a large image, which may have been decoded smaller already; the frame keeps its proportions,
     for its boxes are shares of the image's size.
     """
     longest = max(frame.width, frame.height)
     if longest <= max_side:
-        return picture, frame
+        return image, frame
     size = (
         max(1, round(frame.width * max_side / longest)),
         max(1, round(frame.height * max_side / longest)),
     )
-    smaller = picture.resize(size, PIL.Image.Resampling.BILINEAR, reducing_gap=2.0)
+    smaller = image.resize(size, PIL.Image.Resampling.BILINEAR, reducing_gap=2.0)
     return smaller, Frame(
         width=size[0],
         height=size[1],
@@ -108,9 +108,9 @@ def shrink_to_fit(picture: PIL.Image.Image, frame: Frame, max_side: int) -> tupl
     )
 
 
-def _hatch(picture: PIL.Image.Image) -> PIL.Image.Image:
+def _hatch(image: PIL.Image.Image) -> PIL.Image.Image:
     """Dim the image, with thin diagonals over it."""
-    dimmed = picture.point(_DIMMED * 3)
-    rows, cols = np.arange(picture.height)[:, None], np.arange(picture.width)[None, :]
+    dimmed = image.point(_DIMMED * 3)
+    rows, cols = np.arange(image.height)[:, None], np.arange(image.width)[None, :]
     lines = ((rows + cols) % _HATCH_PERIOD < 1).astype(np.uint8) * 255
     return PIL.Image.composite(dimmed.point(_ON_LINE * 3), dimmed, PIL.Image.fromarray(lines))

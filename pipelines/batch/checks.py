@@ -121,7 +121,7 @@ def _audit_figures(
 
 
 def _hottest_change(explainer: Explainer, explanation: Explanation) -> float:
-    """Return how far the target's score falls when the hottest part of the map is covered."""
+    """Return the change of the target's score when the hottest part of the map is covered."""
     attribution = explanation.attributions[0]
     image, _ = limit_size(explanation.image)
     frame = explainer.model.geometry.frame(image.width, image.height)

@@ -20,7 +20,7 @@ _PART_SIZE = 64
 
 
 @dataclass(frozen=True, slots=True)
-class JobResult:
+class BatchResult:
     """The outcome of a job."""
 
     out: Path
@@ -46,7 +46,7 @@ def run_local(
     explainer: Explainer | None = None,
     sinks: Sequence[Sink] | None = None,
     progress: Progress = no_progress,
-) -> JobResult:
+) -> BatchResult:
     """Explain every file into the sinks; by default rows, overlays and a page in ``out``, then _SUCCESS.
 
     Stopped and started again with the same job it goes on where it was. Raises DataError when ``out`` holds
@@ -82,14 +82,14 @@ def write_part(worker: BatchWorker, part: JobPart, sinks: Sequence[Sink]) -> Non
         sink.end_part(part.name)
 
 
-def finish_job(out: Path, sinks: Sequence[Sink], *, resumed: int) -> JobResult:
+def finish_job(out: Path, sinks: Sequence[Sink], *, resumed: int) -> BatchResult:
     """Finish the sinks and write _SUCCESS once every part is there."""
     for sink in sinks:
         sink.finish()
     atomic_write(out / "_SUCCESS", b"")
     rows = read_rows(out)
     errors = sum(row["status"] == "error" for row in rows)
-    return JobResult(out=out, pictures=len(rows), errors=errors, resumed=resumed)
+    return BatchResult(out=out, pictures=len(rows), errors=errors, resumed=resumed)
 
 
 def claim_folder(job: ExplainJob, out: Path) -> None:

@@ -15,7 +15,7 @@ from models.bundle import Bundle, load_bundle
 from models.explainer import Explainer
 from models.progress import Progress, no_progress
 from pipelines.batch.job import ExplainJob
-from pipelines.batch.local import JobPart, JobResult, claim_folder, finish_job, missing_parts, write_part
+from pipelines.batch.local import BatchResult, JobPart, claim_folder, finish_job, missing_parts, write_part
 from pipelines.batch.sinks import default_sinks
 from pipelines.batch.worker import BatchWorker
 
@@ -42,7 +42,7 @@ def run_on_ray(
     *,
     address: str | None = None,
     progress: Progress = no_progress,
-) -> JobResult:
+) -> BatchResult:
     """Run as ``run_local`` on the Ray cluster at ``address``, or on one started here and ended afterwards."""
     out = out.resolve()
     claim_folder(job, out)
@@ -56,8 +56,8 @@ def run_on_ray(
         count = max(1, min(len(waiting), int(ray.cluster_resources().get("CPU", 1))))
         kind = ray.remote(num_cpus=1)(_RayWorker)
         pool = ray.util.ActorPool([kind.remote(bundle.folder.resolve(), job, out) for _ in range(count)])
-        for files in pool.map_unordered(lambda worker, part: worker.explain.remote(part), waiting):
-            done += files
+        for file_count in pool.map_unordered(lambda worker, part: worker.explain.remote(part), waiting):
+            done += file_count
             progress("explaining", done, len(job.files))
     finally:
         if mine:

@@ -146,7 +146,7 @@ class OverlaySink:
         self._folder = folder
 
     def has_part(self, part: str) -> bool:
-        """Return yes: files are named by their images, not by parts."""
+        """Return True: files are named by their images, not by parts."""
         return True
 
     def add(self, result: ImageResult) -> None:
@@ -172,7 +172,7 @@ class IndexPageSink:
         self._job, self._bundle, self._out = job, bundle, out
 
     def has_part(self, part: str) -> bool:
-        """Return yes: the page is made from the rows."""
+        """Return True: the page is made from the rows."""
         return True
 
     def add(self, result: ImageResult) -> None:

@@ -289,7 +289,7 @@ def demo(
     say = partial(console.print, highlight=False, soft_wrap=True)
     say(f"make ui      then open http://127.0.0.1:5000 and look at run {result.run_id}")
     say("make serve   then open http://127.0.0.1:3000, or")
-    say(f"             curl -F image=@{result.picture} http://127.0.0.1:3000/explain")
+    say(f"             curl -F image=@{result.image} http://127.0.0.1:3000/explain")
 
 
 # ---------------------------------------------------------------- parts of the commands

@@ -1,4 +1,4 @@
-"""The commands that look at a model: explain a folder, inspect a picture, take the network apart, chart its
+"""The commands that look at a model: explain a folder, inspect an image, take the network apart, chart its
 filters.
 """
 
@@ -24,7 +24,7 @@ from pipelines.cli.terminal import (
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
-    from pipelines.batch.local import JobResult
+    from pipelines.batch.local import BatchResult
 
 
 class BatchRunner(StrEnum):
@@ -108,7 +108,7 @@ def explain(
 
 
 def inspect(
-    picture: Annotated[Path, typer.Argument(help="One picture.")],
+    path: Annotated[Path, typer.Argument(metavar="PICTURE", help="One picture.")],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("inspection.html"),
     model: Registered = None,
     bundle: Folder = None,
@@ -128,8 +128,8 @@ def inspect(
             target=target, against=against, method=method, block=block,
             parameters=parse_parameters(parameter or ()),
         )  # fmt: skip
-        image = read_image(picture)
-        inspection = inspect_image(image, picture.name, loaded, options, progress=reporter.step)
+        image = read_image(path)
+        inspection = inspect_image(image, path.name, loaded, options, progress=reporter.step)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(render_inspection(inspection, loaded))
     faithfulness = inspection.audit.faithfulness
@@ -236,7 +236,7 @@ def atlas(
 
 @contextmanager
 def bundle_of(model: str | None, bundle: Path | None) -> Iterator[Bundle]:
-    """Return a registered model's bundle or that of a folder, checked."""
+    """Yield the checked bundle of a registered model or of a folder."""
     from models.bundle import load_bundle
 
     if (model is None) == (bundle is None):
@@ -252,7 +252,7 @@ def fetch(reference: str, folder: Path) -> Path:
     return fetch_bundle(reference, folder / "bundle").folder
 
 
-def _ray_runner() -> Callable[..., JobResult]:
+def _ray_runner() -> Callable[..., BatchResult]:
     """Return the function that needs Ray, or raise a usage error that says how to have it."""
     try:
         from pipelines.batch.ray import run_on_ray

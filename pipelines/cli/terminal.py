@@ -85,7 +85,7 @@ def load_dataset(data: str, *, val_share: float = 0.25) -> Dataset:
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """Return bars with count, time so far and time left."""
+    """Yield bars with count, time so far and time left."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -100,7 +100,7 @@ def progress_bars() -> Iterator[Progress]:
 
 @contextmanager
 def progress_reporter() -> Iterator[Reporter]:
-    """Return a reporter that shows one bar for each kind of work and one for each phase."""
+    """Yield a reporter that shows one bar for each kind of work and one for each phase."""
     from pipelines.progress import Reporter
 
     with progress_bars() as progress:

@@ -95,7 +95,7 @@ def config_from_toml(text: str) -> TrainConfig:
 
 
 def config_to_toml(config: TrainConfig) -> str:
-    """Return the whole config as a TOML file that :func:`load` reads back to the same config."""
+    """Return the whole config as a TOML file that :func:`config_from_toml` reads back to the same config."""
     plain = asdict(config)
     phases, augmentation = plain.pop("phases"), plain.pop("augmentation")
     lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]

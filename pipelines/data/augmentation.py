@@ -102,8 +102,8 @@ class Augmenter:
         digest = hashlib.sha256(f"{self.seed}/{sample.sha256}/{number}".encode()).digest()
         return draw_view(self.policy, np.random.default_rng(int.from_bytes(digest[:16], "big")), aspect)
 
-    def picture(self, sample: Sample, number: int) -> PIL.Image.Image:
-        """View 0 is the image as the model will see it in service; the others are varied."""
+    def image(self, sample: Sample, number: int) -> PIL.Image.Image:
+        """Return a view of an image: view 0 as the model will see it in service, the others varied."""
         image = read_image(sample.path)
         if number == 0:
             return self.geometry.see(image)[0]
@@ -111,13 +111,13 @@ class Augmenter:
 
     def tensor(self, sample: Sample, number: int) -> Tensor:
         """Return (3, H, W) float32."""
-        return self.geometry.normalise(self.picture(sample, number))
+        return self.geometry.normalise(self.image(sample, number))
 
-    def _vary(self, picture: PIL.Image.Image, view: AugmentedView) -> PIL.Image.Image:
-        width, height = picture.size
+    def _vary(self, image: PIL.Image.Image, view: AugmentedView) -> PIL.Image.Image:
+        width, height = image.size
         if view.rotate_degrees or any(view.shift) or any(view.shear_degrees):
-            picture = TF.affine(
-                picture,
+            image = TF.affine(
+                image,
                 angle=view.rotate_degrees,
                 translate=[round(view.shift[0] * width), round(view.shift[1] * height)],
                 scale=1.0,
@@ -127,19 +127,19 @@ class Augmenter:
             )
         left, top, wide, high = _pixels(view.crop, width, height)
         size = [self.geometry.crop_height, self.geometry.crop_width]
-        picture = TF.resized_crop(picture, top, left, high, wide, size, self._mode)
+        image = TF.resized_crop(image, top, left, high, wide, size, self._mode)
         if view.mirror:
-            picture = TF.horizontal_flip(picture)
+            image = TF.horizontal_flip(image)
         if view.upside_down:
-            picture = TF.vertical_flip(picture)
+            image = TF.vertical_flip(image)
         if self.policy.colour:
-            picture = TF.adjust_brightness(picture, view.brightness)
-            picture = TF.adjust_contrast(picture, view.contrast)
-            picture = TF.adjust_saturation(picture, view.saturation)
+            image = TF.adjust_brightness(image, view.brightness)
+            image = TF.adjust_contrast(image, view.contrast)
+            image = TF.adjust_saturation(image, view.saturation)
         if view.erased is not None:
-            left, top, wide, high = _pixels(view.erased, *picture.size)
-            picture.paste(tuple(self._fill), (left, top, left + wide, top + high))
-        varied: PIL.Image.Image = picture
+            left, top, wide, high = _pixels(view.erased, *image.size)
+            image.paste(tuple(self._fill), (left, top, left + wide, top + high))
+        varied: PIL.Image.Image = image
         return varied
 
 
@@ -157,7 +157,7 @@ def draw_views_figure(geometry: Geometry, data: Dataset, config: TrainConfig) ->
         by_class.setdefault(sample.labels, sample)
     tiles = [
         Tile(
-            augmenter.picture(sample, view),
+            augmenter.image(sample, view),
             " + ".join(data.classes[label] for label in labels) or "none",
             "as served" if view == 0 else f"view {view}",
         )

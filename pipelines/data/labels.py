@@ -67,7 +67,7 @@ def list_folder(root: Path) -> FolderListing:
             f"The data folder {root} has train/ but no val/; add one, or give one folder of classes."
         )
     top = root / "train" if divided else root
-    if any(path.with_suffix(".txt").is_file() for path in _pictures(top, deep=False)):
+    if any(path.with_suffix(".txt").is_file() for path in _list_images(top, deep=False)):
         return _from_sidecars(root, divided=divided)
     return _from_folders(root, divided=divided)
 
@@ -88,13 +88,13 @@ def _from_folders(root: Path, *, divided: bool) -> FolderListing:
             _same_classes(root, split, classes)
         for label, name in enumerate(classes):
             listing.entries += [
-                LabelledFile(path, split, (label,)) for path in _pictures(root / split / name)
+                LabelledFile(path, split, (label,)) for path in _list_images(root / split / name)
             ]
         listing.skipped += [
             SkippedFile(
                 path.relative_to(root).as_posix(), "It lies in no class folder and has no label file."
             )
-            for path in _pictures(root / split, deep=False)
+            for path in _list_images(root / split, deep=False)
         ]
     return listing
 
@@ -215,7 +215,7 @@ def _table_entries(
             entries.append(LabelledFile(path, split, file_labels))
         else:
             skipped.append(SkippedFile(name, f"{LABELS_TABLE} names it, but there is no such file."))
-    unnamed = [path for path in _pictures(root) if path not in seen and not _is_mask(root, path)]
+    unnamed = [path for path in _list_images(root) if path not in seen and not _is_mask(root, path)]
     skipped += [
         SkippedFile(path.relative_to(root).as_posix(), f"{LABELS_TABLE} has no row for it.")
         for path in unnamed
@@ -230,7 +230,7 @@ def _from_sidecars(root: Path, *, divided: bool) -> FolderListing:
     named: list[tuple[Path, str, list[str]]] = []
     skipped: list[SkippedFile] = []
     for split in _parts(root, divided=divided):
-        for path in _pictures(root / split, deep=False):
+        for path in _list_images(root / split, deep=False):
             sidecar = path.with_suffix(".txt")
             try:
                 lines = sidecar.read_text(encoding="utf-8-sig").splitlines()
@@ -260,7 +260,7 @@ def _parts(root: Path, *, divided: bool) -> list[str]:
     return [split for split in SPLITS if (root / split).is_dir()] if divided else [""]
 
 
-def _pictures(folder: Path, *, deep: bool = True) -> Iterator[Path]:
+def _list_images(folder: Path, *, deep: bool = True) -> Iterator[Path]:
     for path in sorted(folder.rglob("*") if deep else folder.iterdir()):
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith("."):
             yield path

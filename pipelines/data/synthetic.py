@@ -60,7 +60,7 @@ class SpecimenPlan:
 class Specimen:
     """A drawn image with its ground truth."""
 
-    picture: PIL.Image.Image
+    image: PIL.Image.Image
     body: PIL.Image.Image
     mark: PIL.Image.Image
     """Masks in mode L: 255 where it is."""
@@ -111,7 +111,7 @@ def draw_specimen(plan: SpecimenPlan, split: str, species: str, number: int) -> 
     shortcut = canvas.label(species) if planted else None
     size = (width, height)
     return Specimen(
-        picture=canvas.finish(size),
+        image=canvas.finish(size),
         body=_shrink(body, size),
         mark=_shrink(mark, size),
         shortcut=_shrink(shortcut, size) if shortcut is not None else None,
@@ -138,7 +138,7 @@ def _save(specimen: Specimen, root: Path, split: str, species: str, name: str) -
         (root / tree / split / species).mkdir(parents=True, exist_ok=True)
         mask.save(root / tree / split / species / f"{name}.png", optimize=False)
     (root / split / species).mkdir(parents=True, exist_ok=True)
-    specimen.picture.save(root / split / species / f"{name}.jpg", quality=92)
+    specimen.image.save(root / split / species / f"{name}.jpg", quality=92)
 
 
 def _shrink(mask: np.ndarray, size: tuple[int, int]) -> PIL.Image.Image:

@@ -144,7 +144,7 @@ class Canvas:
         return mask
 
     def light(self) -> None:
-        """Draw a soft fall of light across the image, a tint, and grain."""
+        """Lay a soft fall of light and a tint over the image."""
         y, x = np.mgrid[0 : self.height, 0 : self.width].astype(np.float32)
         angle = self.rng.uniform(0, 2 * np.pi)
         fall = (x / self.width - 0.5) * np.cos(angle) + (y / self.height - 0.5) * np.sin(angle)

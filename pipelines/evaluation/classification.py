@@ -217,16 +217,16 @@ def evaluate_logits(
     )
 
 
-def _class_metrics(label: str, pictures: int, of: int, figures: list[float]) -> ClassMetrics:
+def _class_metrics(label: str, images: int, of: int, figures: list[float]) -> ClassMetrics:
     precision, recall, f1, auroc = figures
-    present = pictures > 0
+    present = images > 0
     return ClassMetrics(
         label=label,
-        pictures=pictures,
+        pictures=images,
         precision=precision if present else None,
         recall=recall if present else None,
         f1=f1 if present else None,
-        auroc=auroc if 0 < pictures < of else None,
+        auroc=auroc if 0 < images < of else None,
     )
 
 
@@ -295,14 +295,14 @@ def _mean_over(values: Tensor, counted: Tensor) -> Tensor:
 
 def _single(scores: Tensor, truth: Tensor, scoring: Scoring) -> _Figures:
     count = scores.shape[1]
-    pictures = torch.bincount(truth, minlength=count)
+    image_counts = torch.bincount(truth, minlength=count)
     recall = tm.multiclass_recall(scores, truth, average="none", num_classes=count)
     auroc = tm.multiclass_auroc(scores, truth, average="none", num_classes=count)
     metrics = {
         "accuracy": tm.multiclass_accuracy(scores, truth, average="micro", num_classes=count),
-        "balanced_accuracy": _mean_over(recall, pictures > 0),
+        "balanced_accuracy": _mean_over(recall, image_counts > 0),
         "macro_f1": tm.multiclass_f1_score(scores, truth, average="macro", num_classes=count),
-        "auroc": _mean_over(auroc, (pictures > 0) & (pictures < len(truth))),
+        "auroc": _mean_over(auroc, (image_counts > 0) & (image_counts < len(truth))),
         "ece": tm.multiclass_calibration_error(scores, truth, n_bins=BINS, norm="l1", num_classes=count),
     }
     if scoring.task == "binary":
@@ -321,8 +321,8 @@ def _single(scores: Tensor, truth: Tensor, scoring: Scoring) -> _Figures:
 
 def _multilabel(scores: Tensor, truth: Tensor) -> _Figures:
     count = scores.shape[1]
-    pictures = truth.sum(0)
-    mixed = (pictures > 0) & (pictures < len(truth))
+    image_counts = truth.sum(0)
+    mixed = (image_counts > 0) & (image_counts < len(truth))
     recall = tm.multilabel_recall(scores, truth, average="none", num_labels=count, threshold=_THRESHOLD)
     specificity = tm.multilabel_specificity(
         scores, truth, average="none", num_labels=count, threshold=_THRESHOLD
@@ -336,9 +336,9 @@ def _multilabel(scores: Tensor, truth: Tensor) -> _Figures:
         ),
         "exact_match": tm.multilabel_exact_match(scores, truth, num_labels=count, threshold=_THRESHOLD),
         "balanced_accuracy": _mean_over((recall + specificity) / 2, mixed),
-        "macro_f1": _mean_over(f1, pictures > 0),
+        "macro_f1": _mean_over(f1, image_counts > 0),
         "auroc": _mean_over(auroc, mixed),
-        "mean_average_precision": _mean_over(average_precision, pictures > 0),
+        "mean_average_precision": _mean_over(average_precision, image_counts > 0),
         "ece": _label_ece(reliability(scores, truth, several=True)),
     }
     precision = tm.multilabel_precision(scores, truth, average="none", num_labels=count, threshold=_THRESHOLD)

@@ -99,7 +99,7 @@ def measure_localization(model: TransferModel, data: Dataset, split: str) -> lis
 
 
 def localization_to_json(located: Sequence[LocalizationResult]) -> str:
-    """Return plain values for JSON, for a run's files."""
+    """Return the results as JSON text, for a run's files."""
     return json.dumps(
         [
             {
@@ -156,8 +156,8 @@ def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Return a mask as booleans in the size of its image, which may have been made larger or smaller
     since.
     """
-    picture = read_image(path).pil.convert("L")
-    if picture.size != size:
-        picture = picture.resize(size, PIL.Image.Resampling.BILINEAR)
-    mask: np.ndarray = np.asarray(picture) > 127
+    image = read_image(path).pil.convert("L")
+    if image.size != size:
+        image = image.resize(size, PIL.Image.Resampling.BILINEAR)
+    mask: np.ndarray = np.asarray(image) > 127
     return mask

@@ -93,7 +93,7 @@ def take_snapshot(
 
 
 def evidence_moved(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> float:
-    """Share of a map's positive evidence that lies elsewhere than before, 0 to 1: the total variation
+    """Return the share of positive evidence that lies elsewhere than before, 0 to 1: the total variation
     distance of the two maps, each as shares of its own sum. A map without evidence has moved from one with it
     by 1.
     """
@@ -127,7 +127,7 @@ def draw_snapshots_figure(
         maps = [
             _attribution(model, sample, np.array(snapshot.maps[place], np.float32)) for snapshot in snapshots
         ]
-        scale = max(snapshot.maximum for snapshot in maps)
+        scale = max(attribution.maximum for attribution in maps)
         tiles.append(Tile(image.pil, model.classes[sample.labels[0]], sample.name.rsplit("/", 1)[-1]))
         for number, (snapshot, attribution) in enumerate(zip(snapshots, maps, strict=True)):
             went = ""

@@ -23,7 +23,7 @@ PURPLE, ORANGE = "#5b2a86", "#e07b39"
 
 
 def plot_confusion(evaluation: Evaluation) -> PIL.Image.Image:
-    """Return the confusion matrix: counts in each cell, shaded by the share of the true class. For several
+    """Plot the confusion matrix: counts in each cell, shaded by the share of the true class. For several
     labels, one row a label: hits, misses, false alarms, rightly silent.
     """
     counts = evaluation.confusion.numpy()
@@ -126,7 +126,7 @@ def plot_lr_range_test(
 
 
 def plot_weight_movement(stages: Sequence[str], moved: Sequence[dict[str, float]]) -> PIL.Image.Image:
-    """Return how far each block's weights have moved from where they began, after each phase; what stayed
+    """Plot how far each block's weights have moved from where they began, after each phase; what stayed
     frozen has no bar.
     """
     blocks = list(moved[-1])
@@ -148,7 +148,7 @@ def plot_weight_movement(stages: Sequence[str], moved: Sequence[dict[str, float]
 
 
 def plot_evidence_movement(pairs: Sequence[tuple[str, float]]) -> PIL.Image.Image:
-    """Return how many images had how much of their evidence moved, those that changed sides set apart."""
+    """Plot how many images had how much of their evidence moved, those that changed sides set apart."""
     figure, axes = _figure(5.2, 3.2)
     same = [moved for kind, moved in pairs if kind == "same"]
     changed = [moved for kind, moved in pairs if kind != "same"]

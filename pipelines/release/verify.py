@@ -39,11 +39,11 @@ class Finding:
     says: str
 
 
-def verify_answer(text: str, picture: Path, bundle: Bundle) -> list[Finding]:
+def verify_answer(text: str, image: Path, bundle: Bundle) -> list[Finding]:
     """Compare an answer, as JSON, with the same computed anew; raises DataError for what is no answer."""
     answer = _read(text)
     try:
-        return _compared(answer, picture, bundle)
+        return _compared(answer, image, bundle)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(
             f"The answer does not have the shape of one: {type(error).__name__} {error}."
@@ -51,7 +51,7 @@ def verify_answer(text: str, picture: Path, bundle: Bundle) -> list[Finding]:
 
 
 def list_unverified(text: str) -> list[str]:
-    """Return what an answer holds that :func:`verify` does not make again: checks of many forwards, for the
+    """Return what :func:`verify_answer` does not make again of an answer: checks of many forwards, for the
     most part.
     """
     answer = _read(text)
@@ -65,11 +65,11 @@ def list_unverified(text: str) -> list[str]:
     return [*names, "warnings, timing"]
 
 
-def _compared(answer: Mapping[str, Any], picture: Path, bundle: Bundle) -> list[Finding]:
+def _compared(answer: Mapping[str, Any], path: Path, bundle: Bundle) -> list[Finding]:
     provenance = answer["provenance"]
     findings = [
         _same("bundle", provenance["digest"], bundle.provenance.digest),
-        _same("picture", provenance["image_sha256"], hashlib.sha256(picture.read_bytes()).hexdigest()),
+        _same("picture", provenance["image_sha256"], hashlib.sha256(path.read_bytes()).hexdigest()),
     ]
     if not all(finding.holds for finding in findings):
         return findings
@@ -83,7 +83,7 @@ def _compared(answer: Mapping[str, Any], picture: Path, bundle: Bundle) -> list[
                 f"{origin.model}/{origin.version}",
             )
         )
-    image = decode_image(picture.read_bytes(), draft=_as_decoded(answer))
+    image = decode_image(path.read_bytes(), draft=_as_decoded(answer))
     explainer = Explainer(bundle)
     prepared = explainer.prepare(image)
     (ranking,) = explainer.predict([prepared])
@@ -98,7 +98,7 @@ def _compared(answer: Mapping[str, Any], picture: Path, bundle: Bundle) -> list[
             findings.append(Finding(name, False, f"It cannot be made again: {error}"))
             continue
         findings.append(_map(name, item, again, allowed))
-        score = next(finding.score for finding in ranking if finding.label == item["label"])
+        score = next(prediction.score for prediction in ranking if prediction.label == item["label"])
         findings.append(
             Finding(
                 f"score of the {name}",

@@ -33,7 +33,7 @@ _MOST_COMPARED = 4000
 class Neighbour:
     """A training image near to a judged one."""
 
-    picture: PIL.Image.Image
+    image: PIL.Image.Image
     label: str
     name: str
     similarity: float
@@ -48,7 +48,7 @@ class ReviewCase:
 
     evaluated: EvaluatedSample
     split: str
-    picture: PIL.Image.Image
+    image: PIL.Image.Image
     predicted: PIL.Image.Image
     """Overlay for the answer."""
     target: PIL.Image.Image
@@ -78,11 +78,11 @@ class NeighbourIndex:
             sample = self.samples[place]
             if sample.sha256 == sha256:
                 continue
-            picture = read_image(sample.path).pil
-            picture.thumbnail((_NEAREST_SIDE, _NEAREST_SIDE))
+            image = read_image(sample.path).pil
+            image.thumbnail((_NEAREST_SIDE, _NEAREST_SIDE))
             label = " + ".join(self.classes[class_number] for class_number in sample.labels) or "none"
             alike = bool(set(labels) & set(sample.labels))
-            neighbours.append(Neighbour(picture, label, sample.name, float(cosine[place]), alike))
+            neighbours.append(Neighbour(image, label, sample.name, float(cosine[place]), alike))
             if len(neighbours) == _NEAREST:
                 break
         return tuple(neighbours)
@@ -92,7 +92,7 @@ def explain_samples(
     model: TransferModel,
     evaluated: Sequence[EvaluatedSample],
     split: str,
-    neighbours: NeighbourIndex,
+    index: NeighbourIndex,
     progress: Progress,
     *,
     what: str,
@@ -101,7 +101,7 @@ def explain_samples(
     cases: list[ReviewCase] = []
     for item in evaluated:
         (vector,) = embed_samples(model, [item.sample])
-        near = neighbours.nearest(vector, item.sample.labels, item.sample.sha256)
+        near = index.nearest(vector, item.sample.labels, item.sample.sha256)
         cases.append(_case(model, item, split, near))
         progress(what, len(cases), len(evaluated))
     return cases
@@ -123,12 +123,12 @@ def _case(
         for attribution in (predicted, true)
         if attribution.status != "ok"
     )
-    picture = image.pil.copy()
-    picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    pil_image = image.pil.copy()
+    pil_image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     return ReviewCase(
         evaluated=evaluated,
         split=split,
-        picture=picture,
+        image=pil_image,
         predicted=draw_overlay(image, frame, predicted, max_side=SHOWN_SIDE, full_scale=scale),
         target=draw_overlay(image, frame, true, max_side=SHOWN_SIDE, full_scale=scale),
         contrast=draw_contrast_overlay(image, frame, predicted, true, max_side=SHOWN_SIDE),
@@ -138,7 +138,7 @@ def _case(
 
 
 def cases_to_columns(cases: Sequence[ReviewCase]) -> dict[str, list[object]]:
-    """Return the cases as columns of a table: image and overlays as uint8 arrays (height, width, 3)."""
+    """Return the cases as columns of a table; the overlays are uint8 arrays (height, width, 3)."""
     return {
         "split": [case.split for case in cases],
         "picture": [case.evaluated.sample.name for case in cases],

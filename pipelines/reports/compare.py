@@ -227,8 +227,8 @@ def _called(bundle: Bundle) -> str:
 
 def _for_page(bundles: tuple[Bundle, Bundle], pair: ComparedSample) -> dict[str, Any]:
     image = read_image(pair.evaluated[0].sample.path)
-    picture = image.pil.copy()
-    picture.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
+    pil_image = image.pil.copy()
+    pil_image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
 
     def shown(place: int) -> PIL.Image.Image:
         _, frame = bundles[place].model.geometry.prepare(image)
@@ -238,7 +238,7 @@ def _for_page(bundles: tuple[Bundle, Bundle], pair: ComparedSample) -> dict[str,
         "name": pair.evaluated[0].sample.name,
         "split": pair.split,
         "truth": pair.evaluated[0].truth,
-        "picture": to_data_uri(picture),
+        "picture": to_data_uri(pil_image),
         "maps": [to_data_uri(shown(place)) for place in (0, 1)],
         "answers": [(item.answer, item.top.score, item.is_correct) for item in pair.evaluated],
         "strongest": [attribution.maximum for attribution in pair.maps],

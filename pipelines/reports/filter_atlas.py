@@ -29,7 +29,7 @@ from pipelines.data.dataset import Dataset, Sample
 from pipelines.reports.html import render_template
 
 _BATCH = 16
-_MOST_PICTURES = 600
+_MOST_IMAGES = 600
 _MOST_POSITIONS = 20_000
 _ALIKE = 0.98
 _WIDEST = 0.4
@@ -47,7 +47,7 @@ class AtlasPatch:
     value: float
     box: tuple[int, int, int, int]
     """x0, y0, x1, y1 in pixels of the upright image."""
-    picture: PIL.Image.Image = field(repr=False)
+    image: PIL.Image.Image = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def build_atlas(
     block or channel that the model does not have.
     """
     model.index_of(block)
-    samples = sorted(data.train, key=lambda sample: sample.sha256)[:_MOST_PICTURES]
+    samples = sorted(data.train, key=lambda sample: sample.sha256)[:_MOST_IMAGES]
     answers = _ChannelResponses(model, block, samples, progress)
     for channel in channels or ():
         if not 0 <= channel < answers.count:
@@ -123,7 +123,7 @@ class _ChannelResponses:
     def __init__(
         self, model: TransferModel, block: str, samples: Sequence[Sample], progress: Progress
     ) -> None:
-        maxima, places, active, positions = [], [], [], []
+        maxima, places, active, sampled = [], [], [], []
         room = max(1, _MOST_POSITIONS // max(len(samples), 1))
         generator = torch.Generator().manual_seed(0)
         self.cols = 1
@@ -139,10 +139,10 @@ class _ChannelResponses:
             places.append(largest.indices)
             active.append((flat > 0).float().mean(dim=2))
             some = torch.randperm(flat.shape[2], generator=generator)[:room]
-            positions.append(flat[:, :, some].permute(0, 2, 1).reshape(-1, flat.shape[1]))
+            sampled.append(flat[:, :, some].permute(0, 2, 1).reshape(-1, flat.shape[1]))
             progress("what the channels answer", start + len(part), len(samples))
         self.maxima, self.places, self.active = torch.cat(maxima), torch.cat(places), torch.cat(active)
-        self._positions = torch.cat(positions)
+        self._sampled = torch.cat(sampled)
         self.count = self.maxima.shape[1]
 
     def most_varied(self, count: int) -> list[int]:
@@ -152,7 +152,7 @@ class _ChannelResponses:
         return sorted(spread.argsort(descending=True, stable=True)[:count].tolist())
 
     def strongest(self, channel: int, count: int) -> list[int]:
-        """Return images in which a channel answers most."""
+        """Return the numbers of the images in which a channel answers most."""
         return self.maxima[:, channel].argsort(descending=True, stable=True)[:count].tolist()
 
     def place(self, channel: int, n: int) -> tuple[int, int]:
@@ -161,7 +161,7 @@ class _ChannelResponses:
         return row, col
 
     def share_active(self, channel: int) -> float:
-        """Return the share of all positions at which each channel is above zero."""
+        """Return the share of all positions at which a channel is above zero."""
         return float(self.active[:, channel].mean())
 
     def dead(self) -> tuple[int, ...]:
@@ -170,7 +170,7 @@ class _ChannelResponses:
 
     def duplicates(self) -> tuple[tuple[int, int, float], ...]:
         """Return pairs whose values go together at all positions looked at."""
-        centred = self._positions - self._positions.mean(dim=0)
+        centred = self._sampled - self._sampled.mean(dim=0)
         length = centred.norm(dim=0)
         alive = length > 1e-6
         unit: Tensor = torch.where(alive, centred / length.clamp(min=1e-6), torch.zeros_like(centred))
@@ -197,7 +197,7 @@ def _patch(
 
 def _box(frame: Frame, seen: ReceptiveField, row: int, col: int) -> tuple[int, int, int, int]:
     """Return the middle of a cell's receptive field on the image, clipped to it."""
-    x0, y0, x1, y1 = frame.to_picture(seen.box(row, col))
+    x0, y0, x1, y1 = frame.to_image(seen.box(row, col))
     left, top, right, bottom = frame.seen_box
     widest = _WIDEST * min(right - left, bottom - top)
     side = max(8.0, min(x1 - x0, y1 - y0, widest))
@@ -220,12 +220,12 @@ def draw_atlas_figure(atlas: FilterAtlas) -> PIL.Image.Image:
     for entry in atlas.entries:
         tiles.append(
             Tile(
-                PIL.Image.fromarray(entry.template.picture),
+                PIL.Image.fromarray(entry.template.image),
                 f"#{entry.channel} looks for",
                 f"active on {entry.share_active:.0%}",
             )
         )
-        tiles += [Tile(patch.picture, patch.label, f"{patch.value:.3g}") for patch in entry.patches]
+        tiles += [Tile(patch.image, patch.label, f"{patch.value:.3g}") for patch in entry.patches]
         tiles += [Tile(PIL.Image.new("RGB", (1, 1), (250, 249, 246)))] * (widest - len(entry.patches))
     title = f"{atlas.block}: what {len(atlas.entries)} of {atlas.channels} channels look for, and find"
     return draw_contact_sheet(tiles, columns=1 + widest, side=_PATCH_SIDE, title=title)
@@ -236,13 +236,13 @@ def render_atlas(atlas: FilterAtlas, facts: dict[str, str]) -> str:
     rows = [
         {
             "channel": entry.channel,
-            "template": to_data_uri(PIL.Image.fromarray(entry.template.picture)),
+            "template": to_data_uri(PIL.Image.fromarray(entry.template.image)),
             "active": entry.share_active,
             "twins": entry.twins,
             "response": entry.template.response,
             "patches": [
                 {
-                    "picture": to_data_uri(_small(patch.picture)),
+                    "picture": to_data_uri(_small(patch.image)),
                     "where": to_data_uri(_located(patch)),
                     "label": patch.label,
                     "name": patch.sample.name,
@@ -275,14 +275,14 @@ def atlas_to_json(atlas: FilterAtlas) -> dict[str, object]:
                     "response": entry.template.response,
                     "start": entry.template.start,
                     "steps": entry.template.steps,
-                    "picture": to_data_uri(PIL.Image.fromarray(entry.template.picture)),
+                    "picture": to_data_uri(PIL.Image.fromarray(entry.template.image)),
                 },
                 "patches": [
                     {
                         "picture": patch.sample.name,
                         "box": list(patch.box),
                         "value": patch.value,
-                        "crop": to_data_uri(_small(patch.picture)),
+                        "crop": to_data_uri(_small(patch.image)),
                     }
                     for patch in entry.patches
                 ],
@@ -292,8 +292,8 @@ def atlas_to_json(atlas: FilterAtlas) -> dict[str, object]:
     }
 
 
-def _small(picture: PIL.Image.Image) -> PIL.Image.Image:
-    return picture.convert("RGB").resize((_PATCH_SIDE, _PATCH_SIDE), PIL.Image.Resampling.LANCZOS)
+def _small(image: PIL.Image.Image) -> PIL.Image.Image:
+    return image.convert("RGB").resize((_PATCH_SIDE, _PATCH_SIDE), PIL.Image.Resampling.LANCZOS)
 
 
 def _located(patch: AtlasPatch) -> PIL.Image.Image:

@@ -19,7 +19,7 @@ from pipelines.reports.cases import ReviewCase
 from pipelines.reports.html import render_template
 
 _MOST_IN_TABLE = 40
-"""Classes of a confusion table that a page can show; of more, the rows of the classes say it."""
+"""Most classes of a confusion table on a page; with more, only the table of class metrics is shown."""
 
 
 def draw_gallery_figure(cases: Sequence[ReviewCase], *, title: str) -> PIL.Image.Image:
@@ -28,7 +28,7 @@ def draw_gallery_figure(cases: Sequence[ReviewCase], *, title: str) -> PIL.Image
     for case in cases:
         predicted, true = case.evaluated.predicted, case.evaluated.target
         tiles += [
-            Tile(case.picture, case.evaluated.sample.name.rsplit("/", 1)[-1], case.split),
+            Tile(case.image, case.evaluated.sample.name.rsplit("/", 1)[-1], case.split),
             Tile(case.predicted, f"answered {predicted.label}", f"{predicted.score:.0%}"),
             Tile(case.target, f"true {case.evaluated.truth}", f"{true.score:.0%}"),
             Tile(case.contrast, "the difference", f"orange {predicted.label}, blue {true.label}"),
@@ -103,14 +103,14 @@ def _for_page(case: ReviewCase) -> dict[str, Any]:
         "true_classes": sorted(labels),
         "answered_classes": sorted(predicted_labels),
         "right": evaluated.is_correct,
-        "picture": to_data_uri(case.picture),
+        "picture": to_data_uri(case.image),
         "predicted_map": to_data_uri(case.predicted),
         "true_map": to_data_uri(case.target),
         "contrast": to_data_uri(case.contrast),
         "one_class": evaluated.predicted.index == evaluated.target.index,
         "neighbours": [
             {"label": n.label, "name": n.name, "similarity": n.similarity, "same": n.same_class,
-             "picture": to_data_uri(n.picture)}
+             "picture": to_data_uri(n.image)}
             for n in case.neighbours
         ],
         "notes": case.notes,

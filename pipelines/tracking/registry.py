@@ -66,9 +66,9 @@ def register_version(
     check_name(name)
     client = mlflow.MlflowClient()
     try:
-        done = client.search_model_versions(f"run_id = '{run_id}'")
-        if done:
-            return max(done, key=lambda item: int(item.version))
+        versions = client.search_model_versions(f"run_id = '{run_id}'")
+        if versions:
+            return max(versions, key=lambda item: int(item.version))
         _delete_half_logged(client, run_id)
         with mlflow.start_run(run_id=run_id):
             info = _log_pyfunc(folder)

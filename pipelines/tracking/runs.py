@@ -40,7 +40,7 @@ _LONGEST = 6000
 def open_runs(name: str, phases: Iterable[str], *, folder: str) -> tuple[str, list[str]]:
     """Open a run and one child run for each phase; returns their ids.
 
-    ``folder`` marks them, so that :func:`end_abandoned` finds them whatever happens to this process.
+    ``folder`` marks them, so that :func:`terminate_abandoned` finds them whatever happens to this process.
     Raises TrackerUnavailable: training does not begin without a run.
     """
     client = mlflow.MlflowClient()
@@ -58,7 +58,7 @@ def open_runs(name: str, phases: Iterable[str], *, folder: str) -> tuple[str, li
 
 
 def terminate_abandoned(folder: str) -> bool:
-    """Mark the unended runs of a process that died as KILLED; false when the tracker is away, for the
+    """Mark the unended runs of a process that died as KILLED; return False when the tracker is away, for the
     next time.
     """
     client = mlflow.MlflowClient()
@@ -133,9 +133,9 @@ class RunLogger:
         """Log the data set as the run's input, by name and digest."""
         self._add("dataset", None, root=str(data.root), name=data.name, digest=data.digest)
 
-    def picture(self, picture: PIL.Image.Image, path: str) -> None:
+    def image(self, content: PIL.Image.Image, path: str) -> None:
         """Log a PNG artefact."""
-        self.file(encode_image(picture, "png"), path)
+        self.file(encode_image(content, "png"), path)
 
     def file(self, data: bytes | str, path: str) -> None:
         """Log an artefact."""
@@ -144,8 +144,8 @@ class RunLogger:
 
     def table(self, columns: dict[str, list[Any]], path: str) -> None:
         """Log a table that MLflow's page can show; uint8 arrays (height, width, 3) become images in it."""
-        plain, pictures = _packed_columns(columns)
-        self._add("table", None, columns=plain, pictures=pictures, path=path)
+        plain, image_keys = _packed_columns(columns)
+        self._add("table", None, columns=plain, pictures=image_keys, path=path)
 
     def status(self, status: str, *, run_id: str | None = None) -> None:
         """Set the run's status: RUNNING, or how it ended: FINISHED, FAILED or KILLED."""
@@ -249,24 +249,24 @@ def log_table(run_id: str, columns: dict[str, list[Any]], path: str) -> None:
 
 def _packed_columns(columns: dict[str, list[Any]]) -> tuple[dict[str, list[Any]], list[str]]:
     """Return the columns with arrays as PNG files in text, and the names of those columns."""
-    pictures = [name for name, values in columns.items() if values and isinstance(values[0], np.ndarray)]
+    image_keys = [name for name, values in columns.items() if values and isinstance(values[0], np.ndarray)]
     packed_columns = {
         name: [pack_bytes(encode_image(PIL.Image.fromarray(value), "png")) for value in values]
-        if name in pictures
+        if name in image_keys
         else list(values)
         for name, values in columns.items()
     }
-    return packed_columns, pictures
+    return packed_columns, image_keys
 
 
-def _log_table(run_id: str, columns: dict[str, list[Any]], pictures: list[str], path: str) -> None:
+def _log_table(run_id: str, columns: dict[str, list[Any]], image_keys: list[str], path: str) -> None:
     """Log a table of a run, unless the run has it already: MLflow would append the same rows again."""
     client = mlflow.MlflowClient()
     parent = str(Path(path).parent)
     if path in [file.path for file in client.list_artifacts(run_id, None if parent == "." else parent)]:
         return
     table = dict(columns)
-    for name in pictures:
+    for name in image_keys:
         table[name] = [
             mlflow.Image(decode_image(unpack_bytes(packed_image)).pil) for packed_image in columns[name]
         ]

@@ -34,7 +34,7 @@ def describe_environment() -> str:
 
 
 def git_tags(folder: Path) -> dict[str, str]:
-    """Commit of the repository around a folder, and whether it has changes that are not committed; nothing
+    """Return the commit of the repository around a folder, and whether it has uncommitted changes; nothing
     outside of one.
     """
     try:

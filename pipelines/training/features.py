@@ -139,8 +139,8 @@ class Features:
 
     def _row_shape(self, level: int) -> tuple[int, ...]:
         geometry = self.model.geometry
-        picture = torch.zeros(1, 3, geometry.crop_height, geometry.crop_width)
-        return tuple(self.model.raise_to(picture, level).shape[1:])
+        image = torch.zeros(1, 3, geometry.crop_height, geometry.crop_width)
+        return tuple(self.model.raise_to(image, level).shape[1:])
 
     def _digest(self, start: int, stop: int) -> str:
         """Hash the weights and statistics of the blocks between."""

@@ -16,7 +16,7 @@ from models.networks.transfer_model import HEAD, pool_to_vectors
 from pipelines.training.feature_cache import CachedFeatures
 from pipelines.training.features import Features
 
-_MOST_PICTURES, _CHUNK = 20_000, 256
+_MOST_IMAGES, _CHUNK = 20_000, 256
 
 
 def fit_linear_probe(features: Features) -> float | None:
@@ -28,7 +28,7 @@ def fit_linear_probe(features: Features) -> float | None:
     pooled = features.at(HEAD, views=1)
     if not pooled.train or pooled.val is None:
         return None
-    count = min(pooled.pictures, _MOST_PICTURES)
+    count = min(pooled.pictures, _MOST_IMAGES)
     chosen = np.random.default_rng(0).permutation(pooled.pictures)[:count]
     x = _vectors(pooled.train[0], np.sort(chosen))
     targets = features.targets[np.sort(chosen)].numpy()

@@ -102,7 +102,7 @@ class TrainingRun:
 
     @contextmanager
     def _ended(self) -> Iterator[None]:
-        """End the runs as what happened, and see that MLflow hears of it as far as it can."""
+        """End the runs with the status that fits what happened, and deliver it to MLflow if possible."""
         try:
             yield
             self._end("FINISHED", _PATIENCE_S)
@@ -163,7 +163,7 @@ class TrainingRun:
         self.log.file(_to_json(_describe_dataset(data)), "dataset.json")
         self.log.file(config_to_toml(self.config), "config.toml")
         self.log.file(describe_environment(), "environment.txt")
-        self.log.picture(draw_views_figure(model.geometry, data, self.config), "augmented_samples.png")
+        self.log.image(draw_views_figure(model.geometry, data, self.config), "augmented_samples.png")
 
     # ------------------------------------------------------------ the phases
 
@@ -174,8 +174,8 @@ class TrainingRun:
         before: dict[str, torch.Tensor],
         checkpoint: TrainingCheckpoint | None,
     ) -> int:
-        """Train what is left; returns when the last epoch ended, the timestamp of all that is measured
-        after it: told twice, by a resumed run, it stays one.
+        """Train what is left and return when the last epoch ended: later metrics get this timestamp, so that
+        a resumed run that logs them again does not double them.
         """
         done = list(checkpoint.done) if checkpoint is not None else []
         state = checkpoint.state if checkpoint is not None else None
@@ -258,14 +258,14 @@ class TrainingRun:
         shifted = map_movement(snapshots)
         story = {
             "probes": [sample.name for sample in probes],
-            "phases": [asdict(finished) for finished in snapshots],
+            "phases": [asdict(snapshot) for snapshot in snapshots],
             "evidence_moved": shifted,
         }
-        names = [finished.phase for finished in snapshots]
-        self.log.picture(plot_history([finished.epochs for finished in done]), "history.png")
-        self.log.picture(draw_snapshots_figure(model, probes, snapshots), "forensics/probes.png")
-        self.log.picture(
-            plot_weight_movement(names, [finished.moved for finished in snapshots]),
+        names = [snapshot.phase for snapshot in snapshots]
+        self.log.image(plot_history([finished.epochs for finished in done]), "history.png")
+        self.log.image(draw_snapshots_figure(model, probes, snapshots), "forensics/probes.png")
+        self.log.image(
+            plot_weight_movement(names, [snapshot.moved for snapshot in snapshots]),
             "forensics/weights_moved.png",
         )
         self.log.file(_to_json(story), "forensics/forensics.json")
@@ -287,11 +287,11 @@ class TrainingRun:
         metrics["temperature"] = model.scoring.temperature
         metrics |= self._located(model)
         self.log.metrics(metrics, timestamp_ms=ended_ms)
-        methods = check_methods(
+        sanity = check_methods(
             model, choose_probes(self.data), self.config.sanity, progress=self.reporter.step
         )
-        if methods is not None:
-            self.log.file(_to_json(methods.to_dict()), "explanations/sanity.json")
+        if sanity is not None:
+            self.log.file(_to_json(sanity.to_dict()), "explanations/sanity.json")
         self.log.tags({"peak_memory_mb": f"{peak_memory_mb():.0f}"})
         with self._bundle_folder() as folder:
             digest = save_bundle(
@@ -302,7 +302,7 @@ class TrainingRun:
                 metrics=metrics,
                 dataset=self.data.summary(),
                 training=self.config.flat(),
-                sanity=methods,
+                sanity=sanity,
             )
             checked = load_bundle(folder)
             log_review(
@@ -333,7 +333,7 @@ class TrainingRun:
 
     @contextmanager
     def _bundle_folder(self) -> Iterator[Path]:
-        """Return a new folder for the bundle beside the checkpoint; what an interrupted attempt left goes
+        """Yield a new folder for the bundle beside the checkpoint; what an interrupted attempt left goes
         first.
         """
         folder = self.folder.path / "bundle"
@@ -379,8 +379,8 @@ class TrainingRun:
             before, after = evaluation.metrics["ece"], calibrated[split].metrics["ece"]
             title = f"{split}: calibration error {before:.3f} → {after:.3f}"
             diagram = plot_reliability(evaluation.reliability, calibrated[split].reliability, title=title)
-            self.log.picture(diagram, f"reliability_{split}.png")
-            self.log.picture(plot_confusion(calibrated[split]), f"confusion_{split}.png")
+            self.log.image(diagram, f"reliability_{split}.png")
+            self.log.image(plot_confusion(calibrated[split]), f"confusion_{split}.png")
             self.log.file(_to_json([asdict(row) for row in calibrated[split].table]), f"classes_{split}.json")
         return calibrated
 

@@ -16,7 +16,7 @@ _STEADY_MOMENTUM = 0.9
 
 
 def lr_factor(schedule: Schedule, step: int, steps: int) -> float:
-    """Share of the peak rate at ``step`` (from 0) of ``steps``.
+    """Return the share of the peak rate at ``step`` (from 0) of ``steps``.
 
     "cosine": linear warm-up over a tenth, then half a cosine to a hundredth (Loshchilov & Hutter 2017).
     "one_cycle": up from 1/25 over 30 % of the steps and down to 1/250000, both along a cosine (Smith 2018).

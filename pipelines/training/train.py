@@ -1,6 +1,6 @@
 """One training run from a folder of images to a registered model version, with its story in MLflow.
 
-A run that is interrupted, killed or cut off from MLflow is taken up again by :func:`resume`: at most the
+A run that is interrupted or cut off from MLflow is taken up again by :func:`resume_training`: at most the
 epoch in progress is lost, and the model comes out the same to the bit.
 """
 
@@ -74,7 +74,7 @@ def _open(folder: RunFolder, data: Dataset, config: TrainConfig, name: str, thre
             data=str(data.root),
             data_name=data.name,
             digest=data.digest,
-            order=_order(data),
+            order=_order_digest(data),
             config=config,
             threads=threads,
             started_ms=int(time.time() * 1000),
@@ -100,7 +100,7 @@ def resume_training(
     with folder.locked():
         plan = folder.read_plan()
         data = replace(scan(plan), name=plan.data_name)
-        if data.digest != plan.digest or _order(data) != plan.order:
+        if data.digest != plan.digest or _order_digest(data) != plan.order:
             what = "changed" if data.digest != plan.digest else "been renamed or put in another order"
             raise TrainingError(
                 f"The data in {data.root} have {what} since the run {plan.run_id} began (digest "
@@ -147,7 +147,7 @@ def end_abandoned(root: Path) -> None:
             folder.remove()
 
 
-def _order(data: Dataset) -> str:
+def _order_digest(data: Dataset) -> str:
     """Return digest of the images that training reads, in their order."""
     listed = [f"{sample.sha256} {sample.labels}" for sample in (*data.train, *data.val)]
     return hashlib.sha256("\n".join(listed).encode()).hexdigest()

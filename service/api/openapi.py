@@ -24,7 +24,7 @@ _ERRORS = {
     "504": "The deadline came before there was anything to answer.",
 }
 _READ_ERRORS = ("401", "429")
-_PICTURE = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
+_IMAGE = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
 
 
 def build_openapi(settings: Settings, *, version: str, card: dict[str, Any]) -> dict[str, Any]:
@@ -114,11 +114,11 @@ def _plain(field: dict[str, Any]) -> dict[str, Any]:
 
 
 def _body(fields: dict[str, Any], most: int) -> dict[str, Any]:
-    image: dict[str, Any] = {**_PICTURE, "description": "The picture: JPEG, PNG, WebP, GIF, BMP or TIFF."}
+    image: dict[str, Any] = {**_IMAGE, "description": "The picture: JPEG, PNG, WebP, GIF, BMP or TIFF."}
     if most > 1:
         image = {
             "type": "array",
-            "items": _PICTURE,
+            "items": _IMAGE,
             "minItems": 1,
             "maxItems": most,
             "description": "One picture, or several: the field once for each.",
@@ -133,7 +133,7 @@ def _body(fields: dict[str, Any], most: int) -> dict[str, Any]:
 
 
 def _reads(card: dict[str, Any]) -> dict[str, Any]:
-    picture = {
+    image = {
         "name": "picture",
         "in": "query",
         "description": "Answer with a PNG instead of JSON.",
@@ -153,7 +153,7 @@ def _reads(card: dict[str, Any]) -> dict[str, Any]:
         "/model": {"get": _get("model", "What is served: the model's card.", thing)},
         "/anatomy": {
             "get": _get(
-                "anatomy", "Blocks and layers, shapes and receptive fields.", thing | png, [picture], ("422",)
+                "anatomy", "Blocks and layers, shapes and receptive fields.", thing | png, [image], ("422",)
             )
         },
         "/filters": {

@@ -79,15 +79,15 @@ async def _model_card(request: Request, state: AppState) -> Response:
 async def _anatomy(request: Request, state: AppState) -> Response:
     """Answer with shapes, receptive fields, parameters and multiply-adds of each block and layer.
 
-    They are drawn as a PNG with ?image=true.
+    They are drawn as a PNG with ?picture=true.
     """
     summary = state.models.predictor.summary
-    as_picture = request.query_params.get("picture", "false").lower()
-    if as_picture not in {"true", "false", "1", "0"}:
+    as_image = request.query_params.get("picture", "false").lower()
+    if as_image not in {"true", "false", "1", "0"}:
         raise HTTPError(
             HTTPStatus.UNPROCESSABLE_ENTITY, "bad_field", "Field 'picture': it must be true or false."
         )
-    if as_picture in {"true", "1"}:
+    if as_image in {"true", "1"}:
         png = await to_thread.run_sync(lambda: encode_image(draw_architecture(summary), "png"))
         return Response(png, media_type="image/png")
     return _json(

@@ -2,7 +2,7 @@
 
 Work runs in a few threads; a bounded number of images waits for them, and whoever comes beyond that is told
 within milliseconds when to come again. Each piece of work has a deadline that its loops look at; if it does
-not come back in time, or the client hangs up, the answer does not wait for it and the place at the desk stays
+not come back in time, or the client hangs up, the answer does not wait for it and its place stays
 taken until the thread has really ended, so that abandoned work cannot pile up.
 """
 
@@ -50,13 +50,13 @@ class AdmissionControl:
         self._trimming = False
         self._abandoned: set[asyncio.Task[object]] = set()
 
-    def check_room(self, pictures: int = 1) -> None:
+    def check_room(self, images: int = 1) -> None:
         """Raise HTTPError (503 with Retry-After) when so many more would wait too long."""
-        if self.places + pictures > self.room:
+        if self.places + images > self.room:
             raise self.busy(f"{self.places} pictures are being worked on or waiting already")
 
     def reserve(self) -> UploadReservation:
-        """Yield memory for an upload, reserved as its bytes come in."""
+        """Return a context that reserves memory for an upload as its bytes come in."""
         return UploadReservation(self)
 
     async def run(
@@ -70,7 +70,7 @@ class AdmissionControl:
         """Run pieces of work for one request, each in a thread; return their results.
 
         ``late`` makes what stands in the place of one that did not end in time while others did; without it
-        they all come to nothing. Raises a Refusal when there is no room or none was begun in time, and
+        they all come to nothing. Raises HTTPError when there is no room or none was begun in time, and
         DeadlineExceeded when none ended in time; what the work raises is raised here.
         """
         self.check_room(len(work))
@@ -112,8 +112,8 @@ class AdmissionControl:
         finally:
             self._move(-1)
 
-    def _move(self, pictures: int) -> None:
-        self.places += pictures
+    def _move(self, images: int) -> None:
+        self.places += images
         self._observe(self.places)
         if self.places == 0 and not self._trimming:
             self._trimming = True

@@ -1,6 +1,6 @@
 """Images of requests that meet are run together, whatever else each of them asks for.
 
-An engine like any other: only the blocks up to the cut are shared, and what follows is each request's own, so
+A backend like any other: only the blocks up to the cut are shared, and what follows is each request's own, so
 that requests for different classes, methods and checks meet in one batch. Nobody waits for company: what has
 come while the last batch ran is the next one. An image's value does not depend on its neighbours (tested to
 the bit), so batching changes no answer.
@@ -56,7 +56,7 @@ class BatchingBackend:
         self._thread.start()
 
     def until(self, block: str, x: Tensor) -> Tensor:
-        """Return the block's value for images (N, 3, H, W); raises Stopped when the deadline passes
+        """Return the block's value for images (N, 3, H, W); raises WorkStopped when the deadline passes
         meanwhile.
         """
         item = _PendingForward(block, x)

@@ -35,7 +35,7 @@ def main() -> None:
     bundle = settings.bundle
     if bundle is None:
         sys.exit("Set LUCIDA_BUNDLE to the bundle folder.")
-    # A job has hours where a request has seconds, and the machine to itself for none of them.
+    # A job may take hours where a request takes seconds, but it shares the machine with the service.
     settings = settings.model_copy(update={"max_forwards": _FORWARDS, "max_batch": 1})
     os.nice(5)
     store = JobStore(settings.jobs)

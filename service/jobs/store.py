@@ -124,7 +124,7 @@ class JobStore:
         return (self.folder / job.id / "pictures" / f"{n:05d}").read_bytes()
 
     def answers(self, job: Job) -> Iterator[bytes]:
-        """Return JSON texts, in the order of the images."""
+        """Yield the answers as JSON texts, in the order of the images."""
         try:
             with (self.folder / job.id / "answers.jsonl").open("rb") as lines:
                 for line in lines:
@@ -152,7 +152,7 @@ class JobStore:
             os.fsync(lines.fileno())
 
     def attempt(self, job: Job, n: int) -> int:
-        """Note that an image is being begun; how many times it has been. A kill leaves the note behind."""
+        """Note that work on an image begins; return how many times it has begun. The note outlives a kill."""
         path = self.folder / job.id / "attempt.json"
         before = json.loads(path.read_text()) if path.exists() else {}
         times = int(before.get("times", 0)) + 1 if before.get("n") == n else 1
@@ -184,7 +184,7 @@ class JobStore:
         shutil.rmtree(self.folder / job.id, ignore_errors=True)
 
     def remove_old(self, seconds: float, *, most: int = 1000) -> int:
-        """Remove what ended longer ago than that, and all but the latest ``most``; how many."""
+        """Remove jobs that ended longer ago, and all but the latest ``most``; return their number."""
         ended = [(self.status(job).ended, job) for job in self.jobs()]
         newest = sorted((when, job.id, job) for when, job in ended if when is not None)
         old = [job for when, _, job in newest if when < time.time() - seconds]

@@ -1,6 +1,6 @@
-"""Keeps the process that works on jobs: started when there is a job, ended with the service.
+"""The supervisor of the process that works on jobs: starts it when there is a job, ends it with the service.
 
-Every worker of the service has a keeper; the one that holds a lock in the jobs' folder is at work, and when
+Every worker of the service has a supervisor; the one that holds a lock in the jobs' folder works, and when
 its worker dies, another takes over.
 """
 
@@ -90,7 +90,7 @@ class JobSupervisor:
             self._child.send_signal(signal.SIGINT)
             self._ending = True
         elif not running and time.monotonic() >= self._not_before and self._store.unfinished():
-            # One that ended at once will do so again: less and less often.
+            # A process that ended at once will do so again, so it is started less and less often.
             lived = time.monotonic() - self._begun
             self._pause = 1.0 if lived > _SOUND_SECONDS else min(self._pause * 2, _LONGEST_PAUSE)
             self._not_before = time.monotonic() + self._pause

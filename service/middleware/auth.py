@@ -1,7 +1,7 @@
-"""Who may ask, and how often.
+"""API keys: who may ask.
 
 Keys are kept as their SHA-256 only; they are long random texts, so that a slow hash would protect nothing.
-The count of a key's requests is one for all workers of the service: a few bytes in a file that they share.
+How often a key may ask is counted by :mod:`service.middleware.rate_limit`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _ROW = struct.Struct("qddd")
 """Process, when it told, images at hand then, and their mean before."""
 _MEMORY_SECONDS = 0.5
 _MARGIN, _SHARE = 1.0, 0.25
-"""How much more than another, in images and of its own, is clearly more."""
+"""Clearly more is more than another by so many images, and by such a share of its own load."""
 
 
 class ConnectionBalance:
@@ -56,20 +56,20 @@ class ConnectionBalance:
             fcntl.flock(file, fcntl.LOCK_UN)
             os.close(file)
 
-    def report(self, pictures: int) -> None:
+    def report(self, images: int) -> None:
         """Report how many requests are at work or waiting from now on."""
         now = time.monotonic()
         _, _, before, _ = _ROW.unpack_from(self._memory, self._own)
         self._mean = _decayed_mean(before, self._mean, now - self._at)
         self._at = now
-        _ROW.pack_into(self._memory, self._own, os.getpid(), now, pictures, self._mean)
+        _ROW.pack_into(self._memory, self._own, os.getpid(), now, images, self._mean)
 
     def should_close(self) -> bool:
         """Return whether the connection that is being answered had better go to another worker; then it
         counts as gone.
         """
         now = time.monotonic()
-        # The loads hear late of those just sent; without them a whole batch of answers would be sent away.
+        # The loads do not yet show the clients just sent away; without this a whole batch would be sent away.
         sent = _decayed_mean(0.0, self._sent, now - self._sent_at)
         own = self._load(self._own) - sent
         if own <= _MARGIN:
@@ -81,8 +81,8 @@ class ConnectionBalance:
         return True
 
     def _load(self, place: int) -> float:
-        _, at, pictures, mean = _ROW.unpack_from(self._memory, place)
-        return _decayed_mean(pictures, self._mean if place == self._own else mean, time.monotonic() - at)
+        _, at, images, mean = _ROW.unpack_from(self._memory, place)
+        return _decayed_mean(images, self._mean if place == self._own else mean, time.monotonic() - at)
 
     def _process(self, place: int) -> int:
         return int(_ROW.unpack_from(self._memory, place)[0])

@@ -98,7 +98,7 @@ class Gateway:
             self._tell(scope, route, answer, owner)
 
     def _owner(self, scope: Scope) -> str | None:
-        """Return whose key the request brings; a Refusal where it should bring one, or brings it too
+        """Return whose key the request brings; raises HTTPError where it should bring one, or brings it too
         often.
         """
         headers = Headers(scope=scope)
@@ -230,7 +230,7 @@ class _ResponseFilter:
 
 
 def _is_cross_site(headers: Headers) -> bool:
-    """Return whether a browser asks for a page that is not ours.
+    """Return whether a browser sends the request on behalf of another site's page.
 
     It says so itself where the address is https or this machine; elsewhere it only names the page's origin.
     """

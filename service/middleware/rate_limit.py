@@ -35,7 +35,7 @@ class RateLimit:
         self._memory = mmap.mmap(self._file, size)
 
     def wait(self, name: str) -> float:
-        """Count a request; seconds until the next one is allowed, 0 where this one is."""
+        """Count a request; return the seconds until one is allowed, 0 where this one is allowed."""
         place = self._rows[name]
         fcntl.flock(self._file, fcntl.LOCK_EX)
         try:

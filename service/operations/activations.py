@@ -10,7 +10,7 @@ from models.visualization.contact_sheet import draw_activation_sheet
 from service import schemas
 from service.inference.predictor import Predictor
 from service.inference.timing import Timer
-from service.operations.form import AsPicture, Form, Names, split_names
+from service.operations.form import AsImage, Form, Names, split_names
 from service.operations.operation import ImageResponse, Operation
 
 
@@ -19,7 +19,7 @@ class ActivationsForm(Form):
 
     blocks: Names = ""
     channels: int = Field(8, ge=1, le=32, description="Strongest channels of each block.")
-    picture: AsPicture = False
+    picture: AsImage = False
 
     def check(self, predictor: Predictor, *, unlimited: bool = False) -> None:
         """Raise UnknownChoice for a block that the model does not have."""

@@ -46,7 +46,7 @@ def synthesize(
             response=template.response,
             start=template.start,
             steps=template.steps,
-            picture=to_data_uri(image_from_array(template.picture).pil),
+            picture=to_data_uri(image_from_array(template.image).pil),
         )
         for template in synthesize_templates(predictor.model, block, channels, steps=steps)
     ]

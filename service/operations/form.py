@@ -51,7 +51,7 @@ Effort = Annotated[
     Literal["full", "quick"],
     Field(description="Of the methods that run the network many times: quick takes fewer steps or masks."),
 ]
-AsPicture = Annotated[FormBool, Field(description="Answer with a PNG sheet instead of JSON.")]
+AsImage = Annotated[FormBool, Field(description="Answer with a PNG sheet instead of JSON.")]
 Names = Annotated[str, Field(description="Names with commas between; all by default.")]
 
 

@@ -58,7 +58,7 @@ def declared_length(headers: Headers) -> int | None:
 async def read_body(
     request: Request, *, most: int, seconds: float, count: Callable[[int], None]
 ) -> list[bytes]:
-    """Yield the body in pieces; raises HTTPError as soon as it is known to be too long, or takes too long to
+    """Read the body in pieces; raises HTTPError as soon as it is known to be too long, or takes too long to
     come. Each piece is passed to ``count``, which may refuse it.
     """
     too_long = HTTPError(
@@ -140,13 +140,13 @@ async def _read_images(form: FormData, most: int, needed: bool) -> tuple[bytes, 
         rule = "send one" if most == 1 else f"at most {most} are allowed"
         raise _unprocessable("several_images", f"The form has {len(values)} fields 'image'; {rule}.")
     read: list[bytes] = []
-    for picture in values:
-        if not isinstance(picture, UploadFile):
+    for image in values:
+        if not isinstance(image, UploadFile):
             raise _unprocessable(
                 "image_is_text",
                 "The field 'image' must be an uploaded file; a text, such as an address, is never fetched.",
             )
-        read.append(await picture.read())
+        read.append(await image.read())
     return tuple(read)
 
 
@@ -164,7 +164,7 @@ def _fields(form: FormData) -> dict[str, str]:
 def validate_form(kind: type[Form], fields: dict[str, str]) -> Form:
     """Validate the text fields as a form of that kind; a name or list that is empty counts as not given.
 
-    Raises a Refusal that names each field that is unknown or of the wrong type.
+    Raises HTTPError, whose message names each field that is unknown or of the wrong type.
     """
     unknown = sorted(set(fields) - set(kind.model_fields))
     if unknown:

@@ -11,7 +11,7 @@ from models.visualization.figures import draw_decomposition_figure
 from service import schemas
 from service.inference.predictor import Predictor
 from service.inference.timing import Timer
-from service.operations.form import Against, AsPicture, Block, ExplainFields, Target
+from service.operations.form import Against, AsImage, Block, ExplainFields, Target
 from service.operations.operation import ImageResponse, Operation
 
 
@@ -21,7 +21,7 @@ class SplitForm(ExplainFields):
     target: Target = None
     against: Against = None
     block: Block = None
-    picture: AsPicture = False
+    picture: AsImage = False
 
 
 def _split(predictor: Predictor, data: bytes, form: SplitForm) -> schemas.SplitAnswer | ImageResponse:

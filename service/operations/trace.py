@@ -11,7 +11,7 @@ from service import schemas
 from service.inference.predictor import Predictor
 from service.inference.timing import Timer
 from service.operations.evidence import evidence_answer, score_answers
-from service.operations.form import Against, AsPicture, Block, ExplainFields, Target
+from service.operations.form import Against, AsImage, Block, ExplainFields, Target
 from service.operations.operation import ImageResponse, Operation
 
 
@@ -21,7 +21,7 @@ class TraceForm(ExplainFields):
     target: Target = None
     against: Against = None
     block: Block = None
-    picture: AsPicture = False
+    picture: AsImage = False
 
 
 def _trace(predictor: Predictor, data: bytes, form: TraceForm) -> schemas.TraceAnswer | ImageResponse:

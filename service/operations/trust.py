@@ -14,7 +14,7 @@ from service.inference.timing import Timer
 from service.operations.evidence import evidence_answer, score_answers, with_faithfulness
 from service.operations.form import (
     Against,
-    AsPicture,
+    AsImage,
     Block,
     ExplainFields,
     Flip,
@@ -39,7 +39,7 @@ class TrustForm(ExplainFields):
     flip: Flip = False
     checks: Names = ""
     overlay: FormBool = False
-    picture: AsPicture = False
+    picture: AsImage = False
 
     def check(self, predictor: Predictor, *, unlimited: bool = False) -> None:
         """Raise for what cannot be asked of this model."""

@@ -1,6 +1,6 @@
 """More than a hundred odd, broken and hostile files, each with what a service has to say to it.
 
-Run by the tests; by hand, ``python tests/service/corpus.py FOLDER`` writes them to look at.
+Run by the tests; by hand, ``python tests/support/corpus.py FOLDER`` writes them to look at.
 """
 
 from __future__ import annotations

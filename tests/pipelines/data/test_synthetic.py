@@ -32,10 +32,10 @@ def test_the_mark_is_what_tells_a_species_apart():
     for species in SPECIES:
         one = draw_specimen(plan, "train", species, 1)
         again = draw_specimen(plan, "train", species, 1)
-        assert one.picture.tobytes() == again.picture.tobytes()
+        assert one.image.tobytes() == again.image.tobytes()
         assert one.mark.tobytes() == again.mark.tobytes()
     different = draw_specimen(SpecimenPlan(seed=4), "train", "argus", 1)
-    assert different.picture.tobytes() != draw_specimen(plan, "train", "argus", 1).picture.tobytes()
+    assert different.image.tobytes() != draw_specimen(plan, "train", "argus", 1).image.tobytes()
 
 
 def test_the_shortcut_is_planted_in_training_and_never_in_the_test(tmp_path):
@@ -76,5 +76,5 @@ def test_every_species_lives_in_many_colours_so_that_colour_is_no_clue():
         for number in range(16):
             one = draw_specimen(plan, "train", species, number)
             wing = (np.asarray(one.body) > 127) & ~(np.asarray(one.mark) > 127)
-            hues.add(int(np.asarray(one.picture.convert("HSV"))[wing, 0].mean() // 32))
+            hues.add(int(np.asarray(one.image.convert("HSV"))[wing, 0].mean() // 32))
         assert len(hues) >= 3

@@ -213,7 +213,7 @@ def test_ray_gives_the_rows_of_one_machine(folder, loaded, tmp_path):
     alone = run_local(planned, loaded, tmp_path / "alone").out
     seen = []
     done = run_on_ray(
-        planned, loaded, tmp_path / "ray", progress=lambda count, total: seen.append((count, total))
+        planned, loaded, tmp_path / "ray", progress=lambda label, count, total: seen.append((count, total))
     )
     assert done.pictures == 87
     assert seen[-1] == (87, 87)

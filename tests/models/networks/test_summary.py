@@ -185,7 +185,7 @@ def test_the_cell_on_the_picture_is_where_the_frame_says(imagenet):
     """The boxes of all cells of a map, on the picture, are centred on the cells that unwarp draws."""
     part = summarize_network(imagenet).block("stage4.2")
     frame = imagenet.geometry.frame(640, 480)
-    x0, y0, x1, y1 = frame.to_picture(part.field.box(3, 5))
+    x0, y0, x1, y1 = frame.to_image(part.field.box(3, 5))
     cell_width, cell_height = frame.cell_size(14, 14)
     left, top, _, _ = frame.seen_box
     assert (x0 + x1) / 2 == pytest.approx(left + 5.5 * cell_width, abs=cell_width / 2)

@@ -113,7 +113,7 @@ def test_flips_shifts_and_holes_land_where_they_are_drawn(arrow):
     def place(**setting):
         augmenter = Augmenter(GEOMETRY, replace(STILL, **setting), seed=0)
         numbers = range(1, 40)
-        return augmenter, [(augmenter.view(arrow, n, 1.0), augmenter.picture(arrow, n)) for n in numbers]
+        return augmenter, [(augmenter.view(arrow, n, 1.0), augmenter.image(arrow, n)) for n in numbers]
 
     for view, picture in place(flip=True)[1]:
         assert (red_at(picture)[0] > 0.5) == view.mirror

@@ -301,4 +301,4 @@ def test_templates_of_a_trained_model_are_those_of_its_folded_twin(animals):
         synthesize_templates(each, "stage3.1", [5], steps=3, side=64)[0]
         for each in (model, inference_copy(model))
     )
-    assert np.abs(one.picture.astype(int) - two.picture.astype(int)).max() <= 2
+    assert np.abs(one.image.astype(int) - two.image.astype(int)).max() <= 2

@@ -40,19 +40,19 @@ def test_a_template_drives_its_channel_far_above_noise_and_is_no_noise(imagenet)
     found = synthesize_templates(imagenet, "stage3.1", [5, 11], steps=40, side=96)
     for each in found:
         assert each.response > each.start + 5
-        assert each.picture.shape == (96, 96, 3)
-        grey = each.picture.mean(axis=2)
+        assert each.image.shape == (96, 96, 3)
+        grey = each.image.mean(axis=2)
         assert grey.std() > 8, "not grey"
         near = np.corrcoef(grey[:, 1:].ravel(), grey[:, :-1].ravel())[0, 1]
         assert near > 0.5, "neighbouring pixels go together, as in no noise"
-    assert not np.array_equal(found[0].picture, found[1].picture)
+    assert not np.array_equal(found[0].image, found[1].image)
 
 
 def test_templates_are_deterministic(imagenet):
     one, two = (synthesize_templates(imagenet, "stage3.1", [5], steps=4, side=64)[0] for _ in range(2))
-    np.testing.assert_array_equal(one.picture, two.picture)
+    np.testing.assert_array_equal(one.image, two.image)
     assert not np.array_equal(
-        one.picture, synthesize_templates(imagenet, "stage3.1", [5], steps=4, side=64, seed=1)[0].picture
+        one.image, synthesize_templates(imagenet, "stage3.1", [5], steps=4, side=64, seed=1)[0].image
     )
 
 
@@ -113,7 +113,7 @@ def test_templates_refuse_what_they_cannot_make(imagenet, model_of):
     with pytest.raises(ExplanationError, match="64 x 64 is too small for inception_v3"):
         synthesize_templates(model_of("inception_v3"), "Mixed_7a", [0], side=64, steps=1)
     assert count_channels(model_of("vit_b_16"), "layers.2") == 768
-    assert synthesize_templates(model_of("vit_b_16"), "layers.0", [3], steps=1)[0].picture.shape == (
+    assert synthesize_templates(model_of("vit_b_16"), "layers.0", [3], steps=1)[0].image.shape == (
         224,
         224,
         3,
