@@ -8,16 +8,28 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # A waiting OpenMP thread that spins takes its core from the other process on a small machine.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint types contracts pytest serve ui bench bench-service bench-finetune clean lock lock-service docs
+# Two processes, each test file whole in one of them: much of a test's time is waiting for a server to start.
+TEST_PROCESSES ?= 2
+
+.PHONY: demo test soak lint page types contracts pytest serve ui bench bench-service bench-finetune clean lock lock-service docs
 
 demo: $(STAMP)      ## draw specimens, train, register, promote, package, serve once, explain, review
 	$(BIN)/lucida demo --out demo
 
-test: lint types contracts pytest  ## everything that CI checks
+test: lint types contracts pytest  ## what a change can break: linters, types, contracts, behaviour; 15 minutes
 
-lint: $(STAMP)
+soak: $(STAMP)      ## what takes long, one after the other: overload, leaks, three-seed bars, peers, fuzzing
+	$(BIN)/pytest -m soak --durations=25
+
+lint: $(STAMP) page
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+page:               ## format, lint and type-check service/web; the page itself needs no build step
+	@if command -v npm >/dev/null; then \
+	    test tests/web/node_modules/.package-lock.json -nt tests/web/package-lock.json || npm ci --silent --no-fund --no-audit --prefix tests/web; \
+	    npm run --silent check --prefix tests/web; \
+	else echo "service/web was not checked: it needs npm (apt-get install npm)"; fi
 
 types: $(STAMP)
 	$(BIN)/mypy
@@ -26,7 +38,7 @@ contracts: $(STAMP)
 	$(BIN)/lint-imports
 
 pytest: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --durations=40
 
 serve: $(STAMP)     ## serve the packaged champion on 127.0.0.1:3000 until Ctrl-C
 	LUCIDA_SAMPLES=$${LUCIDA_SAMPLES:-demo/samples} $(BIN)/bentoml serve .
@@ -48,7 +60,7 @@ docs: $(STAMP)      ## make the pictures and the generated pages of docs/ again
 	$(BIN)/python docs/make_pictures.py
 
 clean:              ## remove what was built and trained here, but not .venv
-	rm -rf demo specimens mlflow.db mlruns mlartifacts runs rates .peers .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf demo specimens mlflow.db mlruns mlartifacts runs rates .peers .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache tests/web/node_modules
 
 lock: $(STAMP)      ## resolve constraints.txt again from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --group mlflow-core --no-annotate --no-header --upgrade --output-file constraints.txt pyproject.toml

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,17 @@ from models.bundle import save_bundle
 from models.networks.transfer_model import TransferModel
 from pipelines.data.synthetic import SpecimenPlan, write_specimens
 from tests.support.serving import PROJECT, Serve, Served, start_service
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was not tested on this machine, and how to have it."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    needs = {reason: count for reason, count in reasons.items() if reason.startswith("needs ")}
+    if needs:
+        terminalreporter.section("not tested on this machine")
+    for reason, count in sorted(needs.items()):
+        terminalreporter.write_line(f"{count} tests: {reason}")
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +56,9 @@ def photos() -> Path:
     """The folder of real photographs, or a skip that says where it was looked for."""
     folder = Path(os.environ.get("LUCIDA_DATA", PROJECT.parent / "shared" / "data"))
     if not (folder / "hymenoptera").is_dir():
-        pytest.skip(f"no real photographs in {folder}; set LUCIDA_DATA to the folder that has hymenoptera/")
+        pytest.skip(
+            f"needs photographs, which {folder} lacks: set LUCIDA_DATA to the folder that has hymenoptera/"
+        )
     return folder
 
 
@@ -123,7 +137,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         check=False,
     )
     if mounted.returncode:
-        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+        pytest.skip(f"needs the right to mount a file system: run as root ({mounted.stderr.strip()})")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
 

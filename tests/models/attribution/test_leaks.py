@@ -41,17 +41,18 @@ def graphs():
     return [each for each in gc.get_objects() if isinstance(each, torch.Tensor) and each.grad_fn is not None]
 
 
-def test_a_thousand_explanations_leave_nothing_behind(backend, random_batch):
+@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.soak)])
+def test_many_explanations_leave_nothing_behind(backend, random_batch, count):
     model, before = backend.model, state_of(backend.model)
     xs = [random_batch(seed=seed, side=96) for seed in range(4)]
     blocks = ("top", "stage5.2", "stage3.1")
     process = psutil.Process()
     resident = []
-    for number in range(1000):
+    for number in range(count):
         method = list(METHODS)[number % 4] if number % 20 else list(METHODS)[4 + number // 20 % 4]
         forward = run_forward(model, xs[number % 4], block=blocks[number % 3], backend=backend)
         attribute(forward, [[number % 1000, 7]], method=method, parameters=parameters_of(method, **QUICK))
-        if number % 100 == 99:
+        if number % (count // 10) == count // 10 - 1:
             with pytest.raises(UnknownChoice):
                 attribute_each(forward, [100_000])
             resident.append(process.memory_info().rss / 2**20)
@@ -62,7 +63,8 @@ def test_a_thousand_explanations_leave_nothing_behind(backend, random_batch):
     assert resident[-1] - resident[1] < 60, f"resident memory in MB: {resident}"
 
 
-def test_eight_threads_give_no_error_and_no_map_that_differs(backend, random_batch):
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.soak)])
+def test_eight_threads_give_no_error_and_no_map_that_differs(backend, random_batch, rounds):
     xs = [random_batch(seed=seed, side=96) for seed in range(6)]
     methods = ("grad_cam", "hires_cam", "layer_cam", "grad_cam_plus_plus", "guided_grad_cam")
     jobs = [
@@ -70,7 +72,7 @@ def test_eight_threads_give_no_error_and_no_map_that_differs(backend, random_bat
         for seed in range(6)
         for index in range(1, 11)
         for block in ("top", "stage6.1")
-    ] * 10
+    ] * rounds
 
     def values(job) -> np.ndarray:
         seed, index, block, method = job
@@ -81,7 +83,7 @@ def test_eight_threads_give_no_error_and_no_map_that_differs(backend, random_bat
     alone = {job: values(job) for job in set(jobs)}
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(values, jobs))
-    assert len(together) == 1200
+    assert len(together) == 120 * rounds
     assert [
         job for job, found in zip(jobs, together, strict=True) if not np.array_equal(found, alone[job])
     ] == []

@@ -294,7 +294,7 @@ def test_scores_can_be_derived_also_where_autograd_is_off(imagenet, random_batch
 
 
 def test_a_map_says_what_really_computed_it(imagenet, random_batch):
-    pytest.importorskip("openvino", reason="the extra 'fast' is not installed")
+    pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'camera-lucida[fast]'")
     x = random_batch()
     backend = create_backend("openvino", imagenet, probe=x)
     quick = {"steps": 2, "window": 112, "stride": 112, "masks": 4}

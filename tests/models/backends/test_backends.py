@@ -20,13 +20,13 @@ from models.networks.transfer_model import TransferModel
 
 @pytest.fixture(scope="module")
 def openvino(imagenet, random_batch):
-    pytest.importorskip("openvino", reason="the extra 'fast' is not installed")
+    pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'camera-lucida[fast]'")
     return create_backend("openvino", imagenet, probe=random_batch(1, 0))
 
 
 @pytest.fixture(scope="module")
 def bfloat16(imagenet, random_batch):
-    pytest.importorskip("openvino", reason="the extra 'fast' is not installed")
+    pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'camera-lucida[fast]'")
     try:
         return create_backend("openvino", imagenet, probe=random_batch(1, 0), precision="bf16")
     except ConfigError as error:
@@ -117,7 +117,7 @@ def test_the_twin_leaves_the_model_as_it_was(random_batch):
 
 
 def test_the_answer_says_what_ran(bundle_folder):
-    pytest.importorskip("openvino", reason="the extra 'fast' is not installed")
+    pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'camera-lucida[fast]'")
     from service.inference.predictor import Predictor
     from service.settings import Settings
     from tests.support.asking import ask

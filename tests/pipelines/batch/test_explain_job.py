@@ -91,7 +91,7 @@ def test_overlays_are_safe_distinct_and_of_the_pictures_size(folder, loaded, tmp
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on this machine")
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium: apt-get install chromium")
 def test_the_page_opens_in_a_real_browser(folder, loaded, tmp_path):
     out = run_local(plan_job(folder, Explainer(loaded)), loaded, tmp_path / "out").out
     shot = tmp_path / "page.png"

@@ -76,6 +76,7 @@ def test_the_sanity_check_is_in_the_run_and_in_the_bundle(animals):
         assert "rank correlation" in each["reason"]
 
 
+@pytest.mark.soak
 def test_on_specimens_the_mark_is_hit_more_often_than_the_body_is_large(tmp_path):
     """The mark is smaller than a cell of the last block: the finer stage finds it."""
     found = scan_folder(write_specimens(SpecimenPlan(), tmp_path / "wings"))
@@ -113,7 +114,7 @@ def test_one_picture_is_put_to_all_the_questions(animals, photos, tmp_path):
         assert said in page
     chromium = shutil.which("chromium")
     if chromium is None:
-        pytest.skip("no chromium here: apt-get install chromium")
+        pytest.skip("needs Chromium: apt-get install chromium")
     (tmp_path / "page.html").write_text(page)
     shot = tmp_path / "shot.png"
     subprocess.run(

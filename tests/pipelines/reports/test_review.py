@@ -67,7 +67,7 @@ def browse(page, folder, script: str = "") -> str:
     """The page's text content after a real browser has run it, with a script of ours at its end."""
     chromium = shutil.which("chromium")
     if chromium is None:
-        pytest.skip("no chromium here: apt-get install chromium")
+        pytest.skip("needs Chromium: apt-get install chromium")
     copy = folder / "browsed.html"
     copy.write_text(page.replace("</body>", f"<script>{script}</script></body>"))
     done = subprocess.run(

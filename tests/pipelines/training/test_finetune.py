@@ -350,9 +350,9 @@ def test_evaluation_agrees_with_counting_by_hand(found):
     ("name", "bar", "seed"),
     [
         ("hymenoptera", 0.90, 0),
-        ("hymenoptera", 0.90, 1),
-        ("hymenoptera", 0.90, 2),
-        ("caltech_animals", 0.94, 0),
+        pytest.param("hymenoptera", 0.90, 1, marks=pytest.mark.soak),
+        pytest.param("hymenoptera", 0.90, 2, marks=pytest.mark.soak),
+        pytest.param("caltech_animals", 0.94, 0, marks=pytest.mark.soak),
     ],
 )
 def test_real_photographs_reach_the_bar(photos, name, bar, seed):

@@ -290,7 +290,7 @@ def postgres(tmp_path_factory) -> Iterator[str]:
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     found = shutil.which("initdb") or (str(programs[-1]) if programs else None)
     if found is None:
-        pytest.skip("no Postgres here: apt-get install postgresql")
+        pytest.skip("needs Postgres: apt-get install postgresql")
     folder, port = tmp_path_factory.mktemp("postgres"), free_port()
     # Postgres refuses to run as root; Debian's package makes a user for it.
     root = os.geteuid() == 0

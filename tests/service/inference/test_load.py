@@ -31,7 +31,7 @@ from service.inference.admission import AdmissionControl
 from service.settings import Settings
 
 MB = 2**20
-OVERLOAD_SECONDS = float(os.environ.get("LUCIDA_OVERLOAD_SECONDS", "15"))
+OVERLOAD_SECONDS = float(os.environ.get("LUCIDA_OVERLOAD_SECONDS", "60"))
 """The bar says 60; the suite takes less, and the figures of a full run are in docs/experiments.md."""
 
 
@@ -116,6 +116,7 @@ HEAVY = {"flip": "true", "noise": "0.1"}
 """Sixteen variations of the picture in one explanation: some five a second are all that two cores do."""
 
 
+@pytest.mark.soak
 def test_ten_times_too_much_for_a_while(start, bundle_folder, bee):
     own = start(bundle_folder, max_queue="8")
     form = httpx.Request("POST", f"{own.url}/explain", files={"image": ("p.jpg", bee)}, data=HEAVY)

@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 def browser() -> Iterator[Browser]:
     found = shutil.which("chromium")
     if found is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
+        pytest.skip("needs Chromium: apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield browser
