@@ -38,7 +38,7 @@ contracts: $(STAMP)
 	$(BIN)/lint-imports
 
 pytest: $(STAMP)
-	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --durations=40
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations=40
 
 serve: $(STAMP)     ## serve the packaged champion on 127.0.0.1:3000 until Ctrl-C
 	LUCIDA_SAMPLES=$${LUCIDA_SAMPLES:-demo/samples} $(BIN)/bentoml serve .

@@ -21,8 +21,7 @@ from typing import Any
 import PIL.Image
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import Tensor
 
 from models.atomic_write import atomic_folder

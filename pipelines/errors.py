@@ -3,6 +3,7 @@
 LucidaError
 ├── DataError               a data set that cannot be trained or explained
 ├── TrainingError           training had to stop
+│   └── LossNotFinite       the loss is NaN or infinite
 ├── RegistryError           a model, version or run that is not there or not fit
 └── TrackerUnavailable      MLflow does not answer
 """

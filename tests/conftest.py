@@ -23,6 +23,19 @@ from models.networks.transfer_model import TransferModel
 from pipelines.data.synthetic import SpecimenPlan, write_specimens
 from tests.support.serving import PROJECT, Serve, Served, start_service
 
+LONG_FILES = (
+    "test_whole_path", "test_explanations", "test_interruptions", "test_review", "test_page", "test_jobs",
+    "test_protocol", "test_load", "test_explain_job", "test_guides", "test_finetune", "test_tasks",
+    "test_golden", "test_checks", "test_features",
+)  # fmt: skip
+"""Files that take minutes, longest first: of two processes, none should begin one when the other is done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first."""
+    places = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was not tested on this machine, and how to have it."""

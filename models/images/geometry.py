@@ -18,8 +18,7 @@ import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as F
+from torchvision.transforms import InterpolationMode, functional as F
 
 from models.errors import BundleError, ImageTooLarge
 from models.images.decode import MAX_SIDE, Image, read_image

@@ -16,8 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from models.errors import LucidaError
-from pipelines.cli import explain as explain_commands
-from pipelines.cli import release as release_commands
+from pipelines.cli import explain as explain_commands, release as release_commands
 from pipelines.cli.terminal import (
     SPECIMENS,
     console,

@@ -108,7 +108,7 @@ def explain(
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="PICTURE", help="One picture.")],
+    path: Annotated[Path, typer.Argument(metavar="picture", help="One picture.")],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("inspection.html"),
     model: Registered = None,
     bundle: Folder = None,

@@ -63,8 +63,7 @@ def verify(
 ) -> None:
     """Make an answer of the service again, and say whether it holds; exit code 2 where it does not."""
     from pipelines.errors import DataError
-    from pipelines.release.verify import list_unverified
-    from pipelines.release.verify import verify_answer as check
+    from pipelines.release.verify import list_unverified, verify_answer as check
 
     for path in (answer, image):
         if not path.is_file():

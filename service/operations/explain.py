@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pydantic import Field
 
 from models.errors import DeadlineExceeded, UnknownChoice
-from models.explainer import Explanation
+from models.explainer import ExplainOptions, Explanation
 from models.metrics.faithfulness import count_faithfulness_forwards, measure_faithfulness
 from service import schemas
 from service.inference.predictor import Predictor
@@ -56,6 +58,10 @@ class ExplainForm(ExplainFields):
         json_schema_extra={"minimum": 1, "maximum": _MAX_COUNT},
     )
     overlay: FormBool = Field(False, description="Send the picture with the map over it.")
+
+    def options(self) -> ExplainOptions:
+        """Return the fields as the explainer takes them."""
+        return replace(super().options(), quick=self.effort == "quick")
 
     def extra_forwards(self) -> int:
         """Return the forwards of the faithfulness checks."""

@@ -82,8 +82,6 @@ class ExplainFields(Form):
     def options(self) -> ExplainOptions:
         """Return the fields as the explainer takes them."""
         fields: dict[str, Any] = self.model_dump(include=_OPTION_FIELDS)
-        if "effort" in type(self).model_fields:
-            fields["quick"] = getattr(self, "effort") == "quick"  # noqa: B009 - declared by some forms only
         if fields.get("parameters"):
             fields["parameters"] = parse_parameters(fields["parameters"])
         else:

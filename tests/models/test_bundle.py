@@ -1,3 +1,5 @@
+"""A bundle is saved whole, loaded with every check, and refused when altered."""
+
 from __future__ import annotations
 
 import json

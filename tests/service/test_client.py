@@ -19,7 +19,7 @@ def client(service):
         yield found
 
 
-def test_every_verb_has_its_type(client, bee, tmp_path):
+def test_every_operation_has_its_type(client, bee, tmp_path):
     path = tmp_path / "bee.jpg"
     path.write_bytes(bee)
     assert client.predict(path).predictions[0].label == "bee"

@@ -1,3 +1,5 @@
+"""Settings of the service and their limits."""
+
 from __future__ import annotations
 
 import time

@@ -1,3 +1,5 @@
+"""The CAM family against Captum and pytorch-grad-cam on the whole uncut networks."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -19,12 +21,13 @@ from models.introspection.activations import collect_activations
 from models.networks.layouts import MAPS
 from models.networks.registry import BACKBONES
 from models.networks.transfer_model import TransferModel
+from tests.support.networks import NETWORKS
 
 CONVOLUTIONAL = [name for name, row in BACKBONES.items() if row.layout is MAPS]
 TRANSFORMERS = [name for name in BACKBONES if name not in CONVOLUTIONAL]
 
 
-@pytest.fixture(scope="module", params=BACKBONES)
+@pytest.fixture(scope="module", params=NETWORKS)
 def model(request, model_of):
     return model_of(request.param)
 
@@ -56,7 +59,7 @@ def test_equal_to_captum_on_the_whole_uncut_model(convolutional, random_batch):
             close(ours.values, whole_model_map(model, x, block, index), 1e-5)
 
 
-def test_the_default_engine_is_equal_too(convolutional, random_batch):
+def test_the_default_backend_is_equal_too(convolutional, random_batch):
     """Folding BatchNorm forms the sums in another order. With trained weights that stays within 1e-5; random
     ones amplify rounding from block to block, in a hundred layers to a few 1e-4.
     """

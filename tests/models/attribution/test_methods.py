@@ -1,3 +1,5 @@
+"""Every method of the table against a second derivation, and what all of them have in common."""
+
 from __future__ import annotations
 
 import copy

@@ -1,3 +1,5 @@
+"""OpenVINO gives torch's logits and maps, and a backend that does not is refused."""
+
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
@@ -82,13 +84,13 @@ def test_threads_share_one_compiled_network(imagenet, openvino, random_batch):
     assert all(torch.allclose(value, alone[i % 6], atol=1e-5) for i, value in enumerate(together))
 
 
-def test_an_engine_whose_logits_are_off_is_refused(imagenet, openvino, random_batch, monkeypatch):
+def test_a_backend_whose_logits_are_off_is_refused(imagenet, openvino, random_batch, monkeypatch):
     monkeypatch.setattr(OpenVinoBackend, "until", lambda self, block, x: imagenet.until(block, x) * 1.01)
     with pytest.raises(BundleError, match=r"openvino \(fp32\) gives logits that are off by"):
         create_backend("openvino", imagenet, probe=random_batch(1, 0))
 
 
-def test_an_engine_that_gives_no_numbers_is_refused(imagenet, random_batch, monkeypatch):
+def test_a_backend_that_gives_no_numbers_is_refused(imagenet, random_batch, monkeypatch):
     monkeypatch.setattr(EagerBackend, "until", lambda self, block, x: imagenet.until(block, x) * float("nan"))
     with pytest.raises(BundleError, match="off by nan"):
         create_backend("eager", imagenet, probe=random_batch(1, 0))
@@ -105,7 +107,7 @@ def test_the_choices_are_named(random_batch):
     assert create_backend("eager", model, probe=random_batch(1, 0)).name == "eager"
 
 
-def test_the_twin_leaves_the_model_as_it_was(random_batch):
+def test_the_inference_copy_leaves_the_model_as_it_was(random_batch):
     model = TransferModel.create("resnet18", ["a", "b"], pretraining="none")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     backend = create_backend("eager", model, probe=random_batch(1, 0))

@@ -1,3 +1,5 @@
+"""Images are decoded upright, within limits, and share a budget of pixels."""
+
 from __future__ import annotations
 
 import hashlib
@@ -11,8 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import PIL.Image
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from models.cancellation import Deadline, deadline_scope
 from models.errors import DeadlineExceeded, ImageError, ImageTooLarge, UnreadableImage, UnsupportedFormat
@@ -306,7 +307,7 @@ def test_pictures_that_do_not_fit_beside_each_other_wait_until_one_is_let_go():
     assert budget.taken == 0
 
 
-def test_room_is_given_back_by_what_fails_and_by_what_is_too_large_for_it():
+def test_the_budget_is_given_back_by_what_fails_and_by_what_is_too_large_for_it():
     data, budget = encoded_scene(1200, 1000), PixelBudget(100)
     for _ in range(3):
         with pytest.raises(UnreadableImage):

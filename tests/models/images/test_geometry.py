@@ -1,3 +1,5 @@
+"""The way from an image to the model's input and back, held against torchvision and planted dots."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -5,8 +7,7 @@ import PIL.Image
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torchvision import transforms
 
 from models.errors import BundleError

@@ -1,3 +1,5 @@
+"""Folding BatchNorm changes no value of any network."""
+
 from __future__ import annotations
 
 import pytest
@@ -5,11 +7,11 @@ import torch
 from torch import nn
 
 from models.networks.batchnorm_folding import fold_batchnorm, frozen_prefix
-from models.networks.registry import BACKBONES
 from models.networks.transfer_model import TransferModel
+from tests.support.networks import NETWORKS
 
 
-@pytest.mark.parametrize("name", list(BACKBONES))
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_backbone_folds_to_the_same_values(name):
     torch.manual_seed(0)
     pretraining = "imagenet" if name == "efficientnet_lite0" else "none"

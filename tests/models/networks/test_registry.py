@@ -1,3 +1,5 @@
+"""Every network of the table: the cut one is the uncut one, to the bit."""
+
 from __future__ import annotations
 
 import json
@@ -11,9 +13,10 @@ from models.images.decode import read_image
 from models.networks.predictions import rank_classes
 from models.networks.registry import BACKBONES, get_backbone, imagenet_classes
 from models.networks.transfer_model import TransferModel
+from tests.support.networks import NETWORKS
 
 
-@pytest.fixture(scope="module", params=BACKBONES)
+@pytest.fixture(scope="module", params=NETWORKS)
 def pair(request, network_of):
     """(uncut network, the same network cut into blocks)."""
     network = network_of(request.param)

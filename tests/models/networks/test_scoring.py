@@ -1,3 +1,5 @@
+"""How logits become scores, for each kind of task."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,4 @@
-"""The figures of the topics, and every network's anatomy against a second derivation."""
+"""Receptive fields, counts and shapes of every network against a second derivation."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.attribution.forward import run_forward
 from models.networks.receptive_field import FieldAxis, effective_kernel, output_size
-from models.networks.registry import BACKBONES, get_backbone, imagenet_classes
+from models.networks.registry import get_backbone, imagenet_classes
 from models.networks.summary import summarize_network
 from models.networks.transfer_model import TransferModel
+from tests.support.networks import NETWORKS
 
 
 def picture() -> torch.Tensor:
@@ -69,7 +70,7 @@ def whole(name: str) -> TransferModel:
     return TransferModel(row, row.outline(), classes=imagenet_classes(), keep_classifier=True).eval()
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_counts_equal_torchs_own_and_shapes_the_real_forwards(name, model_of):
     model = whole(name)
     found = summarize_network(model)

@@ -1,11 +1,13 @@
+"""A transfer model freezes prefixes, and its frozen prefix changes no bit."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 
 from models.errors import UnknownChoice
-from models.networks.registry import BACKBONES
 from models.networks.transfer_model import HEAD, TransferModel
+from tests.support.networks import NETWORKS
 
 
 def bytes_of(module: torch.nn.Module) -> dict[str, bytes]:
@@ -27,7 +29,7 @@ def train_a_little(model: TransferModel, steps: int = 3) -> None:
         optimiser.step()
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("where", ["head", "top"])
 def test_the_frozen_prefix_does_not_change_by_one_bit(name, where):
     torch.manual_seed(0)

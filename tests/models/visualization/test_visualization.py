@@ -1,3 +1,5 @@
+"""Overlays, colour maps and sheets show what they say."""
+
 from __future__ import annotations
 
 import numpy as np

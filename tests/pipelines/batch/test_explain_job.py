@@ -1,3 +1,5 @@
+"""Batch jobs: rows, overlays and pages; kills, resumption, Ray."""
+
 from __future__ import annotations
 
 import json

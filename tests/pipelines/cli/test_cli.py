@@ -1,3 +1,5 @@
+"""The command line: mistakes end with one sentence and the right exit code."""
+
 from __future__ import annotations
 
 import re

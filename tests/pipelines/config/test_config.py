@@ -1,3 +1,5 @@
+"""Settings of a training run: presets, files, overrides, and errors that name the rule."""
+
 from __future__ import annotations
 
 import pytest

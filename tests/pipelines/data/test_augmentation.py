@@ -1,3 +1,5 @@
+"""Random views are repeatable, within their ranges, and start with the served one."""
+
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor

@@ -1,3 +1,5 @@
+"""Data sets are found, split and digested the same way each time."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,3 +1,5 @@
+"""Labels from folders, tables and sidecar files."""
+
 from __future__ import annotations
 
 import numpy as np

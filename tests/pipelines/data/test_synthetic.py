@@ -1,3 +1,5 @@
+"""Specimens are drawn deterministically, with the mark as the only clue."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Metrics and calibration against scikit-learn and counting by hand."""
+
 from __future__ import annotations
 
 from pathlib import Path

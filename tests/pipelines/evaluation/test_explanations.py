@@ -293,7 +293,7 @@ def test_where_grad_cam_is_barred_no_page_and_no_sheet_shows_it(animals, photos,
         plan_job(source, Explainer(other), ExplainOptions(method="hires_cam"), figures=("trace", "split"))
 
 
-def test_templates_of_a_trained_model_are_those_of_its_folded_twin(animals):
+def test_templates_of_a_trained_model_are_those_of_its_folded_copy(animals):
     """The service synthesises on the folded twin, the atlas on the model: they look for the same."""
     from models.networks.batchnorm_folding import inference_copy
 

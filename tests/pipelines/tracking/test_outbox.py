@@ -1,3 +1,5 @@
+"""Entries of a run reach MLflow once, in order, also after it was away."""
+
 from __future__ import annotations
 
 import threading

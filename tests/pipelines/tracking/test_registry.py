@@ -1,3 +1,5 @@
+"""The registry: promotion, versions, and MLflow's own loader."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Run folders and checkpoints are read whole or refused with the reason."""
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,3 +1,5 @@
+"""Cached features: the same bits, bounded in memory and on disk."""
+
 from __future__ import annotations
 
 import os

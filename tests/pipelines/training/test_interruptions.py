@@ -153,7 +153,14 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", list(MOMENTS))
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "in the top blocks",
+        pytest.param("in the review", marks=pytest.mark.soak),
+        pytest.param("in the registration", marks=pytest.mark.soak),
+    ],
+)
 def test_killed_and_resumed_it_comes_to_the_same(place, undisturbed, moment):
     disturbed = place("killed")
     process = disturbed.start()
@@ -166,6 +173,7 @@ def test_killed_and_resumed_it_comes_to_the_same(place, undisturbed, moment):
     print(f"killed {moment}, at (phases done, epoch) {before}")
 
 
+@pytest.mark.soak
 def test_killed_again_and_again(place, undisturbed):
     disturbed = place("often")
     rng = random.Random(7)
@@ -296,7 +304,7 @@ def postgres(tmp_path_factory) -> Iterator[str]:
     root = os.geteuid() == 0
     become = ["runuser", "-u", "postgres", "--"] if root else []
     if root:
-        for path in (folder, *list(folder.parents)[:2]):
+        for path in (folder, *list(folder.parents)[:3]):
             path.chmod(0o755)
         shutil.chown(folder, "postgres")
     programs = Path(found).parent

@@ -1,3 +1,5 @@
+"""Losses, mixing and class weights against formulas written out."""
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -77,7 +77,7 @@ def test_a_deadline_ends_the_wait(inner):
     engine.close()
 
 
-def test_a_closed_engine_still_answers(inner):
+def test_a_closed_backend_still_answers(inner):
     engine = BatchingBackend(inner, most=4)
     engine.close()
     assert engine.until("top", torch.randn(1, 3, 224, 224)).shape == (1, 1280, 7, 7)

@@ -1,4 +1,4 @@
-"""Bars 11 and 15, and the change-over: what is served is checked first, a successor takes over in passing."""
+"""A bundle is checked before it is served; a new version takes over without a lost or a mixed answer."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""The predictor in this process: names, orientations, warnings, threads."""
+
 from __future__ import annotations
 
 import base64
@@ -68,7 +70,7 @@ def test_the_same_picture_gives_the_same_answer(predictor, bee):
     assert answer()["evidence"][0]["label"] == ask(predictor, "predict", bee).predictions[0].label
 
 
-def test_eight_orientations_tell_the_same_story(predictor, bee, encode):
+def test_eight_orientations_give_the_same_map(predictor, bee, encode):
     upright = PIL.Image.open(io.BytesIO(bee)).convert("RGB")
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
     plain = ask(predictor, "explain", encode(upright)).evidence[0]
@@ -122,7 +124,7 @@ def test_warnings_say_what_a_reader_should_know(predictor, encode):
             assert item.status == "ok" or any(item.label in text for text in answer.warnings)
 
 
-def test_threads_share_one_engine(predictor, bee):
+def test_threads_share_one_predictor(predictor, bee):
     alone = [
         ask(predictor, "explain", bee, target=name).evidence[0].grid.values
         for name in ("ant", "bee", "flamingo")
@@ -154,7 +156,7 @@ def test_the_card_is_json_and_says_what_is_served(predictor):
     assert said["cam_block"] in said["blocks"]
 
 
-def test_a_broken_bundle_never_becomes_an_engine(bundle_folder, tmp_path):
+def test_a_broken_bundle_never_becomes_a_predictor(bundle_folder, tmp_path):
     import shutil
 
     copy = shutil.copytree(bundle_folder, tmp_path / "copy")

@@ -1,4 +1,4 @@
-"""Bars 5, 7, 8 and 16: malformed HTTP, limits on what is read, nothing fetched, nothing open without a key."""
+"""Malformed HTTP, limits on what is read, nothing fetched, nothing open without a key."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_a_slow_upload_is_ended_and_holds_up_nobody(start, bundle_folder, corpus
         line.close()
 
 
-@pytest.mark.parametrize("uvloop", ["with uvloop", "without"])
+@pytest.mark.parametrize("uvloop", ["with uvloop", pytest.param("without", marks=pytest.mark.soak)])
 def test_nothing_that_a_client_names_is_fetched(start, bundle_folder, corpus, uvloop, tmp_path):
     """With proxy variables that lead to a trap: whatever the service fetched would be seen."""
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['uvloop'] = None\n")

@@ -1,4 +1,4 @@
-"""Answers to a reader who doubts, from the predictor itself; over HTTP in tests/test_whole_path.py."""
+"""The checks of an explanation, asked of the predictor itself; over HTTP in tests/test_whole_path.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bars 1 to 4 and 14: what a service says to odd, broken and hostile files, and what they cost it."""
+"""What a service says to odd, broken and hostile files, and what they cost it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_an_answer_is_strict_json_of_finite_numbers(answers):
             assert np.isfinite(found["evidence"][0]["grid"]["values"]).all(), name
 
 
-def test_twins_get_the_same_label_and_the_same_map(answers):
+def test_files_of_one_picture_get_the_same_label_and_the_same_map(answers):
     plain = answers["plain"][1].json()
     expected = np.array(plain["evidence"][0]["grid"]["values"])
     scale = np.abs(expected).max()
@@ -112,6 +112,7 @@ def test_a_bomb_is_refused_from_its_header(service, all_cases, name):
     assert grown <= 64
 
 
+@pytest.mark.soak
 def test_three_passes_over_everything_leave_the_memory_as_it_was(start, bundle_folder, all_cases):
     own = start(bundle_folder)
     after = []

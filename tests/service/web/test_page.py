@@ -222,7 +222,7 @@ def test_trust_is_asked_by_a_job_with_progress_and_can_be_stopped(page, shown):
     expect(page.locator(".curves svg")).to_have_count(2)
 
 
-def test_doubts_are_about_the_map_that_is_shown(page):
+def test_checks_are_about_the_map_that_is_shown(page):
     """Another method was asked for and refused; the map of the first one stays, and is what is checked."""
     explained(page)
     page.route("**/explain", lambda route: route.abort())
