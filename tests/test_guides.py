@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.serving import BIN, PROJECT, run_service
+from tests.support.serving import BIN, PROJECT, Served, run_service
 
 _BLOCK = re.compile(r"```(\w+)(?: ([^\n]*))?\n(.*?)```", re.DOTALL)
 
@@ -165,6 +165,21 @@ def test_the_page_of_the_python_api(copy: ProjectCopy) -> None:
     assert (copy.folder / "why.png").stat().st_size > 10_000
     assert "Unknown class 'wasp'; choose one of: ant, bee, flamingo" in options
     assert audit.strip()
+
+
+def test_ask_from_python(service: Served, tmp_path: Path) -> None:
+    page = (PROJECT / "docs/how-to/ask-from-python.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for name in ("bee.jpg", "ant.jpg"):
+        shutil.copy(PROJECT / "tests/golden/argus.jpg", tmp_path / name)
+    assert "http://127.0.0.1:3000" in code
+    printed = subprocess.check_output(
+        [sys.executable, "-c", code.replace("http://127.0.0.1:3000", service.url)], cwd=tmp_path, text=True,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+    )  # fmt: skip
+    assert "422 unknown_choice Unknown class 'wasp'; choose one of: ant, bee, flamingo" in printed
+    assert "100%" in printed
+    assert len(printed.splitlines()) >= 6
 
 
 def test_the_page_of_the_python_api_names_every_name() -> None:
