@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -104,9 +105,9 @@ def bundle_folder(imagenet: TransferModel, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-@pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """Start a service with settings as LUCIDA_ variables; every one is stopped at the end."""
+@contextmanager
+def starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """A function that starts a service with settings as LUCIDA_ variables; every one is stopped at the end."""
     begun: list[Served] = []
 
     def serve(bundle: Path, *, wait: bool = True, jobs: Path | None = None, **settings: str) -> Served:
@@ -129,15 +130,25 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
             served.wait_ready()
         return served
 
-    yield serve
-    for served in begun:
-        served.stop()
+    try:
+        yield serve
+    finally:
+        for served in begun:
+            served.stop()
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """Start services; they end with the file, for each of them holds a gigabyte."""
+    with starting(tmp_path_factory) as serve:
+        yield serve
 
 
 @pytest.fixture(scope="session")
-def service(start: Serve, bundle_folder: Path) -> Served:
+def service(tmp_path_factory: pytest.TempPathFactory, bundle_folder: Path) -> Iterator[Served]:
     """One for the tests that only ask."""
-    return start(bundle_folder)
+    with starting(tmp_path_factory) as serve:
+        yield serve(bundle_folder)
 
 
 @pytest.fixture

@@ -192,6 +192,7 @@ def test_killed_again_and_again(place, undisturbed):
     assert disturbed.story() == undisturbed
 
 
+@pytest.mark.soak
 def test_the_next_training_marks_a_killed_run_and_leaves_it_resumable(place, undisturbed):
     disturbed = place("swept")
     process = disturbed.start()
@@ -355,6 +356,7 @@ def tracking_server(backend: str, folder: Path, port: int) -> Iterator[str]:
         server.wait()
 
 
+@pytest.mark.soak
 def test_a_server_on_postgres_that_goes_away_and_comes_back(place, undisturbed, postgres, tmp_path):
     """The server is killed in the head's first epochs and is back only after training has ended."""
     port = free_port()
