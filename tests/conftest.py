@@ -107,7 +107,7 @@ def bundle_folder(imagenet: TransferModel, tmp_path_factory: pytest.TempPathFact
 
 @contextmanager
 def starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """A function that starts a service with settings as LUCIDA_ variables; every one is stopped at the end."""
+    """Yield a function that starts a service with LUCIDA_ settings; every one is stopped at the end."""
     begun: list[Served] = []
 
     def serve(bundle: Path, *, wait: bool = True, jobs: Path | None = None, **settings: str) -> Served:
