@@ -25,15 +25,15 @@ def two(tmp_path, monkeypatch):
 
 def test_only_who_has_clearly_more_sends_a_client_away(two):
     first, second = two
-    assert not first.sheds()
-    first.tell(8)
+    assert not first.should_close()
+    first.report(8)
     time.sleep(1.2)
-    assert not second.sheds()
-    assert first.sheds()
-    second.tell(7)
+    assert not second.should_close()
+    assert first.should_close()
+    second.report(7)
     time.sleep(1.2)
-    assert not first.sheds()
-    assert not second.sheds()
+    assert not first.should_close()
+    assert not second.should_close()
 
 
 def test_rows_of_a_run_before_are_taken_over(tmp_path, monkeypatch):
@@ -45,16 +45,18 @@ def test_rows_of_a_run_before_are_taken_over(tmp_path, monkeypatch):
             monkeypatch.setattr(os, "getpid", lambda number=number: number)
             both.append(ConnectionBalance(tmp_path, 2))
     for each in both:
-        each.tell(6)
+        each.report(6)
     time.sleep(1.2)
-    assert [each.sheds() for each in both] == [False, False], "the same load: no row counts as an idle worker"
+    assert [each.should_close() for each in both] == [False, False], (
+        "the same load: no row is an idle worker's"
+    )
 
 
 def test_one_batch_of_answers_is_not_sent_away_as_a_whole(two):
     first, _ = two
-    first.tell(8)
+    first.report(8)
     time.sleep(1.2)
-    assert sum(first.sheds() for _ in range(8)) == 3
+    assert sum(first.should_close() for _ in range(8)) == 3
 
 
 def test_a_worker_alone_and_one_beside_the_dead_keep_their_clients(tmp_path, monkeypatch):
@@ -62,9 +64,9 @@ def test_a_worker_alone_and_one_beside_the_dead_keep_their_clients(tmp_path, mon
     ConnectionBalance(tmp_path, 2)
     monkeypatch.undo()
     alone = ConnectionBalance(tmp_path, 2)
-    alone.tell(30)
+    alone.report(30)
     time.sleep(1.2)
-    assert not alone.sheds()
+    assert not alone.should_close()
 
 
 def test_clients_that_came_at_once_end_up_with_both_workers(start, bundle_folder, bee):
