@@ -59,7 +59,7 @@ def run_audit(
 ) -> Audit:
     """Run the checks on one map of a single image's forward pass; ``disabled`` methods are not asked.
 
-    Where the deadline of the work passes, what was found by then is returned, and ``skipped`` names the rest.
+    Where the deadline of the work passes, the results so far are returned, and ``skipped`` names the rest.
     Raises UnknownChoice for a check that does not exist.
     """
     names, backend, target = check_names(checks), forward.backend, attribution.target

@@ -105,10 +105,10 @@ export async function explain() {
     const answer = await request(fields, signal);
     const evidence = answer.evidence[0] ?? null;
     if (!image.bitmap && evidence?.overlay) {
-      const drawn = element("img", { src: evidence.overlay, alt: "" });
-      await drawn.decode();
+      const drawing = element("img", { src: evidence.overlay, alt: "" });
+      await drawing.decode();
       signal.throwIfAborted();
-      image.drawn = drawn;
+      image.drawn = drawing;
     }
     if (answer.provenance.digest !== state.card.digest) {
       // Another model has taken over since the page was opened.

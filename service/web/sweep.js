@@ -19,8 +19,8 @@ export function bindSweep() {
 /** @param {AbortSignal} signal */
 async function sweep(signal) {
   const blocks = stageBlocks();
-  const shown = questionShown();
-  const note = state.card.method_notes[shown.method || state.card.default_method];
+  const current = questionShown();
+  const note = state.card.method_notes[current.method || state.card.default_method];
   byId("swept").replaceChildren();
   if (!note.reads_block) {
     const text =
@@ -31,7 +31,7 @@ async function sweep(signal) {
   }
   for (const [n, block] of blocks.entries()) {
     relabel(`Sweeping the blocks, ${n + 1} of ${blocks.length}`);
-    const question = { ...shown, block };
+    const question = { ...current, block };
     const answer = await (await post("/explain", imageShown(), question, signal)).json();
     byId("swept").append(stageButton(question, answer));
   }
