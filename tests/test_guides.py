@@ -111,6 +111,7 @@ def copy(bundle_folder: Path, tmp_path: Path) -> ProjectCopy:
     return ProjectCopy(folder)
 
 
+@pytest.mark.soak
 def test_add_a_method(copy: ProjectCopy) -> None:
     copy.follow("how-to/add-a-method.md")
     (row,) = pq.read_table(copy.folder / "explained/rows").to_pylist()
@@ -120,6 +121,7 @@ def test_add_a_method(copy: ProjectCopy) -> None:
     copy.check("models/attribution/cam.py", "models/attribution/registry.py")
 
 
+@pytest.mark.soak
 def test_add_a_network(copy: ProjectCopy) -> None:
     *_, blocks, _ = copy.follow("how-to/add-a-network.md")
     assert blocks.split() == ["stem", *(f"stage{n}" for n in range(1, 7)), "top"]
@@ -128,6 +130,7 @@ def test_add_a_network(copy: ProjectCopy) -> None:
     copy.check("models/networks/cutting.py", "models/networks/registry.py")
 
 
+@pytest.mark.soak
 def test_add_an_endpoint(copy: ProjectCopy, tmp_path: Path) -> None:
     copy.follow("how-to/add-an-endpoint.md")
     copy.check("service/operations/margin.py", "service/schemas/margin.py")
@@ -148,6 +151,7 @@ def test_add_an_endpoint(copy: ProjectCopy, tmp_path: Path) -> None:
         assert "/margin" in document["paths"]
 
 
+@pytest.mark.soak
 def test_add_a_sink(copy: ProjectCopy) -> None:
     copy.follow("how-to/add-a-sink.md")
     lines = [json.loads(line) for path in sorted((copy.folder / "explained/lines").iterdir())

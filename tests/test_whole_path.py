@@ -49,8 +49,8 @@ class World:
 
 
 def photographs(photos: Path) -> list[Path]:
-    """240 of hymenoptera's 397: 80 of each class to train on, 40 to validate."""
-    counts = {"train": 80, "val": 40}
+    """120 of hymenoptera's 397: 35 of each class to train on, 25 to validate."""
+    counts = {"train": 35, "val": 25}
     return [
         path
         for split, count in counts.items()
@@ -420,7 +420,7 @@ def test_the_batch_and_the_review_of_the_readme_are_there(world):
     page = (world.folder / "review.html").read_text()
     assert page.count("<article") >= 3
     assert (world.folder / "explained/_SUCCESS").exists()
-    assert len(list((world.folder / "explained/overlays").glob("*.jpg"))) == 240
+    assert len(list((world.folder / "explained/overlays").glob("*.jpg"))) == 120
 
 
 def test_the_clone_itself_can_be_served_and_sigterm_ends_it(world, val, tmp_path):

@@ -31,6 +31,7 @@ GRACE_SECONDS = 0.4
 """Seconds after the deadline in which what has been found so far may still become an answer."""
 _BLEND = 0.1
 _IDLE_SECONDS = 1.0
+_BUSY_SECONDS = 2.0
 
 
 class AdmissionControl:
@@ -48,6 +49,7 @@ class AdmissionControl:
         self._limiter: CapacityLimiter | None = None
         self._seconds = 0.1
         self._trimming = False
+        self._trimmed = time.monotonic()
         self._abandoned: set[asyncio.Task[object]] = set()
 
     def check_room(self, images: int = 1) -> None:
@@ -125,6 +127,13 @@ class AdmissionControl:
         if self.places == 0:
             release_memory()
 
+    def _trim_when_due(self) -> None:
+        """Give memory back every few seconds where no moment is quiet; called in a thread that works."""
+        now = time.monotonic()
+        if now - self._trimmed > _BUSY_SECONDS:
+            self._trimmed = now
+            release_memory()
+
     def _timed(self, work: Callable[[], T], deadline: Deadline, begun: list[bool]) -> T:
         left = deadline.remaining
         if left is not None and left <= 0:
@@ -142,6 +151,7 @@ class AdmissionControl:
         finally:
             took = time.perf_counter() - start
             self._seconds += _BLEND * (took - self._seconds)
+            self._trim_when_due()
 
     def busy(self, why: str) -> HTTPError:
         """Return a 503 with Retry-After, as long as what is waiting now will take."""

@@ -211,7 +211,9 @@ def test_the_next_training_marks_a_killed_run_and_leaves_it_resumable(place, und
     assert disturbed.left() == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.soak)]
+)
 def test_a_stop_ends_cleanly_and_is_resumable(place, undisturbed, number, code):
     stopped = place("stopped")
     process = stopped.start()
@@ -250,6 +252,7 @@ def test_what_cannot_be_resumed_says_why(place, butterflies, tmp_path):
     assert f"choose one of: {run_id}" in disturbed.log()
 
 
+@pytest.mark.soak
 def test_a_locked_database_costs_no_epoch(place, undisturbed):
     """Somebody holds the store's lock from the first epoch until training has long been over."""
     locked = place("locked")
@@ -266,6 +269,7 @@ def test_a_locked_database_costs_no_epoch(place, undisturbed):
     assert "Traceback" not in locked.log()
 
 
+@pytest.mark.soak
 def test_a_full_disk_stops_with_a_clear_word_and_goes_on_when_there_is_room(place, undisturbed, small_disk):
     full = place("full", LUCIDA_RUNS=str(small_disk / "runs"))
     process = full.start()

@@ -154,6 +154,7 @@ def test_ten_times_too_much_for_a_while(start, bundle_folder, bee):
     assert set(health) == {200}
 
 
+@pytest.mark.soak
 def test_a_scan_bomb_holds_up_nobody(service, bee, corpus):
     bomb = corpus.scans(2000)
 

@@ -133,6 +133,7 @@ def test_jobs_survive_kills_of_their_process_and_of_the_service(start, bundle_fo
     assert not list((tmp_path / "jobs" / job["id"]).glob(".*"))
 
 
+@pytest.mark.soak
 def test_a_picture_is_not_to_blame_for_the_end_of_the_service(start, bundle_folder, bee, tmp_path):
     """The worker is killed in mid-picture; the job's process ends with it and takes its note back."""
     own = start(bundle_folder, workers="1", jobs=tmp_path / "jobs")

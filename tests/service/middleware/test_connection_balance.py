@@ -69,6 +69,7 @@ def test_a_worker_alone_and_one_beside_the_dead_keep_their_clients(tmp_path, mon
     assert not alone.should_close()
 
 
+@pytest.mark.soak
 def test_clients_that_came_at_once_end_up_with_both_workers(start, bundle_folder, bee):
     """Each on a connection of its own that it keeps as long as it may."""
     own = start(bundle_folder, workers="2")

@@ -184,7 +184,8 @@ def test_a_slow_upload_is_ended_and_holds_up_nobody(start, bundle_folder, corpus
         line.close()
 
 
-@pytest.mark.parametrize("uvloop", ["with uvloop", pytest.param("without", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("uvloop", ["with uvloop", "without"])
 def test_nothing_that_a_client_names_is_fetched(start, bundle_folder, corpus, uvloop, tmp_path):
     """With proxy variables that lead to a trap: whatever the service fetched would be seen."""
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['uvloop'] = None\n")
@@ -322,6 +323,7 @@ def test_a_page_of_another_site_cannot_ask_in_a_readers_name(service, bee, heade
         assert reply.json()["kind"] == "cross_site"
 
 
+@pytest.mark.soak
 def test_a_form_of_half_delimiters_holds_up_nobody(start, bundle_folder):
     """The parser goes through it byte by byte; what else is asked must come through in between."""
     own = start(bundle_folder, workers="1")

@@ -208,6 +208,7 @@ def test_cells_say_what_they_see_to_the_mouse_and_to_the_keyboard(page):
     expect(page.locator("#readout")).not_to_have_text(first)
 
 
+@pytest.mark.soak
 def test_trust_is_asked_by_a_job_with_progress_and_can_be_stopped(page, shown):
     explained(page)
     page.get_by_role("button", name="Check this explanation").click()
