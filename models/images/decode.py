@@ -26,7 +26,7 @@ from models.images.pixel_budget import PixelBudget
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What we decode. Phone images of type MPO arrive as JPEG (their first frame)."""
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """File names that are taken for images when a folder is scanned; what a file is, its bytes decide."""
 
 MAX_SIDE = 65_500

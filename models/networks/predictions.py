@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 import torch
@@ -48,9 +49,15 @@ def rank_classes(logits: Tensor, classes: list[str], scoring: Scoring) -> list[P
 
 
 def class_index(target: str, classes: list[str]) -> int:
-    """Return index of a class by name, or by number where no class has that name; raises UnknownChoice."""
+    """Return index of a class by name, or by number where no class has that name; raises UnknownChoice.
+
+    Names are compared in Unicode's composed form (NFC), as keyboards and file systems differ in theirs.
+    """
     if target in classes:
         return classes.index(target)
+    composed = [unicodedata.normalize("NFC", name) for name in classes]
+    if (name := unicodedata.normalize("NFC", target)) in composed:
+        return composed.index(name)
     if target.isascii() and target.isdigit() and len(target) < 10 and int(target) < len(classes):
         return int(target)
     raise UnknownChoice("class", target, classes)

@@ -13,6 +13,7 @@ from models.errors import ExplanationError
 from models.explainer import Explainer, ExplainOptions
 from models.images.decode import IMAGE_SUFFIXES, Limits
 from pipelines.batch.checks import check_job_options
+from pipelines.data.listing import list_images
 from pipelines.errors import DataError
 
 _DEFAULT_SAMPLES = ExplainOptions().samples
@@ -44,7 +45,9 @@ class ExplainJob:
         """Digest of all that decides the rows: model, options, and each image's name, size and time."""
         parts: list[object] = [self.model_digest, self.settings(), str(self.limits), str(self.source)]
         for name in self.files:
-            status = (self.source / name).stat()
+            path = self.source / name
+            # A link that leads nowhere becomes an error row; it has no size but its own.
+            status = path.stat() if path.exists() else path.lstat()
             parts += [name, status.st_size, status.st_mtime_ns]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -101,13 +104,7 @@ def _list_images(source: Path) -> tuple[Path, tuple[str, ...]]:
     if source.is_file():
         source, files = source.parent, [source.name]
     else:
-        files = sorted(
-            path.relative_to(source).as_posix()
-            for path in source.rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES
-            and path.is_file()
-            and path.resolve().is_relative_to(source)
-        )
+        files = sorted(path.relative_to(source).as_posix() for path in list_images(source))
     if not files:
         raise DataError(f"The folder {source} has no pictures ({', '.join(IMAGE_SUFFIXES)}).")
     names = tuple(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in files)

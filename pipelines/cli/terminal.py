@@ -75,12 +75,18 @@ def load_dataset(data: str, *, val_share: float = 0.25) -> Dataset:
             f"[yellow]skipped[/yellow] {len(dataset.skipped)} files in all; "
             "dataset.json in the run names each."
         )
-    for trained, held_out in dataset.shared[:5]:
-        console.print(
-            f"[yellow]same picture on both sides[/yellow] {escape(trained)} and {escape(held_out)}",
-            highlight=False,
-        )
+    _print_pairs("same picture on both sides", dataset.shared)
+    _print_pairs("same picture with two labels", dataset.conflicting)
     return dataset
+
+
+def _print_pairs(what: str, pairs: list[tuple[str, str]]) -> None:
+    for first, second in pairs[:5]:
+        console.print(f"[yellow]{what}[/yellow] {escape(first)} and {escape(second)}", highlight=False)
+    if len(pairs) > 5:
+        console.print(
+            f"[yellow]{what}[/yellow] {len(pairs)} pairs in all; dataset.json in the run names each."
+        )
 
 
 @contextmanager

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from models.errors import ImageError
 from models.images.decode import read_image
 from models.networks.scoring import Task
 from models.progress import Progress, no_progress
-from pipelines.data.labels import SPLITS, LabelledFile, SkippedFile, list_folder
+from pipelines.data.labels import list_folder
+from pipelines.data.listing import SPLITS, LabelledFile, SkippedFile
 from pipelines.errors import DataError
 
 
@@ -54,6 +55,8 @@ class Dataset:
     """(train name, held-out name) of images that are on both sides: what is measured on them is no
     evidence.
     """
+    conflicting: list[tuple[str, str]] = field(default_factory=list)
+    """Names of one split whose content is the same and whose labels are not: one of them is wrong."""
 
     @property
     def digest(self) -> str:
@@ -111,6 +114,7 @@ def scan_folder(root: Path, *, val_share: float = 0.25, progress: Progress = no_
         classes=listed.classes,
         skipped=skipped,
         shared=_shared(by_split),
+        conflicting=_conflicting(by_split),
         **by_split,
     )
 
@@ -166,3 +170,14 @@ def _shared(by_split: dict[str, list[Sample]]) -> list[tuple[str, str]]:
     trained = {sample.sha256: sample.name for sample in by_split["train"]}
     held_out = [sample for split in ("val", "test") for sample in by_split[split]]
     return [(trained[sample.sha256], sample.name) for sample in held_out if sample.sha256 in trained]
+
+
+def _conflicting(by_split: dict[str, list[Sample]]) -> list[tuple[str, str]]:
+    pairs = []
+    for samples in by_split.values():
+        first: dict[str, Sample] = {}
+        for sample in samples:
+            other = first.setdefault(sample.sha256, sample)
+            if other.labels != sample.labels:
+                pairs.append((other.name, sample.name))
+    return pairs

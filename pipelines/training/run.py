@@ -391,6 +391,7 @@ def _describe_dataset(data: Dataset) -> dict[str, object]:
         "classes": data.classes,
         "skipped_files": [{"name": item.name, "reason": item.reason} for item in data.skipped],
         "pictures_on_both_sides": [list(pair) for pair in data.shared],
+        "pictures_with_two_labels": [list(pair) for pair in data.conflicting],
     }
 
 

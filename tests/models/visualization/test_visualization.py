@@ -146,6 +146,11 @@ def test_ranking_is_a_softmax_highest_first():
 def test_a_class_is_found_by_name_before_number():
     assert class_index("1", ["0", "2", "1"]) == 2
     assert class_index("1", ["a", "b"]) == 1
+    assert (
+        class_index("cafe\u0301", ["tea", "caf\u00e9"])
+        == class_index("caf\u00e9", ["tea", "cafe\u0301"])
+        == 1
+    )
     for wrong in ("7", "c", "-1", "1.0", ""):
         with pytest.raises(UnknownChoice, match="a, b"):
             class_index(wrong, ["a", "b"])
