@@ -9,6 +9,7 @@ import sys
 import time
 
 import httpx
+import pytest
 
 from service.jobs.store import JobStatus, JobStore
 from service.jobs.supervisor import JobSupervisor
