@@ -18,7 +18,7 @@ demo: $(STAMP)      ## draw specimens, train, register, promote, package, serve 
 
 test: lint types contracts pytest  ## what a change can break: linters, types, contracts, behaviour; 15 minutes on two cores
 
-soak: $(STAMP)      ## what takes long, one after the other: overload, leaks, three-seed bars, peers, fuzzing
+soak: $(STAMP)      ## what takes long, one after the other: overload, full disks, how-to pages, leaks, three-seed bars, peers, fuzzing
 	$(BIN)/pytest -m soak --durations=25
 
 lint: $(STAMP) page
