@@ -203,7 +203,7 @@ def test_ctrl_c_ends_with_130_and_resumes(folder, bundle_folder, tmp_path):
     _, complaint = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "Traceback" not in complaint
-    assert json.loads((out / "job.json").read_text())["pictures"] == 427
+    assert json.loads((out / "job.json").read_text())["pictures"] == 428
 
 
 def test_ray_gives_the_rows_of_one_machine(folder, loaded, tmp_path):
@@ -217,8 +217,8 @@ def test_ray_gives_the_rows_of_one_machine(folder, loaded, tmp_path):
     done = run_on_ray(
         planned, loaded, tmp_path / "ray", progress=lambda label, count, total: seen.append((count, total))
     )
-    assert done.pictures == 87
-    assert seen[-1] == (87, 87)
+    assert done.pictures == 88
+    assert seen[-1] == (88, 88)
     here, there = rows_of(alone), rows_of(done.out)
     for one, other in zip(here, there, strict=True):
         assert (one["path"], one["prediction"], one["status"], one["error"]) == (
@@ -229,7 +229,7 @@ def test_ray_gives_the_rows_of_one_machine(folder, loaded, tmp_path):
         )
         if one["grid"] is not None:
             np.testing.assert_allclose(one["grid"], other["grid"], atol=1e-5)
-    assert run_on_ray(planned, loaded, tmp_path / "ray").resumed == 87
+    assert run_on_ray(planned, loaded, tmp_path / "ray").resumed == 88
 
 
 def test_overlay_names():
