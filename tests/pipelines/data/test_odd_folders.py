@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ from tests.support.serving import PROJECT
 
 @pytest.fixture
 def cases():
-    folder = PROJECT.parent / "shared" / "cases"
+    """The folder of small inputs that failed, beside that of the photographs."""
+    photos = Path(os.environ.get("LUCIDA_DATA", PROJECT.parent / "shared" / "data"))
+    folder = photos.parent / "cases"
     if not folder.is_dir():
         pytest.skip(f"needs the folder of small inputs that failed, which {folder} is not")
     return folder
@@ -25,7 +29,7 @@ def cases():
 
 @pytest.fixture
 def pets(tmp_path, encode):
-    """Twelve pictures of each of two classes, divided."""
+    """Six pictures of each of two classes on either side."""
     for split in ("train", "val"):
         for label, name in enumerate(("cats", "dogs")):
             (tmp_path / "pets" / split / name).mkdir(parents=True)
