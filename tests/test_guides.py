@@ -170,6 +170,7 @@ def test_the_page_of_the_python_api(copy: ProjectCopy) -> None:
     assert audit.strip()
 
 
+@pytest.mark.soak
 def test_ask_from_python(service: Served, tmp_path: Path) -> None:
     page = (PROJECT / "docs/how-to/ask-from-python.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

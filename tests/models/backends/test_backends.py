@@ -46,6 +46,7 @@ def test_openvino_gives_torchs_logits_and_maps(imagenet, openvino, random_batch)
             assert other.settings["engine"] == "openvino"
 
 
+@pytest.mark.soak
 def test_bfloat16_agrees_on_real_photographs(imagenet, bfloat16, photos):
     paths = sorted((photos / "caltech_animals").glob("*/*/*.jpg")) + sorted(
         (photos / "hymenoptera/val").glob("*/*.jpg")

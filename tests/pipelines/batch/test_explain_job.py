@@ -206,6 +206,7 @@ def test_ctrl_c_ends_with_130_and_resumes(folder, bundle_folder, tmp_path):
     assert json.loads((out / "job.json").read_text())["pictures"] == 428
 
 
+@pytest.mark.soak
 def test_ray_gives_the_rows_of_one_machine(folder, loaded, tmp_path):
     from pipelines.batch.ray import run_on_ray
 

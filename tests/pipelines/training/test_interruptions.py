@@ -228,7 +228,7 @@ def test_a_stop_ends_cleanly_and_is_resumable(place, undisturbed, number, code):
     states = {name: state for name, state in stopped.told("select name, status from runs")}
     assert states["wings efficientnet_lite0"] == states["1 head"] == "KILLED"
     assert states["2 top"] in ("KILLED", "SCHEDULED"), "it may not have begun"
-    if number == signal.SIGINT:
+    if number == signal.SIGTERM:
         stopped.finish("--resume", run_id)
         assert stopped.story() == undisturbed
 

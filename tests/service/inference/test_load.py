@@ -218,6 +218,7 @@ def idle(served) -> None:
     ],
     ids=str,
 )
+@pytest.mark.soak
 def test_deadlines_are_kept_and_what_was_cut_is_said(service, bee, route, fields):
     began = time.perf_counter()
     reply = service.ask(route, bee, deadline_ms="600", **fields)
@@ -233,6 +234,7 @@ def test_deadlines_are_kept_and_what_was_cut_is_said(service, bee, route, fields
     idle(service)
 
 
+@pytest.mark.soak
 def test_clients_that_hang_up_leave_nothing_behind(start, bundle_folder, bee, corpus):
     own = start(bundle_folder)
     host, port = own.url.removeprefix("http://").split(":")
@@ -257,6 +259,7 @@ def test_clients_that_hang_up_leave_nothing_behind(start, bundle_folder, bee, co
     idle(own)
 
 
+@pytest.mark.soak
 def test_sigterm_loses_no_request_that_had_begun(start, bundle_folder, bee):
     own = start(bundle_folder)
     replies: list[int] = []
@@ -279,6 +282,7 @@ def test_sigterm_loses_no_request_that_had_begun(start, bundle_folder, bee):
     assert took <= 30
 
 
+@pytest.mark.soak
 def test_a_killed_worker_takes_only_its_own_requests_with_it(start, bundle_folder, bee):
     own = start(bundle_folder)
     outcomes: list[tuple[float, object]] = []
