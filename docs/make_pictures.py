@@ -52,7 +52,7 @@ def fine_tuned(found: Dataset) -> Iterator[tuple[TransferModel, PhaseResult]]:
     """Yield the model after each phase of the default settings."""
     config = TrainConfig()
     torch.manual_seed(config.seed)
-    model = TransferModel.create(config.backbone, found.classes)
+    model = TransferModel.create(config.backbone, found.classes, view=config.view)
     store = FeatureCache(default_cache_folder(), memory_gb=config.cache_gb, disk_gb=config.cache_disk_gb)
     features = Features(model, found, config, store, Reporter())
     objective = make_objective(found.task, config.class_weights, features.targets)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import PIL.Image
@@ -24,6 +24,10 @@ from models.errors import BundleError, ImageTooLarge
 from models.images.decode import MAX_SIDE, Image, read_image
 
 Interpolation = Literal["bilinear", "bicubic"]
+View = Literal["crop", "whole", "pad"]
+VIEWS: tuple[View, ...] = get_args(View)
+"""What of an image the model sees: its centre, the whole of it resized to the input without regard to its
+shape, or the whole of it in its shape with margins of the mean colour."""
 
 _TORCHVISION = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 _PILLOW = {"bilinear": PIL.Image.Resampling.BILINEAR, "bicubic": PIL.Image.Resampling.BICUBIC}
@@ -33,8 +37,8 @@ _MAX_SIZE = 4_096
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The place of one image in the model's input: its size, its resized size, and the crop that the model
-    saw.
+    """The place of one image in the model's input: its size, its resized size, and where the input lies on
+    the resized image.
     """
 
     width: int
@@ -46,18 +50,21 @@ class Frame:
     top: int
     crop_width: int
     crop_height: int
-    """The crop, in pixels of the resized image."""
+    """The input, in pixels of the resized image; with margins it begins before 0 and ends beyond it."""
 
     @property
     def seen_box(self) -> tuple[float, float, float, float]:
-        """(x0, y0, x1, y1) of what the model saw, in pixels of the upright image."""
-        sx, sy = self.width / self.resized_width, self.height / self.resized_height
-        return (
-            self.left * sx,
-            self.top * sy,
-            (self.left + self.crop_width) * sx,
-            (self.top + self.crop_height) * sy,
-        )
+        """(x0, y0, x1, y1) of the model's input, in pixels of the upright image; with margins it reaches
+        beyond the image.
+        """
+        return self.to_image((0, 0, self.crop_width, self.crop_height))
+
+    @property
+    def seen_share(self) -> float:
+        """Share of the image's area that the model saw, 0 to 1."""
+        x0, y0, x1, y1 = self.seen_box
+        width, height = min(x1, self.width) - max(x0, 0.0), min(y1, self.height) - max(y0, 0.0)
+        return width * height / (self.width * self.height)
 
     def to_image(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
         """Convert a box (x0, y0, x1, y1) from pixels of the model's input to pixels of the upright image; it
@@ -88,7 +95,7 @@ class Frame:
         """Lay a map over the image: (rows, cols) to float32 (height, width), NaN where the model never
         looked.
 
-        The map's cells tile the crop evenly; between their centres the value is bilinear, outside of the
+        The map's cells tile the input evenly; between their centres the value is bilinear, outside of the
         outermost centres it is that of the nearest cell.
         """
         if grid.ndim != 2:
@@ -132,20 +139,19 @@ def _interpolation_matrix(pixels: int, start: float, stop: float, cells: int) ->
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """A model's preprocessing as data: resize the short side, crop the centre, scale to [0, 1], normalise."""
+    """A model's preprocessing as data: resize, crop or pad to the input, scale to [0, 1], normalise."""
 
     resize: int
-    """Short side after resizing, pixels."""
+    """Short side after resizing, pixels, where the centre is cropped."""
     crop_height: int
     crop_width: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: Interpolation
+    view: View = "crop"
 
     def __post_init__(self) -> None:
-        """Refuse what could not be prepared: unknown interpolation, a crop larger than the resized
-        image.
-        """
+        """Refuse what could not be prepared: unknown names, a crop larger than the resized image."""
         sizes = (self.resize, self.crop_height, self.crop_width)
         if not all(type(size) is int and size <= _MAX_SIZE for size in sizes):
             raise BundleError(f"Sizes must be whole numbers of at most {_MAX_SIZE} pixels, not {sizes}.")
@@ -153,12 +159,10 @@ class Geometry:
             raise BundleError(
                 f"Unknown interpolation {self.interpolation!r}; choose one of: bilinear, bicubic."
             )
-        if (
-            not 0
-            < min(self.crop_height, self.crop_width)
-            <= max(self.crop_height, self.crop_width)
-            <= self.resize
-        ):
+        if self.view not in VIEWS:
+            raise BundleError(f"Unknown view {self.view!r}; choose one of: {', '.join(VIEWS)}.")
+        sides = (self.crop_height, self.crop_width)
+        if not 0 < min(sides) <= max(sides) <= self.resize:
             raise BundleError(
                 f"A crop of {self.crop_height} x {self.crop_width} does not fit a short side of {self.resize}"
             )
@@ -183,14 +187,17 @@ class Geometry:
         """Return plain values for JSON."""
         return asdict(self)
 
+    @property
+    def mean_colour(self) -> tuple[int, int, int]:
+        """The colour of margins and covers, 0 to 255, which normalisation maps to about zero."""
+        red, green, blue = (round(channel * 255) for channel in self.mean)
+        return red, green, blue
+
     def frame(self, width: int, height: int) -> Frame:
-        """Return where an image of this size goes; the arithmetic is torchvision's (long side truncated,
-        crop rounded).
+        """Return where an image of this size goes; for a crop the arithmetic is torchvision's (long side
+        truncated, crop rounded).
         """
-        if width <= height:
-            resized_width, resized_height = self.resize, int(self.resize * height / width)
-        else:
-            resized_width, resized_height = int(self.resize * width / height), self.resize
+        resized_width, resized_height = self._resized_size(width, height)
         return Frame(
             width=width,
             height=height,
@@ -202,45 +209,64 @@ class Geometry:
             crop_height=self.crop_height,
         )
 
+    def _resized_size(self, width: int, height: int) -> tuple[int, int]:
+        if self.view == "whole":
+            return self.crop_width, self.crop_height
+        if self.view == "pad":
+            scale = min(self.crop_width / width, self.crop_height / height)
+            return max(1, round(width * scale)), max(1, round(height * scale))
+        if width <= height:
+            return self.resize, int(self.resize * height / width)
+        return int(self.resize * width / height), self.resize
+
     def see(self, image: Image) -> tuple[PIL.Image.Image, Frame]:
-        """Return the crop that the model will see, as an image (before normalisation), and its Frame."""
-        frame = self.frame(image.width, image.height)
-        if _is_extreme(image):
-            return self._see_extreme(image, frame), frame
-        resized = self._resized(image, frame)
-        return F.center_crop(resized, [self.crop_height, self.crop_width]), frame
+        """Return what the model will see, as an image (before normalisation), and its Frame."""
+        return self.see_moved(image, 0, 0)
 
     def see_moved(self, image: Image, right: int, down: int) -> tuple[PIL.Image.Image, Frame]:
-        """Do as :meth:`see`, with the crop moved by some pixels of the resized image; beyond its edge the
-        edge's pixels are repeated.
+        """Do as :meth:`see`, with the input moved by some pixels over the resized image; beyond its edge are
+        the margins' colour or, without margins, the edge's pixels again.
         """
         frame = self.frame(image.width, image.height)
-        if _is_extreme(image):
+        if self.view == "crop" and _is_extreme(image):
             # Beyond its short side there is nothing to move to; along the long one the crop stays inside.
             left = min(max(frame.left + right, 0), frame.resized_width - frame.crop_width)
             top = min(max(frame.top + down, 0), frame.resized_height - frame.crop_height)
             inside = replace(frame, left=left, top=top)
             return self._see_extreme(image, inside), inside
-        resized = self._resized(image, frame)
-        margin = max(abs(right), abs(down))
-        padded = F.pad(resized, [margin], padding_mode="edge")
         moved = replace(frame, left=frame.left + right, top=frame.top + down)
+        resized = self._resized(image.pil, frame)
+        if self.view == "pad":
+            return self._on_margins(resized, moved), moved
+        margin = max(abs(right), abs(down))
+        padded = F.pad(resized, [margin], padding_mode="edge") if margin else resized
         corner = (moved.left + margin, moved.top + margin)
         box = (*corner, corner[0] + self.crop_width, corner[1] + self.crop_height)
         return padded.crop(box), moved
 
-    def _resized(self, image: Image, frame: Frame) -> PIL.Image.Image:
-        """Return the whole image with its short side as the model wants it."""
-        size = [self.resize] if image.full_size is None else [frame.resized_height, frame.resized_width]
+    def fit(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """Return the whole of an image, or of a part of one, as the model's input: in its shape where there
+        are margins, resized without regard to it otherwise.
+        """
+        whole = self if self.view == "pad" else replace(self, view="whole")
+        frame = whole.frame(*image.size)
+        resized = whole._resized(image, frame)
+        return whole._on_margins(resized, frame) if whole.view == "pad" else resized
+
+    def _resized(self, image: PIL.Image.Image, frame: Frame) -> PIL.Image.Image:
+        size = [frame.resized_height, frame.resized_width]
         resized: PIL.Image.Image = F.resize(
-            image.pil, size, interpolation=_TORCHVISION[self.interpolation], antialias=True
+            image, size, interpolation=_TORCHVISION[self.interpolation], antialias=True
         )
         return resized
 
+    def _on_margins(self, resized: PIL.Image.Image, frame: Frame) -> PIL.Image.Image:
+        canvas = PIL.Image.new("RGB", (self.crop_width, self.crop_height), self.mean_colour)
+        canvas.paste(resized, (-frame.left, -frame.top))
+        return canvas
+
     def _see_extreme(self, image: Image, frame: Frame) -> PIL.Image.Image:
-        """Resize only the part of a very long image that the crop needs: 1 x 5000 would otherwise become
-        327 MP.
-        """
+        """Resize only what the crop needs of a very long image: 1 x 5000 would become 327 MP."""
         if max(image.width, image.height) > MAX_SIDE:
             raise ImageTooLarge(
                 f"The picture is {image.width} x {image.height}; its limit is {MAX_SIDE:,} a side."
@@ -256,7 +282,7 @@ class Geometry:
         )
 
     def normalise(self, image: PIL.Image.Image) -> Tensor:
-        """Return a crop as float32 (3, height, width): scaled to [0, 1], then (x - mean) / std."""
+        """Return an input as float32 (3, height, width): scaled to [0, 1], then (x - mean) / std."""
         scaled = F.convert_image_dtype(F.pil_to_tensor(image), torch.float32)
         normalised: Tensor = F.normalize(scaled, mean=list(self.mean), std=list(self.std))
         return normalised

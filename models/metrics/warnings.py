@@ -52,17 +52,22 @@ def image_warnings(image: Image, frame: Frame) -> list[str]:
     """Return what is lost between the image and what the model saw."""
     warnings = list(image.notes)
     x0, y0, x1, y1 = frame.seen_box
-    unseen = 1.0 - (x1 - x0) * (y1 - y0) / (image.width * image.height)
-    if unseen > _MAX_HIDDEN_SHARE:
-        warnings.append(
-            f"The model saw only the middle of the picture: {unseen:.0%} of its area was cropped away."
-        )
+    if (cropped := crop_warning(frame)) is not None:
+        warnings.append(cropped)
     if min(x1 - x0, y1 - y0) < min(frame.crop_width, frame.crop_height) / 4:
         warnings.append(
             f"The picture is small: {image.width} x {image.height} pixels were enlarged for the model, "
             "so its details are not evidence."
         )
     return warnings
+
+
+def crop_warning(frame: Frame) -> str | None:
+    """Return what to know about an image of which much was cropped away; None for any other."""
+    unseen = 1.0 - frame.seen_share
+    if unseen <= _MAX_HIDDEN_SHARE:
+        return None
+    return f"The model saw only the middle of the picture: {unseen:.0%} of its area was cropped away."
 
 
 def map_warnings(attribution: Attribution, score: float, full_scale: float | None = None) -> list[str]:

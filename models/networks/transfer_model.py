@@ -8,6 +8,7 @@ after each block).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.errors import ConfigError, ExplanationError, UnknownChoice
-from models.images.geometry import Geometry
+from models.images.geometry import Geometry, View
 from models.networks.registry import Backbone, Pretraining, get_backbone, imagenet_classes
 from models.networks.scoring import Scoring, Task, expand_binary
 
@@ -74,12 +75,15 @@ class TransferModel(nn.Module):
         *,
         pretraining: Pretraining = "imagenet",
         task: Task = "multiclass",
+        view: View = "crop",
     ) -> TransferModel:
-        """Return a model with a new classifier for these classes; raises UnknownChoice or
-        WeightsUnavailable.
+        """Return a model with a new classifier for these classes, and what it shall see of an image; raises
+        UnknownChoice or WeightsUnavailable.
         """
         row = get_backbone(name)
-        return cls(row, row.network(pretraining), classes=classes, task=task).eval()
+        model = cls(row, row.network(pretraining), classes=classes, task=task)
+        model.geometry = replace(model.geometry, view=view)
+        return model.eval()
 
     @classmethod
     def imagenet(cls, name: str) -> TransferModel:

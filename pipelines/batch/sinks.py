@@ -22,6 +22,7 @@ from models.atomic_write import atomic_open, atomic_write
 from models.bundle import Bundle
 from models.images.encode import encode_image
 from pipelines.batch.job import ExplainJob
+from pipelines.data.visibility import describe_view
 from pipelines.reports.html import render_template
 
 ROW_SCHEMA = pa.schema(
@@ -43,6 +44,7 @@ ROW_SCHEMA = pa.schema(
         pa.field("grid_cols", pa.int32()),
         pa.field("grid", pa.list_(pa.float32())),
         pa.field("seen_box", pa.list_(pa.float64())),
+        pa.field("seen_share", pa.float64()),
         pa.field("full_scale", pa.float64()),
         pa.field("settings", pa.string()),
         pa.field("sanity", pa.string()),
@@ -207,12 +209,14 @@ def render_index(job: ExplainJob, bundle: Bundle, rows: Sequence[dict[str, Any]]
         if row["prediction"]:
             counts[row["prediction"]] = counts.get(row["prediction"], 0) + 1
     origin, options = bundle.provenance, job.options
+    shares = [row["seen_share"] for row in rows if row["seen_share"] is not None]
     check = bundle.sanity.methods.get(str(options.method)) if bundle.sanity is not None else None
     return render_template(
         "explain_index.html.j2",
         title=f"{len(rows)} pictures explained",
         rows=ordered[:_MAX_ON_PAGE],
         hidden=max(0, len(rows) - _MAX_ON_PAGE),
+        view=describe_view(bundle.model.geometry, shares) if shares else "",
         counts=sorted(counts.items(), key=lambda item: -item[1]),
         errors=sum(row["status"] == "error" for row in rows),
         facts={

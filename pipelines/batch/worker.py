@@ -15,7 +15,7 @@ import PIL.Image
 from models.errors import LucidaError
 from models.explainer import Explainer, Explanation, PreparedImage
 from models.images.decode import Image, read_image
-from models.metrics.warnings import audit_border
+from models.metrics.warnings import audit_border, crop_warning
 from models.visualization.overlay import shrink_to_fit
 from pipelines.batch.checks import CHECK_COLUMNS, run_job_checks
 from pipelines.batch.job import ExplainJob
@@ -96,12 +96,14 @@ class BatchWorker:
             "grid_cols": attribution.cols,
             "grid": attribution.values.ravel().tolist(),
             "seen_box": list(explanation.frame.seen_box),
+            "seen_share": explanation.frame.seen_share,
             "border_mass": audit_border(attribution).mass,
             **dict.fromkeys(CHECK_COLUMNS),
             "full_scale": explanation.full_scale,
             "settings": json.dumps(attribution.settings),
             "sanity": self.explainer.randomization_note(attribution.method),
-            "warnings": list(explanation.warnings),
+            # The page says once, for all of them, how much of the pictures is cropped away.
+            "warnings": [text for text in explanation.warnings if text != crop_warning(explanation.frame)],
             "status": attribution.status,
             "error": None,
             "overlay": f"overlays/{overlay_name(name)}",

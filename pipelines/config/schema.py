@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from models.errors import ConfigError, UnknownChoice
+from models.images.geometry import VIEWS, View
 from models.networks.registry import DEFAULT_BACKBONE, get_backbone
 from models.networks.scoring import TASKS
 from models.networks.transfer_model import HEAD
@@ -136,6 +137,9 @@ class TrainConfig:
     """"imagenet", or "none" for random weights."""
     task: str = "auto"
     """"multiclass", "binary", "multilabel", or "auto" for what the data's labels are."""
+    view: View = "whole"
+    """What of an image the model sees, in training as in service: the "whole" of it resized to the input,
+    the "crop" of its centre, or the whole in its own shape with margins ("pad")."""
     seed: int = 0
     batch_size: int = 32
     views: int = 4
@@ -166,6 +170,7 @@ class TrainConfig:
         row = get_backbone(self.backbone)
         _choose("weights", self.weights, ("imagenet", "none"))
         _choose("task", self.task, ("auto", *TASKS))
+        _choose("view", self.view, VIEWS)
         _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
         _require(1 <= self.views <= 1000, "views", self.views, "from 1 to 1000")

@@ -34,7 +34,7 @@ _ASPECT = (3 / 4, 4 / 3)
 @dataclass(frozen=True, slots=True)
 class AugmentedView:
     """The changes that one view makes to one image, in this order; boxes are shares of the image or of the
-    crop.
+    model's input.
     """
 
     rotate_degrees: float
@@ -51,7 +51,8 @@ class AugmentedView:
 
 
 def draw_view(policy: Augmentation, rng: np.random.Generator, aspect: float) -> AugmentedView:
-    """Draw a view within the policy for an image of that width to height.
+    """Draw a view within the policy; ``aspect`` is the image's width to height, or 1 where crops shall have
+    its shape.
 
     Every number is drawn whether or not it is used, so that turning one change off leaves the others as they
     were.
@@ -92,15 +93,16 @@ class Augmenter:
 
     def __init__(self, geometry: Geometry, policy: Augmentation, *, seed: int) -> None:
         self.geometry, self.policy, self.seed = geometry, policy, seed
-        self._fill = [round(channel * 255) for channel in geometry.mean]
-        self._mode = (
-            InterpolationMode.BICUBIC if geometry.interpolation == "bicubic" else InterpolationMode.BILINEAR
-        )
 
     def view(self, sample: Sample, number: int, aspect: float) -> AugmentedView:
-        """Return what view ``number`` (from 1) does to an image of that width to height."""
+        """Return what view ``number`` (from 1) does to an image of that width to height.
+
+        A model that crops the centre is trained on crops of about the input's shape; one that sees the whole
+        image on crops of about the image's, which are stretched or padded as the whole will be.
+        """
         digest = hashlib.sha256(f"{self.seed}/{sample.sha256}/{number}".encode()).digest()
-        return draw_view(self.policy, np.random.default_rng(int.from_bytes(digest[:16], "big")), aspect)
+        rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))
+        return draw_view(self.policy, rng, aspect if self.geometry.view == "crop" else 1.0)
 
     def image(self, sample: Sample, number: int) -> PIL.Image.Image:
         """Return a view of an image: view 0 as the model will see it in service, the others varied."""
@@ -123,11 +125,10 @@ class Augmenter:
                 scale=1.0,
                 shear=list(view.shear_degrees),
                 interpolation=InterpolationMode.BILINEAR,
-                fill=self._fill,
+                fill=list(self.geometry.mean_colour),
             )
         left, top, wide, high = _pixels(view.crop, width, height)
-        size = [self.geometry.crop_height, self.geometry.crop_width]
-        image = TF.resized_crop(image, top, left, high, wide, size, self._mode)
+        image = self.geometry.fit(image.crop((left, top, left + wide, top + high)))
         if view.mirror:
             image = TF.horizontal_flip(image)
         if view.upside_down:
@@ -138,7 +139,7 @@ class Augmenter:
             image = TF.adjust_saturation(image, view.saturation)
         if view.erased is not None:
             left, top, wide, high = _pixels(view.erased, *image.size)
-            image.paste(tuple(self._fill), (left, top, left + wide, top + high))
+            image.paste(self.geometry.mean_colour, (left, top, left + wide, top + high))
         varied: PIL.Image.Image = image
         return varied
 

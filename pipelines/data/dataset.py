@@ -31,6 +31,9 @@ class Sample:
     labels: tuple[int, ...]
     """Indices of the classes that hold: exactly one, unless the task is multilabel."""
     sha256: str
+    width: int
+    height: int
+    """Pixels of the upright image."""
 
     @property
     def label(self) -> int:
@@ -146,11 +149,11 @@ def _read(entry: LabelledFile, inner: str, val_share: float) -> tuple[str, Sampl
         readable = inner.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         return SkippedFile(readable, "The file's name is not valid UTF-8; rename it.")
     try:
-        digest = read_image(entry.path).sha256
+        image = read_image(entry.path)
     except ImageError as error:
         return SkippedFile(inner, str(error))
-    split = entry.split or ("val" if int(digest[:8], 16) / 2**32 < val_share else "train")
-    return split, Sample(path=entry.path, name=inner, labels=entry.labels, sha256=digest)
+    split = entry.split or ("val" if int(image.sha256[:8], 16) / 2**32 < val_share else "train")
+    return split, Sample(entry.path, inner, entry.labels, image.sha256, image.width, image.height)
 
 
 def _check_classes_in_splits(

@@ -55,6 +55,8 @@ class ReviewCase:
     """Overlay for the true class, on the same scale."""
     contrast: PIL.Image.Image
     """Overlay of the difference: orange speaks for the answer, blue for the true class."""
+    seen_share: float
+    """Share of the image's area that the model saw."""
     neighbours: tuple[Neighbour, ...]
     notes: tuple[str, ...]
 
@@ -132,6 +134,7 @@ def _case(
         predicted=draw_overlay(image, frame, predicted, max_side=SHOWN_SIDE, full_scale=scale),
         target=draw_overlay(image, frame, true, max_side=SHOWN_SIDE, full_scale=scale),
         contrast=draw_contrast_overlay(image, frame, predicted, true, max_side=SHOWN_SIDE),
+        seen_share=frame.seen_share,
         neighbours=near,
         notes=tuple(notes),
     )
@@ -146,6 +149,7 @@ def cases_to_columns(cases: Sequence[ReviewCase]) -> dict[str, list[object]]:
         "answer": [case.evaluated.answer for case in cases],
         "score": [case.evaluated.predicted.score for case in cases],
         "truth_score": [case.evaluated.truth_score for case in cases],
+        "seen_share": [case.seen_share for case in cases],
         "sha256": [case.evaluated.sample.sha256 for case in cases],
         "nearest": [", ".join(f"{n.name} ({n.similarity:.2f})" for n in case.neighbours) for case in cases],
         "evidence_for_answer": [np.asarray(case.predicted) for case in cases],

@@ -102,6 +102,7 @@ def _for_page(case: ReviewCase) -> dict[str, Any]:
         "said_score": evaluated.predicted.score,
         "true_classes": sorted(labels),
         "answered_classes": sorted(predicted_labels),
+        "seen_share": case.seen_share,
         "right": evaluated.is_correct,
         "picture": to_data_uri(case.image),
         "predicted_map": to_data_uri(case.predicted),

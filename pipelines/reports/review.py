@@ -62,12 +62,13 @@ def log_review(
         "backbone": model.backbone.name,
         "Grad-CAM block": model.cam_block,
         "task": model.scoring.task,
+        "view": model.geometry.view,
         "temperature": f"{model.scoring.temperature:.3f}",
         "mistakes shown": f"{len(wrong)} of {sum(len(e.wrong) for e in evaluations)}",
     }
     html = render_gallery(
         evaluations, wrong, close, title=f"Review of {name}", facts=facts,
-        summary=summarize_evaluations(evaluations, baseline, shared=data.shared),
+        summary=summarize_evaluations(evaluations, baseline, shared=data.shared, geometry=model.geometry),
     )  # fmt: skip
     keep(html, "review/review.html")
     if wrong:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean
 
+from models.images.geometry import Geometry
+from pipelines.data.visibility import seen_shares
 from pipelines.evaluation.classification import Evaluation
 
 _FEW = 50
+_MUCH_SEEN = 0.9
 _BADLY_CALIBRATED = 0.1
 
 
@@ -16,11 +20,12 @@ def summarize_evaluations(
     baseline: float | None = None,
     *,
     shared: Sequence[tuple[str, str]] = (),
+    geometry: Geometry | None = None,
 ) -> list[str]:
     """Summarize the state of a model from its evaluated splits; the last is the one to believe most.
 
     ``baseline`` is the linear probe's accuracy on the first; ``shared`` are (train name, held-out name) of
-    images on both sides.
+    images on both sides; ``geometry`` is the model's, from which follows how much it saw.
     """
     last = evaluations[-1]
     sentences = [_result(evaluation) for evaluation in evaluations]
@@ -34,6 +39,8 @@ def summarize_evaluations(
     sentences += _confusions(last)
     sentences += _weakest(last)
     sentences += _calibration(last)
+    if geometry is not None:
+        sentences += _visibility(last, geometry)
     if shared:
         many = f"{len(shared)} held-out pictures were" if len(shared) > 1 else "One held-out picture was"
         sentences.append(
@@ -88,3 +95,16 @@ def _calibration(evaluation: Evaluation) -> list[str]:
     was = f", {before:.1%} before calibration" if before is not None else ""
     means = "do not mean what they say" if error > _BADLY_CALIBRATED else "are close to what they claim"
     return [f"Scores on {evaluation.split} {means}: off by {error:.1%} on average{was}."]
+
+
+def _visibility(evaluation: Evaluation, geometry: Geometry) -> list[str]:
+    """Return how much was cropped away, where it is more than a rim."""
+    seen = seen_shares(geometry, (item.sample for item in evaluation.samples))
+    if fmean(seen) >= _MUCH_SEEN:
+        return []
+    wrong = seen_shares(geometry, (item.sample for item in evaluation.wrong))
+    of_wrong = f", and {fmean(wrong):.0%} of those that it got wrong" if wrong else ""
+    return [
+        f"On {evaluation.split} the model saw {fmean(seen):.0%} of a picture's area on average{of_wrong}; "
+        "the rest was cropped away. Trained with view = whole, it would see all of it."
+    ]

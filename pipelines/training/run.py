@@ -23,6 +23,7 @@ from models.progress import Progress
 from pipelines.config.loader import config_to_toml
 from pipelines.data.augmentation import draw_views_figure
 from pipelines.data.dataset import Dataset, Sample, with_task
+from pipelines.data.visibility import describe_view, seen_shares
 from pipelines.errors import LossNotFinite, TrackerUnavailable, TrainingError
 from pipelines.evaluation.classification import Evaluation, evaluate, evaluate_logits, fit_temperature
 from pipelines.evaluation.explanations import check_methods, localization_to_json, measure_localization
@@ -86,6 +87,8 @@ class TrainingRun:
         """Train: the whole run, or what is left of it."""
         with self._ended():
             self.log.status("RUNNING")
+            samples = (*self.data.train, *self.data.val, *self.data.test)
+            self.reporter.say(describe_view(model.geometry, seen_shares(model.geometry, samples)))
             checkpoint = self.folder.read_checkpoint()
             if checkpoint is None:
                 self._describe(model)

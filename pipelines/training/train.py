@@ -157,4 +157,6 @@ def _new_model(data: Dataset, config: TrainConfig) -> TransferModel:
     torch.manual_seed(config.seed)
     pretraining: Pretraining = "imagenet" if config.weights == "imagenet" else "none"
     task = with_task(data, config.task).task
-    return TransferModel.create(config.backbone, data.classes, pretraining=pretraining, task=task)
+    return TransferModel.create(
+        config.backbone, data.classes, pretraining=pretraining, task=task, view=config.view
+    )

@@ -121,8 +121,12 @@ class Predictor:
         self, image: Image, timer: Timer, warnings: Sequence[str], skipped: Sequence[str] = ()
     ) -> dict[str, Any]:
         """Return the fields with which every answer about an image ends."""
+        geometry = self.model.geometry
+        seen_share = round(geometry.frame(image.width, image.height).seen_share, 4)
         return {
-            "image": schemas.ImageSize(width=image.width, height=image.height),
+            "image": schemas.ImageSize(
+                width=image.width, height=image.height, view=geometry.view, seen_share=seen_share
+            ),
             "provenance": schemas.Provenance(
                 **self.origin().model_dump(), image_sha256=image.sha256, reduction=image.reduction
             ),

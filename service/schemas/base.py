@@ -37,10 +37,16 @@ class Score(Answer):
 
 
 class ImageSize(Answer):
-    """Size of the upright image, after its EXIF orientation was applied."""
+    """Size of the upright image, after its EXIF orientation was applied, and how much of it the model saw."""
 
     width: int
     height: int
+    view: str = Field(
+        "crop",
+        description="What the model sees: the centre (crop), the whole picture resized to its input (whole), "
+        "or the whole in its own shape with margins (pad).",
+    )
+    seen_share: float = Field(1.0, description="Share of the picture's area that the model saw, 0 to 1.")
 
 
 class Origin(Answer):

@@ -58,7 +58,8 @@ class Evidence(Answer):
     )
     cell_px: tuple[float, float] = Field(description="Width and height of one cell in pixels of the picture.")
     seen_box: Box = Field(
-        description="x0, y0, x1, y1 of what the model saw, in pixels of the picture; the grid tiles this box."
+        description="x0, y0, x1, y1 of what the model saw, in pixels of the picture; the grid tiles this "
+        "box, which reaches beyond a picture that was given margins (pad)."
     )
     settings: dict[str, Any] = Field(default_factory=dict, description="All else that decided the values.")
     border: Border | None = None

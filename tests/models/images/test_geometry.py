@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -12,7 +14,7 @@ from torchvision import transforms
 
 from models.errors import BundleError
 from models.images.decode import decode_image, image_from_array
-from models.images.geometry import Geometry
+from models.images.geometry import VIEWS, Geometry
 from models.networks.registry import BACKBONES, get_backbone
 
 LITE0 = get_backbone("efficientnet_lite0").geometry()
@@ -93,11 +95,14 @@ def seen_by(tensor: torch.Tensor, cells: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "size", [(640, 480), (480, 640), (900, 300), (240, 720), (60, 45), (2400, 1800)], ids=str
+    ("size", "view"),
+    [((640, 480), "whole"), ((240, 720), "whole"), ((640, 480), "pad"), ((240, 720), "pad")]
+    + [(size, "crop") for size in [(640, 480), (480, 640), (900, 300), (240, 720), (60, 45), (2400, 1800)]],
+    ids=str,
 )
 @pytest.mark.parametrize("place", [(0.5, 0.5), (0.42, 0.6), (0.56, 0.4)], ids=str)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_planted_dot_comes_back_to_its_place(size, place, orientation, encode):
+def test_a_planted_dot_comes_back_to_its_place(size, view, place, orientation, encode):
     width, height = size
     x, y = place[0] * width, place[1] * height
     upright = dot_picture(width, height, x, y)
@@ -109,13 +114,63 @@ def test_a_planted_dot_comes_back_to_its_place(size, place, orientation, encode)
     exif[0x0112] = orientation
     image = decode_image(encode(stored, "PNG", exif=exif))
     assert (image.width, image.height) == size
-    tensor, frame = LITE0.prepare(image)
+    tensor, frame = replace(LITE0, view=view).prepare(image)
     laid = frame.unwarp(seen_by(tensor, 28))
     assert laid.shape == (height, width)
     found_y, found_x = np.unravel_index(np.nanargmax(laid), laid.shape)
     cell_width, cell_height = frame.cell_size(28, 28)
     assert abs(found_x + 0.5 - x) <= cell_width
     assert abs(found_y + 0.5 - y) <= cell_height
+
+
+@pytest.mark.parametrize("view", ["whole", "pad"])
+@pytest.mark.parametrize("size", [(640, 480), (300, 900), (2400, 1800)], ids=str)
+def test_all_of_the_picture_is_seen_also_its_corners(view, size):
+    """A dot in a corner, which the crop hides, comes back to it."""
+    width, height = size
+    geometry = replace(LITE0, view=view)
+    for x, y in ((0.06, 0.06), (0.94, 0.06), (0.06, 0.94), (0.94, 0.94)):
+        pixels = dot_picture(width, height, x * width, y * height)
+        tensor, frame = geometry.prepare(image_from_array(pixels))
+        laid = frame.unwarp(seen_by(tensor, 28))
+        assert np.isfinite(laid).all()
+        assert frame.seen_share == 1.0
+        found_y, found_x = np.unravel_index(np.argmax(laid), laid.shape)
+        cell_width, cell_height = frame.cell_size(28, 28)
+        assert abs(found_x + 0.5 - x * width) <= cell_width
+        assert abs(found_y + 0.5 - y * height) <= cell_height
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_whole_picture_is_resized_as_torchvision_does(size):
+    picture = noise(*size)
+    expected = transforms.functional.resize(picture, [224, 224], transforms.InterpolationMode.BICUBIC)
+    seen, _ = replace(LITE0, view="whole").see(image_from_array(np.asarray(picture)))
+    assert np.array_equal(np.asarray(seen), np.asarray(expected))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_margins_have_the_mean_colour_and_the_picture_keeps_its_shape(size):
+    pixels = np.full((size[1], size[0], 3), 255, np.uint8)
+    seen, frame = replace(LITE0, view="pad").see(image_from_array(pixels))
+    white = (np.asarray(seen) == 255).all(axis=2)
+    assert (np.asarray(seen)[~white] == LITE0.mean_colour).all()
+    rows, cols = np.flatnonzero(white.any(axis=1)), np.flatnonzero(white.any(axis=0))
+    assert max(len(rows), len(cols)) == 224
+    assert len(cols) / len(rows) == pytest.approx(size[0] / size[1], rel=0.02, abs=1 / len(rows))
+    assert (frame.resized_width, frame.resized_height) == (len(cols), len(rows))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_moved_input_shows_the_picture_moved_and_leads_back_to_the_same_place(view):
+    geometry = replace(LITE0, view=view)
+    image = image_from_array(dot_picture(400, 300, 220, 130))
+    _, still = geometry.see(image)
+    seen, moved = geometry.see_moved(image, 8, -4)
+    brightest = np.unravel_index(np.asarray(seen.convert("L")).argmax(), (224, 224))
+    x0, y0, *_ = moved.to_image((brightest[1], brightest[0], 0, 0))
+    assert (moved.left - still.left, moved.top - still.top) == (8, -4)
+    assert (x0, y0) == (pytest.approx(220, abs=2), pytest.approx(130, abs=2))
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (1600, 400), (30, 20)], ids=str)
@@ -175,9 +230,12 @@ def test_non_square_geometry_reaches_the_overlay():
 
 def test_geometry_survives_json_and_refuses_nonsense():
     assert Geometry.from_dict(LITE0.to_dict()) == LITE0
+    older = {key: value for key, value in LITE0.to_dict().items() if key != "view"}
+    assert Geometry.from_dict(older).view == "crop"
     for change in (
         {"resize": 100},
         {"interpolation": "nearest"},
+        {"view": "middle"},
         {"std": (0, 1, 1)},
         {"mean": (1, 2)},
         {"zoom": 2},

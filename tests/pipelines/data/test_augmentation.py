@@ -94,6 +94,24 @@ def test_a_crop_keeps_at_least_its_share_of_any_picture(aspect):
     assert np.mean(some) == pytest.approx(0.7, abs=0.05)
 
 
+@pytest.mark.parametrize("view", ["whole", "pad"])
+def test_a_varied_picture_is_stretched_or_padded_as_the_served_one(view, tmp_path, encode):
+    """With nothing to vary every view is the served one, and a random crop has about the picture's shape."""
+    picture = np.zeros((120, 360, 3), np.uint8)
+    picture[40:80, 120:240] = 255
+    path = tmp_path / "wide.png"
+    path.write_bytes(encode(PIL.Image.fromarray(picture)))
+    sample = Sample(path, "wide.png", (0,), "cd" * 32, 360, 120)
+    geometry = replace(GEOMETRY, view=view)
+    still = Augmenter(geometry, STILL, seed=0)
+    assert torch.equal(still.tensor(sample, 0), geometry.prepare(read_image(path))[0])
+    crops = Augmenter(geometry, replace(STILL, min_crop_area=0.5), seed=0)
+    for number in range(1, 30):
+        _, _, width, height = crops.view(sample, number, 3.0).crop
+        assert 0.7 <= width / height <= 1.4
+        assert crops.image(sample, number).size == (224, 224)
+
+
 @pytest.fixture
 def arrow(tmp_path, encode):
     """A picture with one red corner, top left, as a sample."""
@@ -101,7 +119,7 @@ def arrow(tmp_path, encode):
     pixels[:64, :64] = (255, 0, 0)
     path = tmp_path / "arrow.png"
     path.write_bytes(encode(PIL.Image.fromarray(pixels)))
-    return Sample(path, "arrow.png", (0,), "ab" * 32)
+    return Sample(path, "arrow.png", (0,), "ab" * 32, 8, 8)
 
 
 def red_at(picture: PIL.Image.Image) -> tuple[float, float]:

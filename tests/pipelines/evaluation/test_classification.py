@@ -16,7 +16,7 @@ from pipelines.evaluation.plots import plot_confusion, plot_reliability
 
 
 def judged(logits, labels, task="multiclass", temperature=1.0, names=None):
-    samples = [Sample(Path("x"), f"{n}.png", tuple(each), f"{n:064d}") for n, each in enumerate(labels)]
+    samples = [Sample(Path("x"), f"{n}.png", tuple(each), f"{n:064d}", 8, 8) for n, each in enumerate(labels)]
     classes = names or [f"c{n}" for n in range(logits.shape[1])]
     return evaluate_logits(classes, Scoring(task, temperature), samples, "val", logits)
 
