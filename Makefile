@@ -41,7 +41,7 @@ pytest: $(STAMP)
 	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations=40
 
 serve: $(STAMP)     ## serve the packaged champion on 127.0.0.1:3000 until Ctrl-C
-	LUCIDA_SAMPLES=$${LUCIDA_SAMPLES:-demo/samples} $(BIN)/bentoml serve .
+	$(BIN)/bentoml serve .
 
 ui: $(STAMP)        ## MLflow's pages on 127.0.0.1:5000 until Ctrl-C
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///mlflow.db

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from models.errors import LucidaError
     from models.explainer import Explainer, ExplainOptions, Explanation
     from models.images.decode import Image, Limits, decode_image, image_from_array, read_image
-    from models.images.geometry import Frame, Geometry
+    from models.images.frame import Frame
+    from models.images.geometry import Geometry
     from models.metrics.audit import run_audit
     from models.networks.summary import summarize_network
     from models.networks.transfer_model import TransferModel
@@ -37,7 +38,8 @@ _MODULES = {
     "errors": ("LucidaError",),
     "explainer": ("ExplainOptions", "Explainer", "Explanation"),
     "images.decode": ("Image", "Limits", "decode_image", "image_from_array", "read_image"),
-    "images.geometry": ("Frame", "Geometry"),
+    "images.frame": ("Frame",),
+    "images.geometry": ("Geometry",),
     "metrics.audit": ("run_audit",),
     "networks.summary": ("summarize_network",),
     "networks.transfer_model": ("TransferModel",),

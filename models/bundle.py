@@ -38,6 +38,8 @@ BUNDLE_FORMAT = 1
 MANIFEST_FILE, WEIGHTS_FILE, PROBE_FILE = "bundle.json", "weights.safetensors", "probe.png"
 ATLAS_FILE = "atlas.json"
 """Written beside a bundle that has one: what its channels look for, as `lucida atlas` found it."""
+SAMPLES_FOLDER, SAMPLES_FILE = "samples", "samples.json"
+"""Beside a bundle that has some: pictures for the service's page to offer, and their labels by file name."""
 REGISTRATION_FILE = "registration.json"
 """Written beside a bundle that was taken from a registry: under which name and version it is known there."""
 

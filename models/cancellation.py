@@ -25,9 +25,14 @@ class Deadline:
     """
 
     def __init__(
-        self, seconds: float | None, *, tick: Callable[[], None] | None = None, budget: bool = False
+        self,
+        seconds: float | None,
+        *,
+        tick: Callable[[], None] | None = None,
+        budget: bool = False,
+        parent: Deadline | None = None,
     ) -> None:
-        self.seconds, self.budget = seconds, budget
+        self.seconds, self.budget, self._parent = seconds, budget, parent
         self._end = None if seconds is None else time.monotonic() + seconds
         self._tick = tick
         self._cancelled = False
@@ -43,6 +48,8 @@ class Deadline:
 
     def check(self) -> None:
         """Raise Cancelled or DeadlineExceeded where the work should stop."""
+        if self._parent is not None:
+            self._parent.check()
         if self._cancelled:
             raise Cancelled("The work was cancelled.")
         remaining = self.remaining
@@ -68,6 +75,20 @@ def deadline_scope(deadline: Deadline) -> Iterator[Deadline]:
         yield deadline
     finally:
         _CURRENT.reset(before)
+
+
+@contextmanager
+def time_share(share: float) -> Iterator[None]:
+    """Hold the work inside to a share (0 to 1) of what is left of the context's deadline, so that something
+    is left for what comes after it; DeadlineExceeded inside then says that the share is used up.
+    """
+    whole = _CURRENT.get()
+    remaining = whole.remaining if whole is not None else None
+    if remaining is None:
+        yield
+        return
+    with deadline_scope(Deadline(max(remaining, 0.0) * share, parent=whole)):
+        yield
 
 
 def check_deadline() -> None:

@@ -21,6 +21,7 @@ from models.attribution.registry import DEFAULT_METHOD, METHODS, default_method,
 from models.attribution.result import Attribution, FrozenSettings
 from models.attribution.scaling import attribute_scaled
 from models.attribution.smoothing import Smoothing
+from models.attribution.suggestions import Suggestion, find_suggestions
 from models.attribution.targets import Target, choose_targets
 from models.backends.base import Backend
 from models.backends.eager import EagerBackend
@@ -29,7 +30,7 @@ from models.bundle import Bundle, BundleProvenance
 from models.errors import DeadlineExceeded, ExplanationError, LucidaError, UnknownChoice
 from models.images.decode import Image
 from models.images.encode import to_data_uri
-from models.images.geometry import Frame
+from models.images.frame import Frame
 from models.metrics.warnings import image_warnings, map_warnings
 from models.networks.predictions import Prediction, class_index, rank_classes
 from models.networks.transfer_model import TransferModel
@@ -49,6 +50,8 @@ class ExplainOptions:
     """A class by name or number; the highest score without."""
     against: str | None = None
     """A class to hold it against: why this, not that."""
+    negative: bool = False
+    """Explain what speaks against the target."""
     top_k: int = 1
     """Explain the k highest scores, where there is no target."""
     block: str | None = None
@@ -173,7 +176,7 @@ class Explainer:
             for name in (options.target, options.against)
         )
         if target is not None:
-            choose_targets(classes, [], name=target, against=against)
+            choose_targets(classes, [], name=target, against=against, negative=options.negative)
         block = options.block or self.model.cam_block
         self.model.index_of(block)
         method = options.method or self.default_method
@@ -256,6 +259,19 @@ class Explainer:
             if isinstance(result, LucidaError):
                 raise result
         return [result.attributions for result in results if isinstance(result, Explanation)]
+
+    def suggest(
+        self, explanation: Explanation, attribution: Attribution | None = None
+    ) -> tuple[Suggestion, ...]:
+        """Return other questions whose maps show something, where an explanation's map is empty: of the
+        first one by default.
+
+        Takes an explanation of :meth:`explain`, whose pass holds one image.
+        """
+        chosen = attribution if attribution is not None else next(iter(explanation.attributions), None)
+        if chosen is None:
+            return ()
+        return find_suggestions(explanation.forward, chosen, disabled=self.disabled)
 
     # ------------------------------------------------------------ the recipe
 
@@ -350,5 +366,6 @@ class Explainer:
         if options.top_k < 1:
             raise UnknownChoice("top_k", options.top_k, ("a whole number from 1",))
         return choose_targets(
-            classes, ranking, name=options.target, against=options.against, top_k=options.top_k
-        )
+            classes, ranking, name=options.target, against=options.against, top_k=options.top_k,
+            negative=options.negative,
+        )  # fmt: skip

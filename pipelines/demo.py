@@ -63,7 +63,6 @@ def run_demo(out: Path, say: Callable[[str], None], reporter: Reporter) -> Demo:
     say("1/6  Drawing butterflies whose diagnostic mark is known to the pixel")
     root = write_specimens(SpecimenPlan(), out / "specimens", progress=reporter.step)
     dataset = scan_folder(root)
-    _samples(root / "test", out / "samples")
     say("2/6  Fine-tuning: first the head on a frozen backbone, then the top blocks")
     trained = train_model(dataset, TrainConfig(), name=NAME, reporter=reporter)
     say("3/6  Promoting the new version, unless the present champion is better")
@@ -96,14 +95,6 @@ def run_demo(out: Path, say: Callable[[str], None], reporter: Reporter) -> Demo:
         inspected,
         review,
     )
-
-
-def _samples(test: Path, folder: Path) -> None:
-    """Write one unseen image of each class, for the page to offer (LUCIDA_SAMPLES)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for class_folder in sorted(path for path in test.iterdir() if path.is_dir()):
-        first = sorted(path for path in class_folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)[0]
-        shutil.copyfile(first, folder / first.name)
 
 
 @contextmanager

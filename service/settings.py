@@ -87,7 +87,8 @@ class Settings(BaseSettings):
     )
     key_per_minute: int = Field(600, ge=1, description="Requests of one key in a minute; beyond them 429.")
     samples: Path | None = Field(
-        None, description="Folder of pictures that the page offers to try; the bundle's probe without."
+        None,
+        description="Folder of pictures that the page offers to try; by default those packaged with the model.",
     )
     log_requests: bool = Field(True, description="One line of JSON a request on standard error.")
     jobs: Path = Field(

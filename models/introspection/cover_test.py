@@ -14,7 +14,7 @@ from models.attribution.result import STATUS_MEANINGS, Attribution
 from models.backends.base import Backend
 from models.errors import ExplanationError
 from models.images.decode import Image
-from models.images.geometry import Frame
+from models.images.frame import Frame
 from models.networks.predictions import Prediction, rank_classes
 
 Box = tuple[float, float, float, float]

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any
 
 from models.attribution.forward import ForwardPass
 from models.attribution.registry import METHODS, attribute_each
 from models.attribution.result import STATUS_MEANINGS, Attribution
 from models.attribution.targets import Target
+from models.cancellation import time_share
 from models.errors import DeadlineExceeded, ExplanationError, UnknownChoice
 from models.images.decode import Image
 from models.metrics.agreement import MethodAgreement, measure_agreement
 from models.metrics.faithfulness import FaithfulnessResult, measure_faithfulness
-from models.metrics.layer_sweep import SweepStage, run_layer_sweep
+from models.metrics.layer_sweep import SweepStage, sweep_layers
 from models.metrics.stability import ShiftTest, run_shift_test
 from models.progress import Progress, no_progress
 
-T = TypeVar("T")
-
 AUDIT_CHECKS = ("faithfulness", "agreement", "shifts", "sweep")
+_CHEAPEST_FIRST = ("shifts", "agreement", "faithfulness", "sweep")
+_SHARE_FOR_CHECKS = 0.85
+"""Of the time that is left: the rest is for putting the answer together."""
+_MAP_EFFORT, _STAGE_EFFORT = {True: (6, 9), False: (10, 19)}, {True: (4, 5), False: (8, 9)}
+"""By whether an audit is quick: steps of the curves of a map and of a stage's, and the random maps that they
+are held against."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,8 @@ class Audit:
     shifts: ShiftTest | None = None
     sweep: tuple[SweepStage, ...] | None = None
     skipped: tuple[str, ...] = ()
-    """Checks that were asked for and for which there was no time."""
+    """Checks that were asked for and for which there was no time, or not enough: of a sweep the stages that
+    were judged are there."""
 
 
 def check_names(names: Collection[str]) -> tuple[str, ...]:
@@ -55,48 +61,65 @@ def run_audit(
     *,
     disabled: Mapping[str, str],
     checks: Collection[str] = (),
+    quick: bool = False,
     progress: Progress = no_progress,
 ) -> Audit:
-    """Run the checks on one map of a single image's forward pass; ``disabled`` methods are not asked.
+    """Run the checks on one map of a single image's forward pass; ``disabled`` methods are not asked, and
+    ``quick`` takes fewer steps and random maps.
 
-    Where the deadline of the work passes, the results so far are returned, and ``skipped`` names the rest.
-    Raises UnknownChoice for a check that does not exist.
+    The cheapest check comes first, and each has a fair share of the time that is left, so that a costly one
+    takes nothing from the others; ``skipped`` names those for which it was too short. Raises UnknownChoice
+    for a check that does not exist.
     """
     names, backend, target = check_names(checks), forward.backend, attribution.target
     method = _block_method(attribution.method, disabled)
-    skipped: list[str] = []
+    (steps, random_maps), (stage_steps, stage_maps) = _MAP_EFFORT[quick], _STAGE_EFFORT[quick]
+    stages: list[SweepStage] = []
+    runs: dict[str, Callable[[], Any]] = {
+        "agreement": lambda: attribute_by_all_methods(forward, target, disabled)
+    }
+    if attribution.status == "ok":
+        runs["faithfulness"] = lambda: measure_faithfulness(
+            backend, forward.x[0], attribution, steps=steps, random_maps=random_maps
+        )
+    if method is not None:
+        runs["shifts"] = lambda: run_shift_test(backend, image, target, method=method, block=forward.block)
+        runs["sweep"] = lambda: stages.extend(
+            sweep_layers(
+                backend, forward.x[0], target, method=method, steps=stage_steps, random_maps=stage_maps
+            )
+        )
+    with time_share(_SHARE_FOR_CHECKS):
+        results, skipped = _run_in_shares({name: runs[name] for name in names if name in runs}, progress)
+    maps, left_out = results.get("agreement", ((), {}))
+    return Audit(
+        attribution=attribution,
+        faithfulness=results.get("faithfulness"),
+        maps=maps,
+        agreement=measure_agreement(maps) if len(maps) > 1 else None,
+        left_out=left_out,
+        shifts=results.get("shifts"),
+        sweep=tuple(stages) or None,
+        skipped=skipped,
+    )
 
-    def run(name: str, check: Callable[[], T], *, able: bool = True) -> T | None:
-        if name not in names or not able:
-            return None
-        progress(name, names.index(name), len(names))
+
+def _run_in_shares(
+    runs: Mapping[str, Callable[[], Any]], progress: Progress
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the results of the checks by name, and the names of those for which there was no time."""
+    ordered = [name for name in _CHEAPEST_FIRST if name in runs]
+    results: dict[str, Any] = {}
+    skipped = []
+    for done, name in enumerate(ordered):
+        progress(name, done, len(ordered))
         try:
-            return check()
+            with time_share(1 / (len(ordered) - done)):
+                results[name] = runs[name]()
         except DeadlineExceeded:
             skipped.append(name)
-            return None
-
-    faithfulness = run(
-        "faithfulness",
-        lambda: measure_faithfulness(backend, forward.x[0], attribution),
-        able=attribution.status == "ok",
-    )
-    compared = run("agreement", lambda: attribute_by_all_methods(forward, target, disabled))
-    maps, left_out = compared if compared is not None else ((), {})
-    block_method = method or attribution.method
-    shifts = run(
-        "shifts",
-        lambda: run_shift_test(backend, image, target, method=block_method, block=forward.block),
-        able=method is not None,
-    )
-    sweep = run(
-        "sweep",
-        lambda: tuple(run_layer_sweep(backend, forward.x[0], target, method=block_method)),
-        able=method is not None,
-    )
-    progress("checked", len(names), len(names))
-    agreement = measure_agreement(maps) if len(maps) > 1 else None
-    return Audit(attribution, faithfulness, maps, agreement, left_out, shifts, sweep, tuple(skipped))
+    progress("checked", len(ordered), len(ordered))
+    return results, tuple(skipped)
 
 
 def _block_method(method: str, disabled: Mapping[str, str]) -> str | None:
@@ -121,6 +144,11 @@ def attribute_by_all_methods(
             (attribution,) = attribute_each(forward, [target], method=name, parameters=quick)
         except ExplanationError as error:
             left_out[name] = str(error)
+            continue
+        except DeadlineExceeded:
+            if len(maps) < 2:
+                raise
+            left_out[name] = "There was no time for it."
             continue
         if attribution.status == "ok":
             maps.append(attribution)

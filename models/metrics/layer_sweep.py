@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +47,7 @@ def _blocks_above_cam(model: TransferModel) -> set[str]:
     return set(model.block_names[model.index_of(model.cam_block) + 1 :])
 
 
-def run_layer_sweep(
+def sweep_layers(
     backend: Backend,
     x: Tensor,
     target: Target,
@@ -54,9 +55,8 @@ def run_layer_sweep(
     method: str = DEFAULT_METHOD,
     steps: int = 8,
     random_maps: int = 9,
-) -> list[SweepStage]:
-    """Explain one image (3, H, W) at the end of each stage, each map with its faithfulness."""
-    stages = []
+) -> Iterator[SweepStage]:
+    """Yield one image (3, H, W) explained at the end of each stage, each map with its faithfulness."""
     for block in stage_ends(backend.model, x[None]):
         attribution = attribute_each(
             run_forward(backend.model, x[None], block=block, backend=backend), [target], method=method
@@ -66,5 +66,4 @@ def run_layer_sweep(
             if attribution.status == "ok"
             else None
         )
-        stages.append(SweepStage(attribution, result))
-    return stages
+        yield SweepStage(attribution, result)

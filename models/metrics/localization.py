@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.attribution.result import Attribution
-from models.images.geometry import Frame
+from models.images.frame import Frame
 
 
 @dataclass(frozen=True, slots=True)

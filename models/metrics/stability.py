@@ -7,7 +7,7 @@ back through its own Frame and compared on the image itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from models.attribution.result import Attribution
 from models.attribution.targets import Target
 from models.backends.base import Backend
 from models.images.decode import Image
-from models.images.geometry import Frame
+from models.images.frame import Frame
 from models.networks.predictions import rank_classes
 
 _COMPARE_SIDE = 96
@@ -109,12 +109,8 @@ def _answers(backend: Backend, logits: Tensor) -> list[tuple[int, ...]]:
 
 
 def _project_map(attribution: Attribution, frame: Frame) -> np.ndarray:
-    """Return the map on a small version of the image; the frame keeps its proportions."""
-    scale = _COMPARE_SIDE / max(frame.width, frame.height)
-    small = replace(
-        frame, width=max(1, round(frame.width * scale)), height=max(1, round(frame.height * scale))
-    )
-    return small.unwarp(attribution.values)
+    """Return the map on a small version of the image."""
+    return frame.resized_to(_COMPARE_SIDE).unwarp(attribution.values)
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:

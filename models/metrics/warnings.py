@@ -8,7 +8,7 @@ import numpy as np
 
 from models.attribution.result import STATUS_MEANINGS, Attribution
 from models.images.decode import Image
-from models.images.geometry import Frame
+from models.images.frame import Frame
 
 _MAX_HIDDEN_SHARE = 0.25
 _SATURATED = 0.999

@@ -15,7 +15,7 @@ from models.attribution.registry import DEFAULT_METHOD
 from models.attribution.result import Attribution, make_attribution, shared_scale
 from models.attribution.targets import Target
 from models.images.decode import Image
-from models.images.geometry import Frame
+from models.images.frame import Frame
 from models.introspection.decomposition import Decomposition, decompose
 from models.introspection.gradcam_trace import ChannelTrace, GradCamTrace
 from models.metrics.layer_sweep import SweepStage

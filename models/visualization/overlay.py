@@ -7,7 +7,7 @@ import PIL.Image
 
 from models.attribution.result import Attribution
 from models.images.decode import Image
-from models.images.geometry import Frame
+from models.images.frame import Frame
 from models.visualization.colormaps import apply_contrast_colormap, evidence_table
 
 _STRENGTH = 0.78
@@ -88,24 +88,11 @@ def shrink_to_fit(image: PIL.Image.Image, frame: Frame, max_side: int) -> tuple[
     """Shrink a large image, which may have been decoded smaller already; the frame keeps its proportions,
     for its boxes are shares of the image's size.
     """
-    longest = max(frame.width, frame.height)
-    if longest <= max_side:
+    if max(frame.width, frame.height) <= max_side:
         return image, frame
-    size = (
-        max(1, round(frame.width * max_side / longest)),
-        max(1, round(frame.height * max_side / longest)),
-    )
-    smaller = image.resize(size, PIL.Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return smaller, Frame(
-        width=size[0],
-        height=size[1],
-        resized_width=frame.resized_width,
-        resized_height=frame.resized_height,
-        left=frame.left,
-        top=frame.top,
-        crop_width=frame.crop_width,
-        crop_height=frame.crop_height,
-    )
+    smaller = frame.resized_to(max_side)
+    size = (smaller.width, smaller.height)
+    return image.resize(size, PIL.Image.Resampling.BILINEAR, reducing_gap=2.0), smaller
 
 
 def _hatch(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -30,12 +30,17 @@ def package(
             help="Folder that `lucida atlas` made of this very version; GET /filters answers from it."
         ),
     ] = None,
+    samples: Annotated[
+        bool,
+        typer.Option(help="Let the page offer the few validation pictures that the run has kept for it."),
+    ] = True,
 ) -> None:
     """Turn the champion into a Bento model and build the Bento that serves it."""
     from pipelines.release.package import package as build
     from pipelines.tracking.registry import CHAMPION_ALIAS
 
-    packaged = build(model if "@" in model or "/" in model else f"{model}@{CHAMPION_ALIAS}", atlas=atlas)
+    reference = model if "@" in model or "/" in model else f"{model}@{CHAMPION_ALIAS}"
+    packaged = build(reference, atlas=atlas, samples=samples)
     console.print(
         f"{packaged.name} version {packaged.version} is Bento model {packaged.model_tag}, "
         f"in Bento {packaged.bento_tag}.",

@@ -92,28 +92,29 @@ def take_snapshot(
     return PhaseSnapshot(phase, maps, scores, moved)
 
 
-def evidence_moved(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> float:
+def evidence_moved(
+    before: Sequence[Sequence[float]] | np.ndarray, after: Sequence[Sequence[float]] | np.ndarray
+) -> float | None:
     """Return the share of positive evidence that lies elsewhere than before, 0 to 1: the total variation
-    distance of the two maps, each as shares of its own sum. A map without evidence has moved from one with it
-    by 1.
+    distance of the two maps, each as shares of its own sum. None where one of them has no positive evidence:
+    nothing has a place to have moved from.
     """
-    shares = []
-    for grid in (before, after):
-        positive = np.maximum(np.asarray(grid, dtype=np.float64), 0.0)
-        shares.append(positive / positive.sum() if positive.sum() > 0 else positive)
-    distance = float(np.abs(shares[0] - shares[1]).sum()) / 2
-    one_is_empty = (shares[0].sum() > 0) != (shares[1].sum() > 0)
-    return 1.0 if one_is_empty else distance
+    one, other = (np.maximum(np.asarray(grid, dtype=np.float64), 0.0) for grid in (before, after))
+    if one.sum() == 0 or other.sum() == 0:
+        return None
+    return float(np.abs(one / one.sum() - other / other.sum()).sum()) / 2
 
 
 def map_movement(snapshots: Sequence[PhaseSnapshot]) -> dict[str, float]:
-    """Return the mean share of evidence that each phase moved, from the phase before it."""
-    return {
-        after.phase: float(
-            np.mean([evidence_moved(a, b) for a, b in zip(before.maps, after.maps, strict=True)])
-        )
-        for before, after in pairwise(snapshots)
-    }
+    """Return the mean share of evidence that each phase moved, from the phase before it; nothing for a phase
+    where no map can be compared.
+    """
+    movements = {}
+    for before, after in pairwise(snapshots):
+        shares = [evidence_moved(a, b) for a, b in zip(before.maps, after.maps, strict=True)]
+        if compared := [share for share in shares if share is not None]:
+            movements[after.phase] = float(np.mean(compared))
+    return movements
 
 
 def draw_snapshots_figure(
@@ -133,7 +134,7 @@ def draw_snapshots_figure(
             went = ""
             if number:
                 share = evidence_moved(snapshots[number - 1].maps[place], snapshot.maps[place])
-                went = f", {share:.0%} of it moved"
+                went = f", {share:.0%} of it moved" if share is not None else ""
             overlay = draw_overlay(image, frame, attribution, max_side=400, full_scale=scale)
             tiles.append(
                 Tile(overlay, f"after {snapshot.phase}", f"score {snapshot.scores[place]:.2f}{went}")

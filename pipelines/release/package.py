@@ -13,9 +13,9 @@ from pathlib import Path
 import bentoml
 
 import models
-from models.bundle import ATLAS_FILE, load_bundle
+from models.bundle import ATLAS_FILE, SAMPLES_FOLDER, load_bundle
 from pipelines.errors import DataError, RegistryError
-from pipelines.tracking.registry import fetch_bundle
+from pipelines.tracking.registry import fetch_bundle, fetch_samples
 
 BENTO_MODEL = "camera-lucida"
 """Name of the Bento model that the service loads; its labels say which registered model and version it is."""
@@ -32,10 +32,13 @@ class PackagedModel:
     digest: str
 
 
-def package(reference: str, *, build: bool = True, atlas: Path | None = None) -> PackagedModel:
+def package(
+    reference: str, *, build: bool = True, atlas: Path | None = None, samples: bool = True
+) -> PackagedModel:
     """Import a registered version's checked bundle as a Bento model and build the Bento that serves it.
 
     The service answers GET /filters from the folder ``atlas``; raises DataError for one of another model.
+    With ``samples`` its page offers the few validation pictures that the run has kept for it.
     The Bento holds the model and the code; it needs neither MLflow nor the network to run.
     """
     project = Path(models.__file__).resolve().parents[1]
@@ -57,6 +60,8 @@ def package(reference: str, *, build: bool = True, atlas: Path | None = None) ->
             BENTO_MODEL, labels=labels, metadata=dict(checked.manifest["metrics"])
         ) as bento_model:
             shutil.copytree(ref.folder, bento_model.path, dirs_exist_ok=True)
+            if samples:
+                fetch_samples(ref.run_id, Path(bento_model.path) / SAMPLES_FOLDER)
             if atlas is not None:
                 _check_atlas(atlas, checked.provenance.digest)
                 shutil.copyfile(atlas / ATLAS_FILE, Path(bento_model.path) / ATLAS_FILE)

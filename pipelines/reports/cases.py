@@ -15,8 +15,10 @@ from torch import Tensor
 from models.attribution.registry import DEFAULT_METHOD
 from models.attribution.result import STATUS_MEANINGS
 from models.attribution.targets import make_target
+from models.errors import LucidaError
 from models.explainer import Explainer, ExplainOptions
 from models.images.decode import read_image
+from models.networks.predictions import Prediction
 from models.networks.transfer_model import TransferModel
 from models.progress import Progress
 from models.visualization.overlay import draw_contrast_overlay, draw_overlay
@@ -49,12 +51,16 @@ class ReviewCase:
     evaluated: EvaluatedSample
     split: str
     image: PIL.Image.Image
+    other: Prediction
+    """The class that the answer is held against: the truth of a mistake, the runner-up of a right answer."""
     predicted: PIL.Image.Image
-    """Overlay for the answer."""
-    target: PIL.Image.Image
-    """Overlay for the true class, on the same scale."""
+    """Overlay for the answer or, where its map is empty, for the question suggested instead."""
+    instead: str | None
+    """What ``predicted`` shows instead of an empty map."""
+    beside: PIL.Image.Image
+    """Overlay for the other class, on the same scale."""
     contrast: PIL.Image.Image
-    """Overlay of the difference: orange speaks for the answer, blue for the true class."""
+    """Overlay of the difference: orange speaks for the answer, blue for the other class."""
     seen_share: float
     """Share of the image's area that the model saw."""
     neighbours: tuple[Neighbour, ...]
@@ -116,28 +122,47 @@ def _case(
     explainer = Explainer(model)
     prepared = explainer.prepare(image)
     frame = prepared.frame
-    targets = [make_target(model.classes, item.index) for item in (evaluated.predicted, evaluated.target)]
+    other = _held_against(evaluated)
+    targets = [make_target(model.classes, item.index) for item in (evaluated.predicted, other)]
     options = ExplainOptions(method=DEFAULT_METHOD)
-    ((predicted, true),) = explainer.attribute([prepared], [targets], options=options)
-    scale = max(predicted.maximum, true.maximum)
+    (explanation,) = explainer.explain_batch([prepared], options, targets=[targets])
+    if isinstance(explanation, LucidaError):
+        raise explanation
+    predicted, beside = explanation.attributions
+    suggestion = next(iter(explainer.suggest(explanation)), None)
+    scale = max(predicted.maximum, beside.maximum)
     notes = dict.fromkeys(
         f"{attribution.label}: {STATUS_MEANINGS[attribution.status]}"
-        for attribution in (predicted, true)
+        for attribution in (predicted, beside)
         if attribution.status != "ok"
     )
+    if suggestion is not None:
+        first = draw_overlay(image, frame, suggestion.attribution, max_side=SHOWN_SIDE)
+    else:
+        first = draw_overlay(image, frame, predicted, max_side=SHOWN_SIDE, full_scale=scale)
     pil_image = image.pil.copy()
     pil_image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     return ReviewCase(
         evaluated=evaluated,
         split=split,
         image=pil_image,
-        predicted=draw_overlay(image, frame, predicted, max_side=SHOWN_SIDE, full_scale=scale),
-        target=draw_overlay(image, frame, true, max_side=SHOWN_SIDE, full_scale=scale),
-        contrast=draw_contrast_overlay(image, frame, predicted, true, max_side=SHOWN_SIDE),
+        other=other,
+        predicted=first,
+        instead=suggestion.reason if suggestion is not None else None,
+        beside=draw_overlay(image, frame, beside, max_side=SHOWN_SIDE, full_scale=scale),
+        contrast=draw_contrast_overlay(image, frame, predicted, beside, max_side=SHOWN_SIDE),
         seen_share=frame.seen_share,
         neighbours=near,
         notes=tuple(notes),
     )
+
+
+def _held_against(evaluated: EvaluatedSample) -> Prediction:
+    """Return the class that the answer is held against; the answer itself where every class is true."""
+    if not evaluated.is_correct:
+        return evaluated.target
+    labels = {*evaluated.sample.labels, evaluated.predicted.index}
+    return next((item for item in evaluated.ranking if item.index not in labels), evaluated.target)
 
 
 def cases_to_columns(cases: Sequence[ReviewCase]) -> dict[str, list[object]]:
@@ -153,6 +178,6 @@ def cases_to_columns(cases: Sequence[ReviewCase]) -> dict[str, list[object]]:
         "sha256": [case.evaluated.sample.sha256 for case in cases],
         "nearest": [", ".join(f"{n.name} ({n.similarity:.2f})" for n in case.neighbours) for case in cases],
         "evidence_for_answer": [np.asarray(case.predicted) for case in cases],
-        "evidence_for_truth": [np.asarray(case.target) for case in cases],
+        "evidence_for_truth": [np.asarray(case.beside) for case in cases],
         "difference": [np.asarray(case.contrast) for case in cases],
     }

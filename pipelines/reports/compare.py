@@ -16,6 +16,7 @@ from models.bundle import Bundle
 from models.explainer import Explainer, ExplainOptions
 from models.images.decode import read_image
 from models.images.encode import to_data_uri
+from models.images.frame import Frame
 from models.networks.transfer_model import TransferModel
 from models.visualization.overlay import draw_overlay
 from pipelines.data.dataset import Dataset
@@ -28,10 +29,14 @@ from pipelines.reports.html import render_template
 from pipelines.reports.review import evaluate_held_out, load_run_bundle
 from pipelines.tracking.runs import log_comparison
 
-_SHOWN_SIDE = 360
+_SHOWN_SIDE, _COMPARED_SIDE = 360, 96
 _MOST_SHOWN = 24
 _MOVED_FAR = 0.5
 _BATCH = 16
+
+
+PlacedMap = tuple[Attribution, Frame]
+"""A map and the way from its grid to the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +45,9 @@ class ComparedSample:
 
     evaluated: tuple[EvaluatedSample, EvaluatedSample]
     split: str
-    maps: tuple[Attribution, Attribution]
-    moved: float
-    """Share of the evidence that lies elsewhere, 0 to 1."""
+    maps: tuple[PlacedMap, PlacedMap]
+    moved: float | None
+    """Share of the evidence that lies elsewhere, 0 to 1; None where one of the maps is empty."""
 
     @property
     def kind(self) -> str:
@@ -106,28 +111,36 @@ def _pairs(
         part = both[start : start + _BATCH]
         maps = [_maps(bundle.model, [pair[place] for pair in part]) for place, bundle in enumerate(bundles)]
         for pair, first, second in zip(part, *maps, strict=True):
-            moved = evidence_moved(_on_one_grid(first, second), _on_one_grid(second, first))
+            moved = evidence_moved(*_on_one_grid(first, second))
             pairs.append(ComparedSample(pair, before.split, (first, second), moved))
         reporter.step("comparing evidence", len(pairs), len(both))
     return pairs
 
 
-def _maps(model: TransferModel, evaluated: Sequence[EvaluatedSample]) -> list[Attribution]:
+def _maps(model: TransferModel, evaluated: Sequence[EvaluatedSample]) -> list[PlacedMap]:
     explainer = Explainer(model)
     images = [explainer.prepare(read_image(item.sample.path)) for item in evaluated]
     targets = [[make_target(model.classes, item.top.index)] for item in evaluated]
     maps = explainer.attribute(images, targets, options=ExplainOptions(method=DEFAULT_METHOD))
-    return [attribution for (attribution,) in maps]
+    return [(attribution, image.frame) for (attribution,), image in zip(maps, images, strict=True)]
 
 
-def _on_one_grid(attribution: Attribution, other: Attribution) -> list[list[float]]:
-    """Return the map with each cell repeated until both maps have the same grid: two backbones may differ in
-    theirs.
+def _on_one_grid(first: PlacedMap, second: PlacedMap) -> tuple[np.ndarray, np.ndarray]:
+    """Return both maps on one grid: each cell repeated, where two backbones differ in theirs, or both laid
+    over a small version of the image, where the models see different parts of it.
     """
-    rows = int(np.lcm(attribution.rows, other.rows)) // attribution.rows
-    cols = int(np.lcm(attribution.cols, other.cols)) // attribution.cols
-    repeated: list[list[float]] = attribution.values.repeat(rows, axis=0).repeat(cols, axis=1).tolist()
-    return repeated
+    (one, frame), (other, other_frame) = first, second
+    if frame != other_frame:
+        laid, beside = (
+            place.resized_to(_COMPARED_SIDE).unwarp(item.values) for item, place in (first, second)
+        )
+        return np.nan_to_num(laid), np.nan_to_num(beside)
+    rows, cols = int(np.lcm(one.rows, other.rows)), int(np.lcm(one.cols, other.cols))
+    repeated, also = (
+        item.values.repeat(rows // item.rows, axis=0).repeat(cols // item.cols, axis=1)
+        for item in (one, other)
+    )
+    return repeated, also
 
 
 def _metrics(evaluations: tuple[list[Evaluation], ...], pairs: Sequence[ComparedSample]) -> dict[str, float]:
@@ -138,7 +151,8 @@ def _metrics(evaluations: tuple[list[Evaluation], ...], pairs: Sequence[Compared
         here = [pair for pair in pairs if pair.split == before.split]
         for kind in ("fixed", "broken", "other mistake"):
             metrics[f"{before.split}_{kind.replace(' ', '_')}"] = sum(pair.kind == kind for pair in here)
-        metrics[f"{before.split}_evidence_moved"] = float(np.mean([pair.moved for pair in here]))
+        if moved := [pair.moved for pair in here if pair.moved is not None]:
+            metrics[f"{before.split}_evidence_moved"] = float(np.mean(moved))
     return metrics
 
 
@@ -157,10 +171,13 @@ def _summary(
             f"of {len(here)} pictures {fixed} were fixed and {broken} broken."
         )
     same = [pair for pair in pairs if pair.kind == "same" and pair.evaluated[0].is_correct]
-    far = sum(pair.moved >= _MOVED_FAR for pair in same)
+    compared = [pair.moved for pair in same if pair.moved is not None]
+    far = sum(moved >= _MOVED_FAR for moved in compared)
+    empty = len(same) - len(compared)
     sentences.append(
-        f"{far} of the {len(same)} pictures that both get right are right for another reason: half or more "
-        "of the evidence lies elsewhere."
+        f"{far} of the {len(compared)} pictures that both get right are right for another reason: half or "
+        "more of the evidence lies elsewhere."
+        + (f" {empty} more are not compared: one of the two maps is empty." if empty else "")
     )
     for name, bundle in zip(("first", "second"), bundles, strict=True):
         if bundle.manifest["dataset"].get("digest") != data.digest:
@@ -181,7 +198,8 @@ def _page(
         return [pair for pair in pairs if pair.kind == kind]
 
     elsewhere = sorted(
-        (pair for pair in some("same") if pair.evaluated[0].is_correct), key=lambda pair: -pair.moved
+        (pair for pair in some("same") if pair.evaluated[0].is_correct and pair.moved is not None),
+        key=lambda pair: -(pair.moved or 0.0),
     )
     sections = [
         ("Broken", "Right before, wrong now.", some("broken")),
@@ -205,10 +223,10 @@ def _page(
             }
             for before, after in zip(*evaluations, strict=True)
         ],
-        plot=to_data_uri(plot_evidence_movement([(pair.kind, pair.moved) for pair in pairs])),
+        plot=to_data_uri(plot_evidence_movement([(p.kind, p.moved) for p in pairs if p.moved is not None])),
         sections=[
             {"name": name, "lead": lead, "count": len(section_pairs),
-             "cases": [_for_page(bundles, pair) for pair in section_pairs[:_MOST_SHOWN]]}
+             "cases": [_for_page(pair) for pair in section_pairs[:_MOST_SHOWN]]}
             for name, lead, section_pairs in sections
         ],
         facts={
@@ -225,14 +243,14 @@ def _called(bundle: Bundle) -> str:
     return f"{origin.model} v{origin.version}" if origin.version else origin.model
 
 
-def _for_page(bundles: tuple[Bundle, Bundle], pair: ComparedSample) -> dict[str, Any]:
+def _for_page(pair: ComparedSample) -> dict[str, Any]:
     image = read_image(pair.evaluated[0].sample.path)
     pil_image = image.pil.copy()
     pil_image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
 
     def shown(place: int) -> PIL.Image.Image:
-        _, frame = bundles[place].model.geometry.prepare(image)
-        return draw_overlay(image, frame, pair.maps[place], max_side=_SHOWN_SIDE)
+        attribution, frame = pair.maps[place]
+        return draw_overlay(image, frame, attribution, max_side=_SHOWN_SIDE)
 
     return {
         "name": pair.evaluated[0].sample.name,
@@ -241,6 +259,6 @@ def _for_page(bundles: tuple[Bundle, Bundle], pair: ComparedSample) -> dict[str,
         "picture": to_data_uri(pil_image),
         "maps": [to_data_uri(shown(place)) for place in (0, 1)],
         "answers": [(item.answer, item.top.score, item.is_correct) for item in pair.evaluated],
-        "strongest": [attribution.maximum for attribution in pair.maps],
+        "strongest": [attribution.maximum for attribution, _ in pair.maps],
         "moved": pair.moved,
     }

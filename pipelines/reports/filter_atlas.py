@@ -18,7 +18,7 @@ from torch import Tensor
 from models.errors import UnknownChoice
 from models.images.decode import read_image
 from models.images.encode import to_data_uri
-from models.images.geometry import Frame
+from models.images.frame import Frame
 from models.introspection.feature_visualization import FilterTemplate, synthesize_templates
 from models.networks.receptive_field import ReceptiveField
 from models.networks.summary import summarize_network

@@ -23,15 +23,15 @@ _MOST_IN_TABLE = 40
 
 
 def draw_gallery_figure(cases: Sequence[ReviewCase], *, title: str) -> PIL.Image.Image:
-    """Draw rows of image, map of the prediction, map of the target, and their difference."""
+    """Draw rows of image, map of the answer, map of the class that it is held against, their difference."""
     tiles: list[Tile] = []
     for case in cases:
-        predicted, true = case.evaluated.predicted, case.evaluated.target
+        predicted, other = case.evaluated.predicted, case.other
         tiles += [
             Tile(case.image, case.evaluated.sample.name.rsplit("/", 1)[-1], case.split),
             Tile(case.predicted, f"answered {predicted.label}", f"{predicted.score:.0%}"),
-            Tile(case.target, f"true {case.evaluated.truth}", f"{true.score:.0%}"),
-            Tile(case.contrast, "the difference", f"orange {predicted.label}, blue {true.label}"),
+            Tile(case.beside, f"{_role(case)} {other.label}", f"{other.score:.0%}"),
+            Tile(case.contrast, "the difference", f"orange {predicted.label}, blue {other.label}"),
         ]
     return draw_contact_sheet(tiles, columns=8 if len(cases) > 1 else 4, title=title)
 
@@ -70,6 +70,11 @@ def render_gallery(
     )
 
 
+def _role(case: ReviewCase) -> str:
+    """Return what the class is that the answer is held against."""
+    return "runner-up" if case.evaluated.is_correct else "true"
+
+
 def _split(evaluation: Evaluation) -> dict[str, Any]:
     fits = evaluation.confusion.ndim == 2 and len(evaluation.classes) <= _MOST_IN_TABLE
     return {
@@ -95,8 +100,10 @@ def _for_page(case: ReviewCase) -> dict[str, Any]:
         "name": evaluated.sample.name,
         "split": case.split,
         "truth": evaluated.truth,
-        "true_label": evaluated.target.label,
-        "truth_score": evaluated.truth_score,
+        "role": _role(case),
+        "other": case.other.label,
+        "other_score": case.other.score,
+        "instead": case.instead,
         "answer": evaluated.answer,
         "said": evaluated.predicted.label,
         "said_score": evaluated.predicted.score,
@@ -106,9 +113,9 @@ def _for_page(case: ReviewCase) -> dict[str, Any]:
         "right": evaluated.is_correct,
         "picture": to_data_uri(case.image),
         "predicted_map": to_data_uri(case.predicted),
-        "true_map": to_data_uri(case.target),
+        "other_map": to_data_uri(case.beside),
         "contrast": to_data_uri(case.contrast),
-        "one_class": evaluated.predicted.index == evaluated.target.index,
+        "one_class": evaluated.predicted.index == case.other.index,
         "neighbours": [
             {"label": n.label, "name": n.name, "similarity": n.similarity, "same": n.same_class,
              "picture": to_data_uri(n.image)}

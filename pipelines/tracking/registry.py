@@ -7,6 +7,7 @@ model's own code, are never called.
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
 import models
-from models.bundle import copy_bundle, write_registration
+from models.bundle import SAMPLES_FOLDER, copy_bundle, write_registration
 from models.errors import LucidaError
 from pipelines.config.schema import TrainConfig
 from pipelines.errors import RegistryError, TrackerUnavailable
@@ -184,6 +185,18 @@ def fetch_bundle(reference: str, folder: Path) -> FetchedBundle:
         run_id=model_version.run_id or "",
         folder=folder,
     )
+
+
+def fetch_samples(run_id: str, folder: Path) -> None:
+    """Copy the sample pictures of a run to a new ``folder``; nothing where the run has kept none."""
+    client = mlflow.MlflowClient()
+    if not client.list_artifacts(run_id, SAMPLES_FOLDER):
+        return
+    with tempfile.TemporaryDirectory() as aside:
+        files = mlflow.artifacts.download_artifacts(
+            run_id=run_id, artifact_path=SAMPLES_FOLDER, dst_path=aside
+        )
+        shutil.copytree(files, folder)
 
 
 def run_metrics(run_id: str) -> dict[str, float]:

@@ -38,6 +38,7 @@ from pipelines.evaluation.phase_snapshots import (
 from pipelines.evaluation.plots import plot_confusion, plot_history, plot_reliability, plot_weight_movement
 from pipelines.progress import EpochResult, Reporter
 from pipelines.reports.review import log_review
+from pipelines.reports.samples import log_samples
 from pipelines.tracking.registry import register_version
 from pipelines.tracking.runs import RunLogger
 from pipelines.training.checkpoint import FinishedPhase, RunFolder, RunManifest, TrainingCheckpoint
@@ -296,6 +297,7 @@ class TrainingRun:
         if sanity is not None:
             self.log.file(_to_json(sanity.to_dict()), "explanations/sanity.json")
         self.log.tags({"peak_memory_mb": f"{peak_memory_mb():.0f}"})
+        log_samples(evaluations["val"], self.log.file)
         with self._bundle_folder() as folder:
             digest = save_bundle(
                 model,

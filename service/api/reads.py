@@ -16,6 +16,7 @@ from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from models.bundle import PROBE_FILE, SAMPLES_FILE, SAMPLES_FOLDER
 from models.cancellation import Deadline, deadline_scope
 from models.images.decode import IMAGE_SUFFIXES
 from models.images.encode import encode_image
@@ -162,8 +163,9 @@ async def _colours(request: Request, state: AppState) -> Response:
 
 
 async def _samples(request: Request, state: AppState) -> Response:
-    """Answer with the names of the images that the page offers to try."""
-    return _json({"samples": list(_sample_files(state))})
+    """Answer with the names of the images that the page offers to try, and their labels where known."""
+    files = _sample_files(state)
+    return _json({"samples": list(files), "labels": _sample_labels(files)})
 
 
 async def _sample(request: Request, state: AppState) -> Response:
@@ -177,13 +179,24 @@ async def _sample(request: Request, state: AppState) -> Response:
 def _sample_files(state: AppState) -> Mapping[str, Path]:
     """Return the samples by name: a name is looked up, never joined to a path.
 
-    Without a folder of samples it is the probe of the bundle.
+    They lie in the folder of the settings, or beside the bundle; without either it is the bundle's probe.
     """
-    folder = state.settings.samples
-    if folder is None or not folder.is_dir():
-        return {"probe.png": state.models.folder / "probe.png"}
+    folder = state.settings.samples or state.models.folder / SAMPLES_FOLDER
+    if not folder.is_dir():
+        return {PROBE_FILE: state.models.folder / PROBE_FILE}
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     return {path.name: path for path in paths[:_MAX_SAMPLES]}
+
+
+def _sample_labels(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return the true label of each sample that has one."""
+    first = next(iter(files.values()), None)
+    try:
+        labels = json.loads((first.parent / SAMPLES_FILE).read_text()) if first is not None else {}
+    except (OSError, ValueError):
+        return {}
+    known = labels.items() if isinstance(labels, dict) else ()
+    return {name: label for name, label in known if name in files and isinstance(label, str)}
 
 
 async def _open_api(request: Request, state: AppState) -> Response:

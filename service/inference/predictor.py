@@ -136,10 +136,15 @@ class Predictor:
         }
 
     def about_explanation(
-        self, explanation: Explanation, timer: Timer, skipped: Sequence[str] = ()
+        self,
+        explanation: Explanation,
+        timer: Timer,
+        skipped: Sequence[str] = (),
+        *,
+        warnings: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """Return the same for an explained image, with what is odd about each map."""
-        warnings = list(explanation.warnings)
+        """Return the same for an explained image, with what is odd about each map and further warnings."""
+        warnings = [*explanation.warnings, *warnings]
         if explanation.attributions:
             method = explanation.attributions[0].method
             if self.explainer.randomization_note(method) is None:

@@ -1,8 +1,8 @@
 """The process that works on jobs: ``python -m service.jobs``, with the service's settings.
 
-The service starts it when there is a job. It takes the oldest unfinished job of the folder, again and again,
-and ends when there has been nothing to do for a while, when it is interrupted (after the present job), or
-when the service has gone.
+The service starts it when there is a job. It takes the oldest unfinished job of the folder, those of one
+picture before longer ones, again and again, and ends when there has been nothing to do for a while, when it
+is interrupted (after the present job), or when the service has gone.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def main() -> None:
         worker = JobWorker(store, ModelManager(lambda: bundle, settings, get_metrics()), settings)
     except LucidaError as error:
         sys.exit(f"The jobs cannot be worked on: {error}")
-    _work(store, worker, stopping)
+    _work(worker, stopping)
 
 
-def _work(store: JobStore, worker: JobWorker, stopping: threading.Event) -> None:
-    """Take the oldest job that nobody works on, until there has been none for a while."""
+def _work(worker: JobWorker, stopping: threading.Event) -> None:
+    """Take the next job that nobody works on, until there has been none for a while."""
     idle_since = time.monotonic()
     while not stopping.is_set() and time.monotonic() - idle_since < _IDLE_SECONDS:
-        if any(worker.run(job) for job in store.unfinished() if not stopping.is_set()):
+        if worker.run_next():
             idle_since = time.monotonic()
         else:
             stopping.wait(_POLL_SECONDS)

@@ -21,6 +21,8 @@ from service.settings import Settings
 log = logging.getLogger("lucida.jobs")
 
 _SAY_SECONDS = 0.5
+_LOOK_SECONDS = 1.0
+"""How often a long job looks whether a short one waits."""
 _ATTEMPTS = 2
 _DEADLY = HTTPError(
     HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -30,13 +32,27 @@ _DEADLY = HTTPError(
 
 
 class JobWorker:
-    """A worker on jobs, one at a time."""
+    """A worker on jobs, one at a time; jobs of one picture go before the next picture of a longer one, so
+    that a person does not wait for a batch.
+    """
 
     def __init__(self, store: JobStore, models: ModelManager, settings: Settings) -> None:
         self.store, self.models, self.settings = store, models, settings
+        self._looked = 0.0
+
+    def run_next(self) -> bool:
+        """Work on the first job that waits, those of one picture first and each kind in the order of its
+        submission; return whether there was one.
+        """
+        waiting = sorted(self.store.unfinished(), key=lambda job: job.pictures > 1)
+        return any(self.run(job) for job in waiting)
 
     def run(self, job: Job) -> bool:
         """Work on a job to its end, from where it was left; return whether there was anything to do."""
+        self.models.refresh()
+        return self._run_locked(job)
+
+    def _run_locked(self, job: Job) -> bool:
         with self.store.try_lock(job) as locked:
             if not locked or self.store.status(job).state not in UNFINISHED_STATES:
                 return False
@@ -48,7 +64,6 @@ class JobWorker:
             return True
 
     def _run(self, job: Job) -> None:
-        self.models.refresh()
         progress = _Progress(self.store, job, start=self.store.answered(job))
         limit = Deadline(self.settings.job_minutes * 60)
         self.store.update(job, state="running", started=time.time())
@@ -60,6 +75,7 @@ class JobWorker:
                     continue
                 self.store.add_answer(job, self._answer(job, n, progress, limit).model_dump_json().encode())
                 progress.step()
+                self._run_short_jobs(job)
         except Cancelled:
             self.store.finish(job, state="cancelled")
         except DeadlineExceeded:
@@ -67,6 +83,16 @@ class JobWorker:
             self.store.finish(job, state="failed", error=f"The job did not end within its {minutes}.")
         else:
             self.store.finish(job, state="done", progress=1.0, done=progress.done)
+
+    def _run_short_jobs(self, job: Job) -> None:
+        """Work on the jobs of one picture that wait at the moment, between two pictures of a longer one."""
+        now = time.monotonic()
+        if job.pictures < 2 or now - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = now
+        for waiting in self.store.unfinished():
+            if waiting.pictures < 2:
+                self._run_locked(waiting)
 
     def _answer(self, job: Job, n: int, progress: _Progress, limit: Deadline) -> Answer:
         """Answer for one image; its own failure is its answer, and stops no other."""

@@ -28,6 +28,7 @@ def evidence_answer(
         index=attribution.index,
         score=explanation.score(attribution),
         against=attribution.target.against,
+        negative=attribution.target.negative,
         method=attribution.method,
         block=attribution.block,
         status=attribution.status,
@@ -48,6 +49,11 @@ def with_faithfulness(evidence: schemas.Evidence, result: FaithfulnessResult | N
     if result is None:
         return evidence
     return evidence.model_copy(update={"faithfulness": schemas.Faithfulness.model_validate(result)})
+
+
+def suggestion_answers(predictor: Predictor, explanation: Explanation) -> list[schemas.Suggestion]:
+    """Return what to ask instead of an explanation whose first map is empty."""
+    return [schemas.Suggestion.model_validate(item) for item in predictor.explainer.suggest(explanation)]
 
 
 def score_answers(explanation: Explanation) -> list[schemas.Score]:

@@ -12,7 +12,12 @@ from models.metrics.faithfulness import count_faithfulness_forwards, measure_fai
 from service import schemas
 from service.inference.predictor import Predictor
 from service.inference.timing import Timer
-from service.operations.evidence import evidence_answer, score_answers, with_faithfulness
+from service.operations.evidence import (
+    evidence_answer,
+    score_answers,
+    suggestion_answers,
+    with_faithfulness,
+)
 from service.operations.form import (
     Against,
     Block,
@@ -22,6 +27,7 @@ from service.operations.form import (
     FormBool,
     Method,
     MethodParameters,
+    Negative,
     Noise,
     Target,
 )
@@ -35,6 +41,7 @@ class ExplainForm(ExplainFields):
 
     target: Target = None
     against: Against = None
+    negative: Negative = False
     top_k: int = Field(
         1,
         description="Explain the k highest scores, where there is no target.",
@@ -95,6 +102,7 @@ def _explain(predictor: Predictor, data: bytes, form: ExplainForm) -> schemas.Ex
         task=predictor.model.scoring.task,
         predictions=score_answers(explanation),
         evidence=evidence,
+        suggestions=suggestion_answers(predictor, explanation),
         **predictor.about_explanation(explanation, timer, skipped),
     )
 

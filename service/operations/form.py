@@ -26,6 +26,9 @@ def _parse_bool(value: object) -> object:
 FormBool = Annotated[bool, BeforeValidator(_parse_bool)]
 Target = Annotated[str | None, Field(description="Class to explain, by name; the highest score by default.")]
 Against = Annotated[str | None, Field(description="A class that it is held against: why this, not that.")]
+Negative = Annotated[
+    FormBool, Field(description="Explain what speaks against the class; not together with against.")
+]
 Block = Annotated[
     str | None, Field(description="Block to explain at; the model's Grad-CAM block by default.")
 ]
@@ -97,7 +100,7 @@ class ExplainFields(Form):
         predictor.check(self.options(), extra_forwards=self.extra_forwards(), unlimited=unlimited)
 
 
-_OPTION_FIELDS = {"target", "against", "top_k", "block", "method", "parameters", "flip", "noise"}
+_OPTION_FIELDS = {"target", "against", "top_k", "block", "method", "parameters", "flip", "noise", "negative"}
 
 
 def split_names(listed: str) -> list[str]:

@@ -14,6 +14,7 @@ from service.operations.form import (
     Flip,
     Method,
     MethodParameters,
+    Negative,
     Noise,
     Target,
 )
@@ -25,6 +26,7 @@ class HeatmapForm(ExplainFields):
 
     target: Target = None
     against: Against = None
+    negative: Negative = False
     block: Block = None
     method: Method = None
     parameters: MethodParameters = ""

@@ -11,17 +11,24 @@ from models.visualization.figures import draw_sweep_figure
 from service import schemas
 from service.inference.predictor import Predictor
 from service.inference.timing import Timer
-from service.operations.evidence import evidence_answer, score_answers, with_faithfulness
+from service.operations.evidence import (
+    evidence_answer,
+    score_answers,
+    suggestion_answers,
+    with_faithfulness,
+)
 from service.operations.form import (
     Against,
     AsImage,
     Block,
+    Effort,
     ExplainFields,
     Flip,
     FormBool,
     Method,
     MethodParameters,
     Names,
+    Negative,
     Target,
     split_names,
 )
@@ -33,11 +40,13 @@ class TrustForm(ExplainFields):
 
     target: Target = None
     against: Against = None
+    negative: Negative = False
     block: Block = None
     method: Method = None
     parameters: MethodParameters = ""
     flip: Flip = False
     checks: Names = ""
+    effort: Effort = "quick"
     overlay: FormBool = False
     picture: AsImage = False
 
@@ -50,13 +59,15 @@ class TrustForm(ExplainFields):
 def _trust(predictor: Predictor, data: bytes, form: TrustForm) -> schemas.TrustAnswer | ImageResponse:
     if form.picture and not form.checks:
         explanation = predictor.explain(data, form.options())
-        stages = _audit(predictor, explanation, ["sweep"]).sweep or ()
+        stages = _audit(predictor, explanation, ["sweep"], form).sweep or ()
         figure = draw_sweep_figure(explanation.image, explanation.frame, stages)
         return ImageResponse(encode_image(figure, "png"), "image/png")
     timer = Timer()
-    explanation = predictor.explain(data, form.options(), timer)
+    explanation = predictor.explain(data, form.options(), timer, partial=True)
+    if not explanation.attributions:
+        return _without_a_map(predictor, explanation, timer)
     with timer.part("checks"):
-        audit = _audit(predictor, explanation, split_names(form.checks))
+        audit = _audit(predictor, explanation, split_names(form.checks), form)
     evidence = evidence_answer(
         predictor, explanation, audit.attribution, full_scale=explanation.full_scale, overlay=form.overlay
     )
@@ -64,24 +75,39 @@ def _trust(predictor: Predictor, data: bytes, form: TrustForm) -> schemas.TrustA
         task=predictor.model.scoring.task,
         predictions=score_answers(explanation),
         evidence=[with_faithfulness(evidence, audit.faithfulness)],
+        suggestions=suggestion_answers(predictor, explanation),
         agreement=_agreement_answer(audit.agreement, dict(audit.left_out)),
         shifts=schemas.Shifts.model_validate(audit.shifts) if audit.shifts is not None else None,
         sweep=None
         if audit.sweep is None
         else [_stage_answer(predictor, explanation, stage) for stage in audit.sweep],
         **predictor.about_explanation(
-            explanation, timer, [f"{name}: this check was left out" for name in audit.skipped]
+            explanation, timer, [f"{name}: there was no time for all of it" for name in audit.skipped]
         ),
     )
 
 
-def _audit(predictor: Predictor, explanation: Explanation, checks: list[str]) -> Audit:
+def _without_a_map(predictor: Predictor, explanation: Explanation, timer: Timer) -> schemas.TrustAnswer:
+    """Return the prediction alone, where there was no time for more."""
+    return schemas.TrustAnswer(
+        task=predictor.model.scoring.task,
+        predictions=score_answers(explanation),
+        evidence=[],
+        agreement=None,
+        shifts=None,
+        sweep=None,
+        **predictor.about_explanation(explanation, timer, ["checks: there was no map to check"]),
+    )
+
+
+def _audit(predictor: Predictor, explanation: Explanation, checks: list[str], form: TrustForm) -> Audit:
     return run_audit(
         explanation.image,
         explanation.forward,
         explanation.attributions[0],
         disabled=predictor.explainer.disabled,
         checks=checks,
+        quick=form.effort == "quick",
     )
 
 

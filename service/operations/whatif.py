@@ -10,7 +10,7 @@ from pydantic import Field
 from models.errors import UnknownChoice
 from models.explainer import Explanation
 from models.images.encode import to_data_uri
-from models.images.geometry import Frame
+from models.images.frame import Frame
 from models.introspection.cover_test import (
     CoverTest,
     limit_size,
@@ -29,6 +29,7 @@ from service.operations.form import (
     FormBool,
     Method,
     MethodParameters,
+    Negative,
     Target,
 )
 from service.operations.operation import Operation
@@ -41,6 +42,7 @@ class WhatIfForm(ExplainFields):
 
     target: Target = None
     against: Against = None
+    negative: Negative = False
     block: Block = None
     method: Method = None
     parameters: MethodParameters = ""
@@ -66,22 +68,32 @@ def _what_if(predictor: Predictor, data: bytes, form: WhatIfForm) -> schemas.Wha
     with timer.part("what if"):
         image, scale = limit_size(explanation.image)
         frame = predictor.model.geometry.frame(image.width, image.height)
-        mask = _mask(form, explanation, frame, scale)
+        mask, instead = _mask(predictor, form, explanation, frame, scale)
         result = run_cover_test(predictor.backend, image, mask, cover=form.cover)
     return schemas.WhatIfAnswer(
         changes=[schemas.Change.model_validate(item) for item in result.changes],
         cover=result.cover,
         share=result.share,
         covered=_thumbnail(result) if form.overlay else None,
-        **predictor.about_explanation(explanation, timer),
+        **predictor.about_explanation(explanation, timer, warnings=instead),
     )
 
 
-def _mask(form: WhatIfForm, explanation: Explanation, frame: Frame, scale: float) -> np.ndarray:
+def _mask(
+    predictor: Predictor, form: WhatIfForm, explanation: Explanation, frame: Frame, scale: float
+) -> tuple[np.ndarray, list[str]]:
+    """Return what to cover, and what a reader must know: an empty map gives way to the one suggested."""
     if form.box:
         x0, y0, x1, y1 = (edge * scale for edge in _parse_box(form.box))
-        return mask_from_box(frame, (x0, y0, x1, y1))
-    return mask_from_map(frame, explanation.attributions[0], share=form.share)
+        return mask_from_box(frame, (x0, y0, x1, y1)), []
+    attribution = explanation.attributions[0]
+    suggestions = predictor.explainer.suggest(explanation)
+    if not suggestions:
+        return mask_from_map(frame, attribution, share=form.share), []
+    instead = f"The map for {attribution.target.name} is empty; covered is the hottest part of another: "
+    return mask_from_map(frame, suggestions[0].attribution, share=form.share), [
+        instead + suggestions[0].reason
+    ]
 
 
 def _parse_box(text: str) -> tuple[float, float, float, float]:

@@ -22,6 +22,7 @@ from service.schemas.evidence import (
     Curve as Curve,
     Evidence as Evidence,
     Faithfulness as Faithfulness,
+    Suggestion as Suggestion,
 )
 from service.schemas.explain import ExplainAnswer as ExplainAnswer
 from service.schemas.filters import FiltersAnswer as FiltersAnswer, TemplateAnswer as TemplateAnswer

@@ -38,6 +38,13 @@ class Faithfulness(Answer):
     verdict: str
 
 
+class Suggestion(Answer):
+    """Another question about the same picture, which was tried and has a map to show."""
+
+    reason: str = Field(description="What it shows, as a sentence.")
+    options: dict[str, str] = Field(description="Fields of /explain and /heatmap that ask it.")
+
+
 class Evidence(Answer):
     """A map for one class, or for one and not another: where it lies, and whether it says anything."""
 
@@ -45,6 +52,7 @@ class Evidence(Answer):
     index: int
     score: float
     against: str | None = Field(None, description="The class that it is held against, for a contrast.")
+    negative: bool = Field(False, description="Whether the map shows what speaks against the class.")
     method: str
     block: str = Field(description='The block that was read, or "input" for a method that asks the pixels.')
     status: str = Field(description="ok, no_positive_evidence, no_gradient or not_finite.")

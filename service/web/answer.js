@@ -24,6 +24,7 @@ export function describeAnswer() {
   const evidence = evidenceShown();
   for (const id of KEEP_BUTTONS) byId(id).disabled = false;
   byId("question").replaceChildren(...questionOf(evidence));
+  byId("hatch-key").hidden = answer.image.seen_share > 0.995;
   listScores();
   if (evidence) describeMap(answer, evidence);
   const notes = [...answer.cut, ...answer.warnings];
@@ -59,15 +60,17 @@ function describeMap(answer, evidence) {
   const mirrored = state.answered?.flip ? ", averaged with the mirror image" : "";
   byId("by").textContent = `${title}${place}, ${grid.rows} × ${grid.cols}${mirrored}`;
   byId("low").textContent = against ?? "no evidence";
-  const highest = top > 0 ? `${top.toPrecision(2)} ${evidence.unit} a cell` : "";
+  const side = evidence.negative ? ` against ${label}` : "";
+  const highest = top > 0 ? `${top.toPrecision(2)} ${evidence.unit} a cell${side}` : "";
   byId("high").textContent = against === null ? highest : label;
   const rather = against === null ? "" : ` rather than ${against}`;
+  const toward = evidence.negative ? "against" : "for";
   byId("canvas").setAttribute(
     "aria-label",
-    `${imageShown().name}: evidence for ${label}${rather} by ${title} at ${block}, ${strongestCell(evidence)}`,
+    `${imageShown().name}: evidence ${toward} ${label}${rather} by ${title} at ${block}, ${strongestCell(evidence)}`,
   );
   const [first] = answer.predictions;
-  announce(`${first.label}, ${percent(first.score)}. The map is for ${label}.`);
+  announce(`${first.label}, ${percent(first.score)}. The map is ${toward} ${label}.`);
 }
 
 /**
@@ -76,7 +79,13 @@ function describeMap(answer, evidence) {
  */
 function questionOf(evidence) {
   if (!evidence) return ["There was no time for a map."];
+  if (state.instead) {
+    const { label, status, reason } = state.instead;
+    const why = EMPTY_BECAUSE[status] ?? status;
+    return ["Why ", element("b", {}, label), `? ${why}. Shown instead: ${reason}`];
+  }
   const label = element("b", {}, evidence.label);
+  if (evidence.negative) return ["What speaks against ", label, "?"];
   if (evidence.against) return ["Why ", label, ", not ", element("b", {}, evidence.against), "?"];
   if (evidence.status === "ok") return ["Why ", label, "?"];
   return ["Why ", label, `? ${EMPTY_BECAUSE[evidence.status] ?? evidence.status}: the map is empty.`];
@@ -110,6 +119,8 @@ export function listScores() {
   const buttons = [...byId("scores").querySelectorAll("button")];
   if (focused) buttons.find(({ dataset }) => dataset.label === focused)?.focus();
   byId("against-row").hidden = predictions.length < 2;
+  const [first, second] = predictions;
+  byId("versus").textContent = second ? `Why ${first.label}, not ${second.label}?` : "";
   const others = predictions.filter((item) => item.label !== label).slice(0, MOST_CHOICES);
   byId("against").replaceChildren(
     element("option", { value: "" }, "– any –"),

@@ -54,13 +54,15 @@ function bindImages() {
 
 async function start() {
   [state.colours] = await Promise.all([read("/colours"), loadModel()]);
-  const { samples } = await read("/samples");
+  const { samples, labels } = await read("/samples");
   for (const name of samples) {
     const url = `/samples/${encodeURIComponent(name)}`;
-    const label = { "aria-label": `Try the sample ${name}`, title: name };
+    const title = labels[name] ?? name;
+    const names = { "aria-label": `Try the sample ${title}`, title };
     const thumbnail = element("img", { src: url, alt: "", loading: "lazy" });
-    const onclick = () => chooseSample(url, name);
-    byId("samples").append(element("button", { type: "button", ...label, onclick }, thumbnail));
+    const caption = labels[name] ? [element("span", {}, title)] : [];
+    const onclick = () => chooseSample(url, title);
+    byId("samples").append(element("button", { type: "button", ...names, onclick }, thumbnail, ...caption));
   }
 }
 

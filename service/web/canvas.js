@@ -35,12 +35,15 @@ export function show() {
   });
 }
 
+/** What is above and below the image as far as the tabs, which are to be seen without scrolling. */
+const ROUND_THE_IMAGE = 325;
+
 /**
  * As large as there is room for; a very small image is enlarged pixel by pixel.
  * @param {Size} size
  */
 function fit(size) {
-  const height = Math.max(240, innerHeight * 0.66);
+  const height = Math.max(240, innerHeight - ROUND_THE_IMAGE);
   const wide = Math.round(Math.min((height * size.width) / size.height, size.width * 24));
   canvas.style.width = `min(100%, ${wide}px)`;
   canvas.classList.toggle("tiny", Math.max(size.width, size.height) < 100);
@@ -61,7 +64,7 @@ function point(cell) {
   const [width, height] = evidence.cell_px.map(Math.round);
   byId("readout").textContent =
     `Row ${cell.row + 1}, column ${cell.col + 1}: ${signed(value, 4)} ${evidence.unit}, ` +
-    `${value > 0 ? "for" : "against"} ${evidence.label}. ` +
+    `${value > 0 === evidence.negative ? "against" : "for"} ${evidence.label}. ` +
     `The cell is ${width} × ${height} pixels of your picture.${describeField(evidence)}`;
 }
 
@@ -71,10 +74,10 @@ function describeField(evidence) {
   if (!block) return "";
   const [height, width] = state.network.input;
   const { rows, cols, sees_all: seesAll } = block.field;
-  if (seesAll) return " It can see the whole crop.";
+  if (seesAll) return " It can see all that the model sees.";
   if (rows.size >= 2 * height) {
     return (
-      ` It can see the whole crop: its field of ${rows.size} pixels is wider than ` +
+      ` It can see all that the model sees: its field of ${rows.size} pixels is wider than ` +
       `the network's input of ${height}.`
     );
   }

@@ -12,6 +12,8 @@ import { abort, EXPLAINING, fail, run } from "./work.js";
 /** @import { Evidence, ExplainAnswer, Question } from "./types.d.ts" */
 
 const RESULTS = ["trusted", "swept", "covered"];
+/** What a change of the question leaves as it is: a sweep has all blocks, a box stays covered whatever is asked. */
+const HOLDS = { block: ["swept"] };
 /** Counts the images that were chosen: one that is decoded late must not replace a later one. */
 const choices = { latest: 0 };
 
@@ -50,8 +52,8 @@ export async function chooseImage(blob, name) {
   }
   abort();
   state.image?.bitmap?.close();
-  Object.assign(state, { image: { blob, name, bitmap }, answer: null, map: null });
-  Object.assign(state.question, { target: "", against: "" });
+  Object.assign(state, { image: { blob, name, bitmap }, answer: null, instead: null, map: null });
+  Object.assign(state.question, { target: "", against: "", negative: false });
   Object.assign(state.view, { cell: null, box: null });
   clearAnswer();
   clearResults();
@@ -86,13 +88,18 @@ export function clearResults(...ids) {
 }
 
 /**
- * Change the question and ask it.
+ * Change the question and ask it; results that still hold stay.
  * @param {Partial<Question>} changes
  */
 export function ask(changes) {
   Object.assign(state.question, changes);
   state.view.cell = null;
-  clearResults();
+  const changed = Object.keys(changes);
+  const holding = Object.entries(HOLDS).flatMap(([field, ids]) =>
+    changed.every((name) => name === field) ? ids : [],
+  );
+  if (state.view.box) holding.push("covered");
+  clearResults(...RESULTS.filter((id) => !holding.includes(id)));
   return explain();
 }
 
@@ -101,8 +108,8 @@ export async function explain() {
   if (!state.image) return;
   await run(EXPLAINING, async (signal) => {
     const image = imageShown();
-    const fields = { ...state.question, overlay: image.bitmap === null };
-    const answer = await request(fields, signal);
+    const asked = { ...state.question, overlay: image.bitmap === null };
+    const { answer, fields, instead } = await orInstead(await request(asked, signal), asked, signal);
     const evidence = answer.evidence[0] ?? null;
     if (!image.bitmap && evidence?.overlay) {
       const drawing = element("img", { src: evidence.overlay, alt: "" });
@@ -116,10 +123,26 @@ export async function explain() {
       signal.throwIfAborted();
       clearResults();
     }
-    Object.assign(state, { answer, answered: fields, size: answer.image, map: drawMap(evidence) });
+    const { overlay: _, ...answered } = fields;
+    Object.assign(state, { answer, answered, instead, size: answer.image, map: drawMap(evidence) });
     show();
     describeAnswer();
   });
+}
+
+/**
+ * The answer, or in place of an empty map the one to the first question that the service suggests.
+ * @param {ExplainAnswer} answer
+ * @param {Question & { overlay: boolean }} fields
+ * @param {AbortSignal} signal
+ */
+async function orInstead(answer, fields, signal) {
+  const [suggestion] = answer.suggestions;
+  if (!suggestion) return { answer, fields, instead: null };
+  const { label, status } = answer.evidence[0];
+  const suggested = { ...fields, ...suggestion.options, negative: suggestion.options.negative === "true" };
+  const other = await request(suggested, signal);
+  return { answer: other, fields: suggested, instead: { label, status, reason: suggestion.reason } };
 }
 
 /**
@@ -151,16 +174,21 @@ export function drawMap(evidence) {
 /** Ask again whenever a control of the question changes. */
 export function bindQuestion() {
   byId("find").addEventListener("input", listScores);
+  byId("versus").addEventListener("click", () => {
+    const [first, second] = /** @type {ExplainAnswer} */ (state.answer).predictions;
+    ask({ target: first.label, against: second.label, negative: false });
+  });
   byId("scores").addEventListener("click", (/** @type {MouseEvent} */ event) => {
     const button = /** @type {HTMLElement} */ (event.target).closest("button");
     const target = button?.dataset.label;
     if (target === undefined) return;
     const { against } = state.question;
-    ask({ target, against: against === target ? "" : against });
+    ask({ target, against: against === target ? "" : against, negative: false });
   });
   byId("against").addEventListener("change", () => {
     const against = byId("against").value;
-    ask({ against, target: against ? (evidenceShown()?.label ?? "") : state.question.target });
+    const target = against ? (evidenceShown()?.label ?? "") : state.question.target;
+    ask({ against, target, negative: false });
   });
   byId("method").addEventListener("change", () => {
     describeMethod();

@@ -70,8 +70,8 @@ export function describeMethod() {
 /** Have the controls say what is shown again: what was asked since is not wanted any more. */
 export function restoreQuestion() {
   if (state.answer === null || state.answered === null) return;
-  const { target, against, method, block, flip } = state.answered;
-  state.question = { target, against, method, block, flip };
+  const { method, block, against, flip } = state.answered;
+  state.question = { ...state.answered };
   byId("method").value = method || state.card.default_method;
   byId("block").value = block || state.card.cam_block;
   byId("against").value = against;

@@ -1,6 +1,6 @@
 // The page's one state: what is served, which image is shown, what was asked and what was answered.
 
-/** @import { ChosenImage, Colours, ExplainAnswer, ModelCard, NetworkSummary, Question, Size, View } from "./types.d.ts" */
+/** @import { ChosenImage, Colours, ExplainAnswer, Instead, ModelCard, NetworkSummary, Question, Size, View } from "./types.d.ts" */
 
 /**
  * @typedef {object} State
@@ -11,6 +11,7 @@
  * @property {Size | null} size of the upright image
  * @property {ExplainAnswer | null} answer what is shown with it
  * @property {Question | null} answered the fields that the answer was asked by
+ * @property {Instead | null} instead the empty map in whose place the answer stands
  * @property {HTMLCanvasElement | null} map the answer's map, drawn
  * @property {Question} question what is asked, or would be asked next
  * @property {View} view how the image is drawn
@@ -25,8 +26,9 @@ export const state = {
   size: null,
   answer: null,
   answered: null,
+  instead: null,
   map: null,
-  question: { target: "", against: "", method: "", block: "", flip: false },
+  question: { target: "", against: "", negative: false, method: "", block: "", flip: false },
   view: { opacity: 1, show: true, cell: null, box: null },
 };
 
@@ -38,8 +40,8 @@ export const evidenceShown = () => state.answer?.evidence[0] ?? null;
  * @returns {Question}
  */
 export function questionShown() {
-  const { target, against, method, block, flip } = /** @type {Question} */ (state.answered);
-  return { target: evidenceShown()?.label ?? target, against, method, block, flip };
+  const answered = /** @type {Question} */ (state.answered);
+  return { ...answered, target: evidenceShown()?.label ?? answered.target };
 }
 
 /** The image that is shown; there is one wherever a control asks something about it. */

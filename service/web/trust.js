@@ -69,7 +69,7 @@ function verdicts({ evidence: [evidence], agreement, shifts, sweep, cut }, flip)
  */
 async function askByJob(question, signal) {
   // Not ended half way: a job whose name we never hear could not be cancelled.
-  const job = await (await post("/jobs/trust", imageShown(), { ...question })).json();
+  const job = await (await post("/jobs/trust", imageShown(), { ...question, effort: "full" })).json();
   const cancel = () => fetch(`/jobs/${job.id}`, { method: "DELETE" });
   if (signal.aborted) {
     cancel();

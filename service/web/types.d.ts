@@ -66,6 +66,7 @@ export interface Faithfulness {
 export interface Evidence {
   label: string;
   against: string | null;
+  negative: boolean;
   status: string;
   method: string;
   block: string;
@@ -86,12 +87,18 @@ export interface Score {
   score: number;
 }
 
+export interface Suggestion {
+  reason: string;
+  options: Record<string, string>;
+}
+
 export interface ExplainAnswer {
   predictions: Score[];
   evidence: Evidence[];
+  suggestions: Suggestion[];
   warnings: string[];
   cut: string[];
-  image: Size;
+  image: Size & { view: string; seen_share: number };
   timing_ms: { total: number };
   provenance: {
     model: string;
@@ -136,7 +143,21 @@ export interface JobStatus {
 }
 
 /** A type, not an interface: only those are sets of named fields, as a form is. */
-export type Question = { target: string; against: string; method: string; block: string; flip: boolean };
+export type Question = {
+  target: string;
+  against: string;
+  negative: boolean;
+  method: string;
+  block: string;
+  flip: boolean;
+};
+
+/** A map that is empty, and what is shown instead of it. */
+export interface Instead {
+  label: string;
+  status: string;
+  reason: string;
+}
 
 export interface ChosenImage {
   blob: Blob;

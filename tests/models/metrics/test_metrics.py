@@ -21,12 +21,12 @@ from models.backends.registry import create_backend
 from models.bundle import RandomizationCheck
 from models.errors import BundleError, ExplanationError, UnknownChoice
 from models.images.decode import image_from_array, read_image
-from models.images.geometry import Frame
+from models.images.frame import Frame
 from models.introspection.cover_test import limit_size, mask_from_box, mask_from_map, run_cover_test
 from models.metrics.agreement import measure_agreement, rank_correlation, resample_map
 from models.metrics.audit import AUDIT_CHECKS, run_audit
 from models.metrics.faithfulness import measure_faithfulness, random_surrogates
-from models.metrics.layer_sweep import run_layer_sweep, stage_ends
+from models.metrics.layer_sweep import stage_ends, sweep_layers
 from models.metrics.localization import localize, mean_localization
 from models.metrics.randomization import _similarities, _verdict, check_randomization, shuffle_weights
 from models.metrics.stability import run_shift_test
@@ -298,8 +298,8 @@ def test_a_model_bound_to_a_place_changes_its_answer_when_the_picture_moves(watc
 def test_the_sweep_explains_the_end_of_each_stage(resnet18, random_batch):
     x = random_batch()
     assert stage_ends(resnet18, x) == ["layer1.1", "layer2.1", "layer3.1", "layer4.1"]
-    stages = run_layer_sweep(
-        EagerBackend(resnet18), x[0], make_target(resnet18.classes, 3), steps=3, random_maps=2
+    stages = list(
+        sweep_layers(EagerBackend(resnet18), x[0], make_target(resnet18.classes, 3), steps=3, random_maps=2)
     )
     assert [stage.attribution.block for stage in stages] == ["layer1.1", "layer2.1", "layer3.1", "layer4.1"]
     assert [stage.attribution.rows for stage in stages] == [56, 28, 14, 7]
