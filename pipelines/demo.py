@@ -7,7 +7,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +22,7 @@ import httpx
 from models.bundle import Bundle, load_bundle
 from models.errors import LucidaError
 from models.explainer import Explainer
-from models.images.decode import IMAGE_SUFFIXES, read_image
+from models.images.decode import read_image
 from pipelines.batch.job import plan_job
 from pipelines.batch.local import run_local
 from pipelines.config.schema import TrainConfig

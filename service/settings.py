@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     key_per_minute: int = Field(600, ge=1, description="Requests of one key in a minute; beyond them 429.")
     samples: Path | None = Field(
         None,
-        description="Folder of pictures that the page offers to try; by default those packaged with the model.",
+        description="Folder of pictures that the page offers to try; those packaged with the model without.",
     )
     log_requests: bool = Field(True, description="One line of JSON a request on standard error.")
     jobs: Path = Field(

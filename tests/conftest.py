@@ -105,6 +105,28 @@ def bundle_folder(imagenet: TransferModel, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
+@pytest.fixture(scope="session")
+def gloomy(imagenet: TransferModel) -> TransferModel:
+    """Real features, and a class against which all speaks: its weights are below 0, the features above."""
+    model = TransferModel.create("efficientnet_lite0", ["never", "ant", "bee"], view="whole")
+    rows = [imagenet.classes.index(name) for name in ("ant", "bee")]
+    with torch.no_grad():
+        head = model.classifier[1]
+        head.weight[1:].copy_(imagenet.classifier[1].weight[rows])
+        head.bias[1:].copy_(imagenet.classifier[1].bias[rows])
+        head.weight[0] = -head.weight[1].abs() - 1e-3
+        head.bias[0] = 0.0
+    return model
+
+
+@pytest.fixture(scope="session")
+def gloomy_folder(gloomy: TransferModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved bundle of that model, which sees the whole picture."""
+    folder = tmp_path_factory.mktemp("bundles") / "gloomy"
+    save_bundle(gloomy, folder, name="gloomy")
+    return folder
+
+
 @contextmanager
 def starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """Yield a function that starts a service with LUCIDA_ settings; every one is stopped at the end."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw
 
 from models.introspection.activations import BlockActivation
 from models.visualization.colormaps import apply_evidence_colormap
+from models.visualization.fonts import choose_font
 
 _PAPER, _INK, _FAINT = (250, 249, 246), (32, 30, 40), (120, 116, 128)
 
@@ -41,19 +42,13 @@ def draw_contact_sheet(
     sheet = PIL.Image.new("RGB", (gap + columns * (side + gap), top + max(rows, 1) * cell + 4), _PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
-        draw.text(
-            (gap, gap - 4),
-            _fit_text(draw, title, sheet.width - 2 * gap, 18),
-            _INK,
-            ImageFont.load_default(18),
-        )
+        _draw_text(draw, (gap, gap - 4), title, sheet.width - 2 * gap, 18, _INK)
     for position, tile in enumerate(tiles):
         x, y = gap + (position % columns) * (side + gap), top + (position // columns) * cell
         fitted = images[position]
         sheet.paste(fitted, (x + (side - fitted.width) // 2, y + tall - fitted.height))
-        font = ImageFont.load_default(13)
-        draw.text((x, y + tall + 2), _fit_text(draw, tile.caption, side, 13), _INK, font)
-        draw.text((x, y + tall + 2 + line), _fit_text(draw, tile.detail, side, 13), _FAINT, font)
+        _draw_text(draw, (x, y + tall + 2), tile.caption, side, 13, _INK)
+        _draw_text(draw, (x, y + tall + 2 + line), tile.detail, side, 13, _FAINT)
     return sheet
 
 
@@ -83,11 +78,19 @@ def _fit_tile(image: PIL.Image.Image, side: int) -> PIL.Image.Image:
     return image.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS)
 
 
-def _fit_text(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> str:
-    font = ImageFont.load_default(size)
+def _draw_text(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: str,
+    width: int,
+    size: int,
+    colour: tuple[int, int, int],
+) -> None:
+    """Draw one line of text, ended by an ellipsis where it would be wider than ``width``."""
     text = " ".join(text.split())
-    if draw.textlength(text, font=font) <= width:
-        return text
-    while text and draw.textlength(text + "…", font=font) > width:
-        text = text[:-1]
-    return text + "…"
+    font = choose_font(text, size)
+    if draw.textlength(text, font=font) > width:
+        while text and draw.textlength(text + "…", font=font) > width:
+            text = text[:-1]
+        text += "…"
+    draw.text(place, text, colour, font)

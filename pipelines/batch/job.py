@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from models.errors import ExplanationError
 from models.explainer import Explainer, ExplainOptions
 from models.images.decode import IMAGE_SUFFIXES, Limits
 from pipelines.batch.checks import check_job_options
-from pipelines.data.listing import list_images
+from pipelines.data.listing import count_system_files, list_images
 from pipelines.errors import DataError
 
 _DEFAULT_SAMPLES = ExplainOptions().samples
@@ -34,6 +35,8 @@ class ExplainJob:
     """Any of :data:`pipelines.batch.checks.JOB_FIGURES`, written beside the overlays."""
     model_digest: str
     limits: Limits
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """How many images of which hidden or system folder are no part of it."""
 
     @property
     def block(self) -> str:
@@ -78,8 +81,10 @@ def plan_job(
     checks: tuple[str, ...] = (),
     figures: tuple[str, ...] = (),
     limits: Limits | None = None,
+    out: Path | None = None,
 ) -> ExplainJob:
-    """Find the images of a folder (or take a single file) and check the options.
+    """Find the images of a folder (or take a single file) and check the options; what lies in the folder
+    ``out`` is the job's own and no part of it.
 
     Raises DataError, UnknownChoice, and ExplanationError for a method that is disabled for this model.
     """
@@ -91,20 +96,26 @@ def plan_job(
             f"The sheets {', '.join(sorted(theirs))} show {DEFAULT_METHOD}, which is barred for this model. "
             f"{disabled[DEFAULT_METHOD]}"
         )
-    source, files = _list_images(source.resolve())
+    counts = count_system_files(source.resolve()) if source.is_dir() else {}
+    source, files = _list_images(source.resolve(), out.resolve() if out is not None else None)
+    left_out = {folder.relative_to(source).as_posix(): count for folder, count in counts.items()}
     assert explainer.provenance is not None
     digest = explainer.provenance.digest
-    return ExplainJob(source, files, options, checks, figures, digest, limits or Limits())
+    return ExplainJob(source, files, options, checks, figures, digest, limits or Limits(), left_out)
 
 
-def _list_images(source: Path) -> tuple[Path, tuple[str, ...]]:
+def _list_images(source: Path, out: Path | None) -> tuple[Path, tuple[str, ...]]:
     """Return the folder and the paths within it; raises DataError."""
     if not source.exists():
         raise DataError(f"There is no file or folder {source}.")
     if source.is_file():
         source, files = source.parent, [source.name]
     else:
-        files = sorted(path.relative_to(source).as_posix() for path in list_images(source))
+        files = sorted(
+            path.relative_to(source).as_posix()
+            for path in list_images(source)
+            if out is None or not path.is_relative_to(out)
+        )
     if not files:
         raise DataError(f"The folder {source} has no pictures ({', '.join(IMAGE_SUFFIXES)}).")
     names = tuple(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in files)

@@ -19,6 +19,8 @@ from models.errors import LucidaError
 from pipelines.cli import explain as explain_commands, release as release_commands
 from pipelines.cli.terminal import (
     SPECIMENS,
+    check_out_file,
+    check_out_folder,
     console,
     handle_stop_signal,
     load_dataset,
@@ -54,6 +56,7 @@ Settings = Annotated[
         "--set", metavar="NAME=VALUE", help="One setting, such as phases.head.epochs=4; repeatable."
     ),
 ]
+PageFile = Annotated[Path, typer.Option(help="Where to write the page as well.", callback=check_out_file)]
 Model = Annotated[str, typer.Argument(help="Registered model: NAME, NAME@alias or NAME/number.")]
 
 
@@ -93,7 +96,9 @@ def main() -> None:
 
 @app.command()
 def specimens(
-    folder: Annotated[Path, typer.Argument(help="New folder to draw into.")] = Path("specimens"),
+    folder: Annotated[
+        Path, typer.Argument(help="New folder to draw into.", callback=check_out_folder)
+    ] = Path("specimens"),
     train: Annotated[int, typer.Option(help="Training pictures of each species.")] = 24,
     val: Annotated[int, typer.Option(help="Validation pictures of each species.")] = 12,
     test: Annotated[int, typer.Option(help="Test pictures of each species.")] = 12,
@@ -160,7 +165,9 @@ def rates(
     config: Config = None,
     preset: Preset = None,
     settings: Settings = None,
-    out: Annotated[Path, typer.Option(help="Folder for a plot of each phase.")] = Path("rates"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for a plot of each phase.", callback=check_out_folder)
+    ] = Path("rates"),
 ) -> None:
     """Find learning rates: try rising ones on each phase's features, plot the loss, suggest a peak."""
     from models.images.encode import encode_image
@@ -200,7 +207,7 @@ def promote(model: Model) -> None:
 def review(
     run: Annotated[str, typer.Argument(help="Run id, or registered model: NAME, NAME@alias, NAME/number.")],
     data: Data = SPECIMENS,
-    out: Annotated[Path, typer.Option(help="Where to write the page as well.")] = Path("review.html"),
+    out: PageFile = Path("review.html"),
 ) -> None:
     """Make the misclassification gallery of a run, as one HTML file, and log it to the run."""
     from pipelines.reports.review import review_run as make
@@ -222,7 +229,7 @@ def compare(
         str, typer.Argument(metavar="RUN", help="Run id or registered model to hold against it.")
     ],
     data: Data = SPECIMENS,
-    out: Annotated[Path, typer.Option(help="Where to write the page as well.")] = Path("compare.html"),
+    out: PageFile = Path("compare.html"),
 ) -> None:
     """Compare two runs on one data set: metrics, pictures that changed sides, evidence that moved."""
     from pipelines.reports.compare import compare_runs as make
@@ -267,7 +274,9 @@ def cache(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for everything that the demo makes.", callback=check_out_folder)
+    ] = Path("demo"),
 ) -> None:
     """Run the whole path once: draw, train, register, promote, package, serve, explain, review."""
     from pipelines.demo import run_demo

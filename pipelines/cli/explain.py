@@ -17,6 +17,8 @@ from rich.table import Table
 
 from pipelines.cli.terminal import (
     SPECIMENS,
+    check_out_file,
+    check_out_folder,
     console,
     load_dataset,
     progress_reporter,
@@ -62,7 +64,9 @@ def register_commands(app: typer.Typer) -> None:
 
 def explain(
     source: Annotated[Path, typer.Argument(help="Folder of pictures, or one picture.")],
-    out: Annotated[Path, typer.Option(help="New folder for rows, overlays and index.html.")],
+    out: Annotated[
+        Path, typer.Option(help="New folder for rows, overlays and index.html.", callback=check_out_folder)
+    ],
     model: Registered = None,
     bundle: Folder = None,
     target: Target = None,
@@ -97,19 +101,27 @@ def explain(
             target=target, against=against, block=block, method=method, flip=flip, noise=noise,
             parameters=parse_parameters(parameter or ()),
         )  # fmt: skip
-        job = plan_job(source, explainer, options, checks=tuple(check or ()), figures=tuple(sheet or ()))
+        job = plan_job(
+            source, explainer, options, checks=tuple(check or ()), figures=tuple(sheet or ()), out=out
+        )
         if on is BatchRunner.ray:
             done = _ray_runner()(job, loaded, out, progress=reporter.step)
         else:
             done = run_local(job, loaded, out, explainer=explainer, progress=reporter.step)
     already = f", {done.resumed} of them done before" if done.resumed else ""
     console.print(f"{done.pictures} pictures{already}, {done.errors} could not be used.")
+    for folder, count in job.left_out.items():
+        console.print(
+            f"{count} pictures in {folder} were left out: hidden, or left behind by a system.", markup=False
+        )
     console.print(f"Look at {done.out / 'index.html'}", highlight=False)
 
 
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="picture", help="One picture.")],
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("inspection.html"),
+    out: Annotated[Path, typer.Option(help="The page to write.", callback=check_out_file)] = Path(
+        "inspection.html"
+    ),
     model: Registered = None,
     bundle: Folder = None,
     target: Target = None,
@@ -151,7 +163,9 @@ def inspect(
 
 def anatomy(
     backbone: Annotated[str | None, typer.Argument(help="A backbone's name, without any weights.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for anatomy.json and flow.png.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for anatomy.json and flow.png.", callback=check_out_folder)
+    ] = None,
     model: Registered = None,
     bundle: Folder = None,
 ) -> None:
@@ -194,9 +208,10 @@ def anatomy(
 def atlas(
     block: Annotated[str, typer.Argument(help="Block whose channels are charted.")],
     data: Annotated[str, typer.Option(help="Data set whose training pictures are searched.")] = SPECIMENS,
-    out: Annotated[Path, typer.Option(help="Folder for index.html, sheet.png and atlas.json.")] = Path(
-        "atlas"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for index.html, sheet.png and atlas.json.", callback=check_out_folder),
+    ] = Path("atlas"),
     model: Registered = None,
     bundle: Folder = None,
     channels: Annotated[str, typer.Option(help="Channel numbers with commas between.")] = "",

@@ -4,6 +4,7 @@ folder.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+from models.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipelines.data.dataset import Dataset
@@ -50,6 +53,28 @@ def raise_if_stopped() -> None:
         if _asked[-1] == signal.SIGTERM:
             sys.exit(143)
         raise KeyboardInterrupt
+
+
+def check_out_folder(path: Path | None) -> Path | None:
+    """Refuse, before any work, a folder to write to that cannot be one: a callback of ``--out``."""
+    if path is None:
+        return None
+    nearest = next(part for part in (path, *path.absolute().parents) if part.exists() or part.is_symlink())
+    if not nearest.is_dir():
+        raise ConfigError(f"{nearest} is a file; {path} must be a folder, new or not.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"{path} cannot be written to: {nearest} does not allow it.")
+    return path
+
+
+def check_out_file(path: Path | None) -> Path | None:
+    """Refuse, before any work, a file to write that cannot be one: a callback of ``--out``."""
+    if path is None:
+        return None
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name the file to write, such as {path / 'page.html'}.")
+    check_out_folder(path.absolute().parent)
+    return path
 
 
 def load_dataset(data: str, *, val_share: float = 0.25) -> Dataset:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from models.errors import ImageError
 from models.images.decode import read_image
 from models.networks.scoring import Task
 from models.progress import Progress, no_progress
+from pipelines.data.boxes import Box, read_boxes
 from pipelines.data.labels import list_folder
 from pipelines.data.listing import SPLITS, LabelledFile, SkippedFile
 from pipelines.errors import DataError
@@ -60,6 +62,8 @@ class Dataset:
     """
     conflicting: list[tuple[str, str]] = field(default_factory=list)
     """Names of one split whose content is the same and whose labels are not: one of them is wrong."""
+    boxes: Mapping[str, tuple[Box, ...]] = field(default_factory=dict)
+    """By the name of a sample: where its objects are, for samples that boxes.csv names."""
 
     @property
     def digest(self) -> str:
@@ -109,6 +113,9 @@ def scan_folder(root: Path, *, val_share: float = 0.25, progress: Progress = no_
             split, sample = read
             by_split[split].append(sample)
         progress("reading pictures", done, len(listed.entries))
+    names = [sample.name for samples in by_split.values() for sample in samples]
+    boxes, unused = read_boxes(root, names)
+    skipped += unused
     _check_classes_in_splits(by_split, listed.classes, skipped, divided=listed.divided)
     return Dataset(
         name=name,
@@ -118,6 +125,7 @@ def scan_folder(root: Path, *, val_share: float = 0.25, progress: Progress = no_
         skipped=skipped,
         shared=_shared(by_split),
         conflicting=_conflicting(by_split),
+        boxes=boxes,
         **by_split,
     )
 

@@ -5,8 +5,9 @@ maps lie on the objects.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from models.metrics.randomization import check_randomization
 from models.networks.transfer_model import TransferModel
 from models.progress import Progress, no_progress
 from pipelines.data.dataset import Dataset, Sample
+from pipelines.data.listing import MASKS
 
 _CHECK_IMAGES = 3
 _MOST_LOCALISED = 200
@@ -73,22 +75,31 @@ def check_methods(
     )
 
 
+Region = Callable[[Sample, tuple[int, int]], np.ndarray | None]
+"""(sample, size) to a mask of that (width, height), True inside; None for a sample without one."""
+
+
 def measure_localization(model: TransferModel, data: Dataset, split: str) -> list[LocalizationResult]:
-    """Hold the evidence for the true class against every tree of masks that the set has, at the Grad-CAM
-    block and at the stage before it; at most 200 images, chosen by their digests. Empty without masks.
+    """Hold the evidence for the true class against the objects' masks or, where there is none, boxes, and
+    against every tree of masks of parts that the set has, at the Grad-CAM block and at the stage before it;
+    at most 200 images, chosen by their digests. Empty without masks and boxes.
     """
     samples = sorted(data.samples(split), key=lambda sample: sample.sha256)[:_MOST_LOCALISED]
-    trees = {"object": data.root / "masks", **_part_trees(data)}
-    masked = {what: [sample for sample in samples if _mask(tree, sample)] for what, tree in trees.items()}
-    masked = {what: tree_samples for what, tree_samples in masked.items() if tree_samples}
+    regions: dict[str, Region] = {"object": partial(_object_region, data)}
+    regions |= {what: partial(_read_mask, tree) for what, tree in _part_trees(data).items()}
+    masked = {
+        what: [sample for sample in samples if region(sample, (sample.width, sample.height)) is not None]
+        for what, region in regions.items()
+    }
+    masked = {what: region_samples for what, region_samples in masked.items() if region_samples}
     if not masked:
         return []
     ends = stage_ends(model, model.geometry.prepare_files([samples[0].path]))
     looks = [(DEFAULT_METHOD, model.cam_block)] + ([(FINE_METHOD, ends[-2])] if len(ends) > 1 else [])
     results = []
-    for what, of_tree in masked.items():
+    for what, region_samples in masked.items():
         for method, block in looks:
-            localizations = _localize_samples(model, of_tree, trees[what], method, block)
+            localizations = _localize_samples(model, region_samples, regions[what], method, block)
             if localizations:
                 results.append(
                     LocalizationResult(
@@ -117,7 +128,7 @@ def localization_to_json(located: Sequence[LocalizationResult]) -> str:
 
 
 def _localize_samples(
-    model: TransferModel, samples: Sequence[Sample], tree: Path, method: str, block: str
+    model: TransferModel, samples: Sequence[Sample], region: Region, method: str, block: str
 ) -> list[Localization]:
     explainer, options = Explainer(model), ExplainOptions(method=method, block=block)
     results = []
@@ -127,8 +138,8 @@ def _localize_samples(
         targets = [[make_target(model.classes, sample.labels[0])] for sample in batch]
         maps = explainer.attribute(images, targets, options=options)
         for sample, image, (attribution,) in zip(batch, images, maps, strict=True):
-            path, size = _mask(tree, sample), (image.image.width, image.image.height)
-            result = localize(attribution, image.frame, _read_mask(path, size)) if path is not None else None
+            mask = region(sample, (image.image.width, image.image.height))
+            result = localize(attribution, image.frame, mask) if mask is not None else None
             if result is not None:
                 results.append(result)
     return results
@@ -136,7 +147,7 @@ def _localize_samples(
 
 def _part_trees(data: Dataset) -> dict[str, Path]:
     """Return trees of masks of parts: folders under masks/ that are no split."""
-    root = data.root / "masks"
+    root = data.root / MASKS
     if not root.is_dir():
         return {}
     tops = {sample.name.split("/")[0] for split in ("train", "val", "test") for sample in data.samples(split)}
@@ -147,15 +158,22 @@ def _part_trees(data: Dataset) -> dict[str, Path]:
     }
 
 
-def _mask(tree: Path, sample: Sample) -> Path | None:
+def _object_region(data: Dataset, sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
+    """Return the mask of an image's objects, or what its boxes cover."""
+    mask = _read_mask(data.root / MASKS, sample, size)
+    if mask is not None or not sample.labels or sample.name not in data.boxes:
+        return mask
+    covered = np.zeros((size[1], size[0]), dtype=bool)
+    for x0, y0, x1, y1 in data.boxes[sample.name]:
+        covered[round(y0) : round(y1), round(x0) : round(x1)] = True
+    return covered
+
+
+def _read_mask(tree: Path, sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
+    """Return a mask as booleans in the size of its image, which may have been resized since."""
     path = (tree / sample.name).with_suffix(".png")
-    return path if sample.labels and path.is_file() else None
-
-
-def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Return a mask as booleans in the size of its image, which may have been made larger or smaller
-    since.
-    """
+    if not sample.labels or not path.is_file():
+        return None
     image = read_image(path).pil.convert("L")
     if image.size != size:
         image = image.resize(size, PIL.Image.Resampling.BILINEAR)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import FuncFormatter
 
 from models.metrics.faithfulness import FaithfulnessResult
+from models.visualization.fonts import WIDE_FONTS
 from pipelines.evaluation.classification import Evaluation, ReliabilityBin
 from pipelines.progress import EpochResult
 
 INK, FAINT, LINE = "#201e28", "#6d6878", "#d9d4ca"
 _MOST_NAMED = 40
 """Classes of a confusion matrix that have room for their names and counts."""
+_LONGEST_NAME = 32
 PURPLE, ORANGE = "#5b2a86", "#e07b39"
 """Far apart in lightness as well as in hue."""
 
@@ -41,8 +47,9 @@ def plot_confusion(evaluation: Evaluation) -> PIL.Image.Image:
     axes.imshow(share, cmap="Purples", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     if named:
         # A class may be called "$x$"; it is a name, not a formula.
-        axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", parse_math=False)
-        axes.set_yticks(range(len(counts)), evaluation.classes, parse_math=False)
+        style: dict[str, Any] = {"parse_math": False, "fontfamily": _families()}
+        axes.set_xticks(range(len(columns)), _short(columns), rotation=40, ha="right", **style)
+        axes.set_yticks(range(len(counts)), _short(evaluation.classes), **style)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     accuracy = evaluation.metrics["accuracy"]
@@ -160,6 +167,17 @@ def plot_evidence_movement(pairs: Sequence[tuple[str, float]]) -> PIL.Image.Imag
     return _render(figure)
 
 
+@cache
+def _families() -> list[str]:
+    """Return the fonts of class names: characters that the first lacks are taken from the next."""
+    available = set(get_font_names())
+    return ["DejaVu Sans", *(family for family in WIDE_FONTS.values() if family in available)]
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    return [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names]
+
+
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     axes = figure.add_subplot()
@@ -177,7 +195,10 @@ def _style_axes(axes: Axes) -> None:
 
 def _render(figure: Figure) -> PIL.Image.Image:
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        # A character that no font here has is drawn as a box; that is all there is to say.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        canvas.draw()  # type: ignore[no-untyped-call]
     return PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())  # type: ignore[no-untyped-call]
 
 

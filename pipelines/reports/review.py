@@ -13,6 +13,7 @@ from models.networks.transfer_model import TransferModel
 from pipelines.data.dataset import Dataset
 from pipelines.errors import RegistryError
 from pipelines.evaluation.classification import EvaluatedSample, Evaluation, evaluate
+from pipelines.evaluation.explanations import LocalizationResult, measure_localization
 from pipelines.progress import Reporter
 from pipelines.reports.cases import NeighbourIndex, ReviewCase, cases_to_columns, explain_samples
 from pipelines.reports.gallery import draw_gallery_figure, render_gallery
@@ -40,6 +41,7 @@ def log_review(
     keep: KeepFile,
     keep_table: Callable[[dict[str, list[object]], str], None],
     reporter: Reporter,
+    located: Sequence[LocalizationResult] = (),
 ) -> str:
     """Make the review, keep it as a page, sheets and a table, and return the page."""
     near = NeighbourIndex(model, data.train, reporter.step)
@@ -68,7 +70,9 @@ def log_review(
     }
     html = render_gallery(
         evaluations, wrong, close, title=f"Review of {name}", facts=facts,
-        summary=summarize_evaluations(evaluations, baseline, shared=data.shared, geometry=model.geometry),
+        summary=summarize_evaluations(evaluations, baseline, shared=data.shared, geometry=model.geometry,
+            located=located,
+        ),
     )  # fmt: skip
     keep(html, "review/review.html")
     if wrong:
@@ -142,4 +146,5 @@ def review_run(
         keep=log,
         keep_table=partial(log_table, run_id),
         reporter=reporter,
+        located=measure_localization(checked.model, data, "val"),
     )

@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
+from models.attribution.registry import DEFAULT_METHOD
 from models.images.geometry import Geometry
 from pipelines.data.visibility import seen_shares
 from pipelines.evaluation.classification import Evaluation
+from pipelines.evaluation.explanations import LocalizationResult
 
 _FEW = 50
 _MUCH_SEEN = 0.9
@@ -21,11 +23,13 @@ def summarize_evaluations(
     *,
     shared: Sequence[tuple[str, str]] = (),
     geometry: Geometry | None = None,
+    located: Sequence[LocalizationResult] = (),
 ) -> list[str]:
     """Summarize the state of a model from its evaluated splits; the last is the one to believe most.
 
     ``baseline`` is the linear probe's accuracy on the first; ``shared`` are (train name, held-out name) of
-    images on both sides; ``geometry`` is the model's, from which follows how much it saw.
+    images on both sides; ``geometry`` is the model's, from which follows how much it saw;
+    ``located`` is where its evidence lies against masks or boxes.
     """
     last = evaluations[-1]
     sentences = [_result(evaluation) for evaluation in evaluations]
@@ -41,6 +45,7 @@ def summarize_evaluations(
     sentences += _calibration(last)
     if geometry is not None:
         sentences += _visibility(last, geometry)
+    sentences += [_localization(result) for result in located if result.method == DEFAULT_METHOD]
     if shared:
         many = f"{len(shared)} held-out pictures were" if len(shared) > 1 else "One held-out picture was"
         sentences.append(
@@ -108,3 +113,16 @@ def _visibility(evaluation: Evaluation, geometry: Geometry) -> list[str]:
         f"On {evaluation.split} the model saw {fmean(seen):.0%} of a picture's area on average{of_wrong}; "
         "the rest was cropped away. Trained with view = whole, it would see all of it."
     ]
+
+
+def _localization(result: LocalizationResult) -> str:
+    """Say where the evidence for the true class lies beside what chance would give, also where that is
+    unflattering.
+    """
+    mean = result.mean
+    beaten = ": pointing is no better than always the middle" if mean.pointing <= mean.centre else ""
+    return (
+        f"On {result.split} {mean.energy:.0%} of the evidence lies on the {result.what}, which takes "
+        f"{mean.area:.0%} of what the model sees; its strongest place lies there in {mean.pointing:.0%} of "
+        f"{result.pictures} pictures, the middle of what the model sees in {mean.centre:.0%}{beaten}."
+    )

@@ -26,7 +26,12 @@ from pipelines.data.dataset import Dataset, Sample, with_task
 from pipelines.data.visibility import describe_view, seen_shares
 from pipelines.errors import LossNotFinite, TrackerUnavailable, TrainingError
 from pipelines.evaluation.classification import Evaluation, evaluate, evaluate_logits, fit_temperature
-from pipelines.evaluation.explanations import check_methods, localization_to_json, measure_localization
+from pipelines.evaluation.explanations import (
+    LocalizationResult,
+    check_methods,
+    localization_to_json,
+    measure_localization,
+)
 from pipelines.evaluation.phase_snapshots import (
     PhaseSnapshot,
     choose_probes,
@@ -289,7 +294,8 @@ class TrainingRun:
         if baseline is not None:
             metrics["baseline_accuracy"] = baseline
         metrics["temperature"] = model.scoring.temperature
-        metrics |= self._located(model)
+        located = self._locate(model)
+        metrics |= {key: value for result in located for key, value in result.metrics().items()}
         self.log.metrics(metrics, timestamp_ms=ended_ms)
         sanity = check_methods(
             model, choose_probes(self.data), self.config.sanity, progress=self.reporter.step
@@ -321,6 +327,7 @@ class TrainingRun:
                 keep=self.log.file,
                 keep_table=self.log.table,
                 reporter=self.reporter,
+                located=[result for result in located if result.split == "val"],
             )
             self.log.flush(_PATIENCE_S)
             registered = register_version(
@@ -351,14 +358,14 @@ class TrainingRun:
                 "The checkpoint is whole."
             ) from error
 
-    def _located(self, model: TransferModel) -> dict[str, float]:
-        """Return where the evidence lies against the data's masks, as metrics; nothing without masks."""
+    def _locate(self, model: TransferModel) -> list[LocalizationResult]:
+        """Return where the evidence lies against the data's masks and boxes; nothing without them."""
         located = [
             result for split in ("val", "test") for result in measure_localization(model, self.data, split)
         ]
         if located:
             self.log.file(localization_to_json(located), "explanations/localisation.json")
-        return {key: value for result in located for key, value in result.metrics().items()}
+        return located
 
     def _evaluate(self, model: TransferModel) -> dict[str, Evaluation]:
         """Judge the held-out splits with the temperature that fits the validation split."""

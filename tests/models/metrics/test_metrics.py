@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -19,14 +21,15 @@ from models.attribution.targets import Target, make_target
 from models.backends.eager import EagerBackend
 from models.backends.registry import create_backend
 from models.bundle import RandomizationCheck
-from models.errors import BundleError, ExplanationError, UnknownChoice
+from models.cancellation import Deadline, check_deadline, current_deadline, deadline_scope, time_share
+from models.errors import BundleError, Cancelled, DeadlineExceeded, ExplanationError, UnknownChoice
 from models.images.decode import image_from_array, read_image
 from models.images.frame import Frame
 from models.introspection.cover_test import limit_size, mask_from_box, mask_from_map, run_cover_test
 from models.metrics.agreement import measure_agreement, rank_correlation, resample_map
 from models.metrics.audit import AUDIT_CHECKS, run_audit
 from models.metrics.faithfulness import measure_faithfulness, random_surrogates
-from models.metrics.layer_sweep import stage_ends, sweep_layers
+from models.metrics.layer_sweep import SweepStage, stage_ends, sweep_layers
 from models.metrics.localization import localize, mean_localization
 from models.metrics.randomization import _similarities, _verdict, check_randomization, shuffle_weights
 from models.metrics.stability import run_shift_test
@@ -457,3 +460,52 @@ def test_an_audit_asks_what_was_asked_for(spot):
     assert len(found.shifts.moves) == 12
     with pytest.raises(UnknownChoice, match=", ".join(AUDIT_CHECKS)):
         run_audit(image, forward, true, disabled={}, checks=["truth"])
+
+
+def test_each_check_has_a_share_of_the_time_and_a_costly_one_takes_none_of_the_others(spot, monkeypatch):
+    """Of four checks the second never ends by itself; the others are answered, and it is named."""
+    backend, x, true = spot
+    image = picture_with_spot((4, 20, 12, 28))
+    forward = run_forward(backend.model, x[None])
+
+    def endless(*_: object) -> None:
+        while True:
+            time.sleep(0.005)
+            check_deadline()
+
+    monkeypatch.setattr("models.metrics.audit.attribute_by_all_methods", endless)
+    with deadline_scope(Deadline(8.0)) as deadline:
+        audit = run_audit(image, forward, true, disabled={}, quick=True)
+        assert deadline.remaining > 0.5, "time is left to put an answer together"
+    assert audit.skipped == ("agreement",)
+    assert audit.agreement is None
+    assert audit.faithfulness is not None
+    assert audit.shifts is not None
+    assert audit.sweep
+
+
+def test_a_sweep_that_is_cut_keeps_the_stages_that_were_judged(spot, monkeypatch):
+    backend, x, true = spot
+    forward = run_forward(backend.model, x[None])
+    stages = list(sweep_layers(backend, x, true.target, steps=2, random_maps=1))
+
+    def cut(*_: object, **__: object) -> Iterator[SweepStage]:
+        yield stages[0]
+        raise DeadlineExceeded("no time")
+
+    monkeypatch.setattr("models.metrics.audit.sweep_layers", cut)
+    image = picture_with_spot((4, 20, 12, 28))
+    audit = run_audit(image, forward, true, disabled={}, checks=["sweep"])
+    assert audit.sweep == (stages[0],)
+    assert audit.skipped == ("sweep",)
+
+
+def test_a_share_of_the_time_ends_before_the_whole_and_hears_of_its_end():
+    with deadline_scope(Deadline(10.0)) as whole, time_share(0.5):
+        inner = current_deadline()
+        assert 4.5 < inner.remaining <= 5.0
+        whole.cancel()
+        with pytest.raises(Cancelled):
+            check_deadline()
+    with time_share(0.5):
+        assert current_deadline() is None

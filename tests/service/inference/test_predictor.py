@@ -39,7 +39,12 @@ def test_the_fixed_fields_of_an_explanation(predictor, bee):
     answer = json.loads(ask(predictor, "explain", bee, top_k=2, overlay=True).model_dump_json())
     assert {"predictions", "image", "evidence", "provenance", "warnings", "timing_ms"} <= set(answer)
     width, height = PIL.Image.open(io.BytesIO(bee)).size
-    assert answer["image"] == {"width": width, "height": height}
+    assert {key: answer["image"][key] for key in ("width", "height", "view")} == {
+        "width": width,
+        "height": height,
+        "view": "crop",
+    }
+    assert 0.4 < answer["image"]["seen_share"] < 0.8
     assert answer["predictions"][0]["label"] == "bee"
     assert sum(item["score"] for item in answer["predictions"]) == pytest.approx(1)
     assert len(answer["evidence"]) == 2
