@@ -114,7 +114,7 @@ def gloomy(imagenet: TransferModel) -> TransferModel:
         head = model.classifier[1]
         head.weight[1:].copy_(imagenet.classifier[1].weight[rows])
         head.bias[1:].copy_(imagenet.classifier[1].bias[rows])
-        head.weight[0] = -head.weight[1].abs() - 1e-3
+        head.weight[0] = -0.01 * head.weight[1].abs() - 1e-3
         head.bias[0] = 0.0
     return model
 

@@ -16,6 +16,7 @@ from models.attribution.forward import ForwardPass, run_forward
 from models.attribution.registry import METHODS, attribute_each
 from models.attribution.result import Attribution
 from models.attribution.targets import Target, make_target
+from models.cancellation import check_deadline
 from models.errors import DeadlineExceeded, ExplanationError
 
 _FINE_METHODS = ("hires_cam", "layer_cam")
@@ -75,6 +76,7 @@ def _answer(ask: Callable[[], Attribution]) -> Attribution | None:
 
 
 def _ask(forward: ForwardPass, target: Target, method: str) -> Attribution:
+    check_deadline()
     parameters = METHODS[method].parameters.from_names({}, quick=True)
     (attribution,) = attribute_each(forward, [target], method=method, parameters=parameters)
     return attribution

@@ -97,8 +97,10 @@ def check_printable(classes: list[str]) -> None:
 
 
 def normalize_name(name: str) -> str:
-    """Return a name in Unicode's composed form (NFC): macOS writes "é" as two characters."""
-    return unicodedata.normalize("NFC", name)
+    """Return a name in Unicode's composed form (NFC), for macOS writes "é" as two characters, and without
+    blanks around it, which nobody sees.
+    """
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def _walk(folder: Path, deep: bool, entered: set[tuple[int, int]]) -> Iterator[Path]:
