@@ -172,7 +172,8 @@ def test_the_run_has_metrics_pictures_and_a_review_in_mlflow(world):
 def test_one_picture_in_eight_orientations_gets_one_explanation(world, val, encode):
     upright = PIL.Image.open(io.BytesIO(val["bees"][3])).convert("RGB")
     plain = ask(world, "/explain", encode(upright)).json()
-    assert plain["image"] == {"width": upright.width, "height": upright.height}
+    size = {"width": upright.width, "height": upright.height}
+    assert plain["image"] == size | {"view": "whole", "seen_share": 1.0}
     scale = plain["evidence"][0]["grid"]["max"]
     for orientation, applied in UNDO.items():
         exif = PIL.Image.Exif()
@@ -187,6 +188,25 @@ def test_one_picture_in_eight_orientations_gets_one_explanation(world, val, enco
     for format in ("BMP", "TIFF", "GIF", "WEBP"):
         twin = ask(world, "/explain", encode(upright, format)).json()
         assert twin["predictions"][0]["label"] == plain["predictions"][0]["label"]
+
+
+def test_the_page_offers_the_models_own_validation_pictures_with_their_labels(world):
+    offered = httpx.get(f"{world.url}/samples", trust_env=False).json()
+    assert len(offered["samples"]) >= 2
+    assert set(offered["labels"]) == set(offered["samples"])
+    assert set(offered["labels"].values()) == {"ants", "bees"}
+    for name in offered["samples"][:2]:
+        data = httpx.get(f"{world.url}/samples/{name}", trust_env=False).content
+        assert max(PIL.Image.open(io.BytesIO(data)).size) <= 512
+        answer = ask(world, "/predict", data).json()
+        assert answer["predictions"][0]["label"] == offered["labels"][name], (
+            "the surest right ones come first"
+        )
+
+
+def test_training_said_how_much_of_the_pictures_the_model_sees(world):
+    said = " ".join(world.printed["train"].split())
+    assert "The model sees the whole of each picture, resized to 224 x 224 pixels." in said
 
 
 def test_the_heatmap_is_a_picture_of_the_pictures_size(world, val):
@@ -251,7 +271,7 @@ def test_checks_of_an_explanation_over_http(world, val):
         ("/split", {"block": "top"}, "neither branches nor a skip"),
         ("/whatif", {"box": "-20,-20,-10,-10"}, "outside"),
         ("/whatif", {"target": "ants", "against": "ants"}, "two classes"),
-        ("/whatif", {"noise": "0.1"}, "target, against, block, method, parameters, flip, box"),
+        ("/whatif", {"noise": "0.1"}, "target, against, negative, block, method, parameters, flip, box"),
         ("/predict", {"method": "rise"}, "deadline_ms"),
         ("/explain", {"method": "rise", "flip": "true", "noise": "0.1"}, "forwards"),
     ],

@@ -76,6 +76,26 @@ def test_every_picture_becomes_a_row_and_bad_ones_say_why(folder, loaded, tmp_pa
     assert good["model_digest"] == loaded.provenance.digest
 
 
+def test_a_job_whose_results_lie_in_its_source_never_takes_them_for_input(butterflies, loaded, tmp_path):
+    source = Path(shutil.copytree(butterflies / "val", tmp_path / "pictures"))
+    out = source / "explained"
+    explainer = Explainer(loaded)
+    first = run_local(plan_job(source, explainer, out=out), loaded, out)
+    assert list(out.rglob("*.jpg"))
+    again = run_local(plan_job(source, explainer, out=out), loaded, out)
+    assert first.pictures == again.pictures == again.resumed == 20
+
+
+def test_what_systems_leave_behind_is_left_out_and_counted(butterflies, loaded, tmp_path):
+    source = Path(shutil.copytree(butterflies / "val", tmp_path / "pictures"))
+    thumbnails = source / "argus" / ".ipynb_checkpoints"
+    thumbnails.mkdir()
+    shutil.copy(source / "argus/argus_000.jpg", thumbnails / "copy.jpg")
+    job = plan_job(source, Explainer(loaded))
+    assert len(job.files) == 20
+    assert job.left_out == {"argus/.ipynb_checkpoints": 1}
+
+
 def test_overlays_are_safe_distinct_and_of_the_pictures_size(folder, loaded, tmp_path):
     out = run_local(
         plan_job(folder, Explainer(loaded), ExplainOptions(target="bee")), loaded, tmp_path / "out"

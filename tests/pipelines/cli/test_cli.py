@@ -113,3 +113,31 @@ def test_every_error_of_ours_is_drawn_in_the_tree_and_has_an_answer():
         assert kind.__name__ in tree
         error = kind("thing", "value", ["a"]) if kind is model_errors.UnknownChoice else kind("A sentence.")
         assert 400 <= to_http_error(error).status <= 504
+
+
+FOLDERS_TO_WRITE = (
+    ("specimens",), ("rates", "--data", ".", "--out"), ("demo", "--out"), ("explain", ".", "--out"),
+    ("anatomy", "resnet18", "--out"), ("atlas", "stem", "--out"),
+)  # fmt: skip
+FILES_TO_WRITE = (
+    ("review", "0" * 32, "--out"), ("compare", "0" * 32, "1" * 32, "--out"), ("inspect", "x.jpg", "--out"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("words", FOLDERS_TO_WRITE, ids=lambda words: words[0])
+@pytest.mark.parametrize("inner", ["", "/in/it"])
+def test_a_file_where_a_folder_is_meant_is_told_before_any_work(words, inner, at_once, in_tmp):
+    (in_tmp / "taken").write_text("mine")
+    done = at_once(*words, f"taken{inner}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "is a file; taken" in done.stderr
+    assert "must be a folder" in done.stderr
+    assert (in_tmp / "taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize("words", FILES_TO_WRITE, ids=lambda words: words[0])
+def test_a_folder_where_a_file_is_meant_is_told_before_any_work(words, at_once, in_tmp):
+    (in_tmp / "there").mkdir()
+    done = at_once(*words, "there")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "there is a folder; name the file to write" in done.stderr

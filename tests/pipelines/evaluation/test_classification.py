@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from sklearn import metrics as sk
 
 from models.networks.scoring import Scoring
+from models.visualization.contact_sheet import Tile, draw_contact_sheet
 from pipelines.data.dataset import Sample
 from pipelines.evaluation.classification import evaluate_logits, fit_temperature
 from pipelines.evaluation.plots import plot_confusion, plot_reliability
@@ -164,6 +166,19 @@ def test_hundreds_of_classes_and_names_like_formulas_can_be_drawn():
     assert max(plot_confusion(many).size) < 2000
     odd = judged(torch.randn(4, 2), [[0], [1], [0], [1]], names=["$_$", "<b>&\\foo"])
     assert min(plot_confusion(odd).size) > 300
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_any_script_and_length_are_drawn_without_a_warning():
+    torch.manual_seed(0)
+    names = ["蜜蜂", "🐝", "a" * 200]
+    odd = judged(torch.randn(6, 3), [[n % 3] for n in range(6)], names=names)
+    assert max(plot_confusion(odd).size) < 1200
+    sheet = draw_contact_sheet(
+        [Tile(PIL.Image.new("RGB", (40, 40)), name, name) for name in names], columns=3, title="蜜蜂"
+    )
+    blank = draw_contact_sheet([Tile(PIL.Image.new("RGB", (40, 40)), " ", " ")] * 3, columns=3, title=" ")
+    assert np.asarray(sheet).std() > np.asarray(blank).std(), "a box stands where no font has the character"
 
 
 def test_only_what_a_review_needs_is_kept_of_a_thousand_classes():

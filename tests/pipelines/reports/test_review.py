@@ -13,10 +13,15 @@ from dataclasses import replace
 import mlflow
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 import torch
 
+from models.attribution.result import Attribution
+from models.attribution.targets import Target
 from models.bundle import load_bundle
+from models.metrics.localization import Localization
+from models.networks.registry import get_backbone
 from models.networks.transfer_model import TransferModel
 from models.progress import no_progress
 from pipelines.config.loader import config_from_toml
@@ -24,11 +29,14 @@ from pipelines.config.schema import Augmentation, PhaseConfig, TrainConfig
 from pipelines.data.dataset import scan_folder
 from pipelines.errors import RegistryError
 from pipelines.evaluation.classification import embed_samples, evaluate
+from pipelines.evaluation.explanations import LocalizationResult
 from pipelines.evaluation.phase_snapshots import (
     PROBE_COUNT,
+    PhaseSnapshot,
     choose_probes,
     evidence_moved,
     flatten_weights,
+    map_movement,
     take_snapshot,
 )
 from pipelines.progress import Reporter
@@ -39,6 +47,7 @@ from pipelines.reports.summary import summarize_evaluations
 from pipelines.tracking.registry import fetch_bundle
 from pipelines.training.train import find_rates, train_model
 
+GEOMETRY = get_backbone("efficientnet_lite0").geometry()
 PHASES = (PhaseConfig("head", "head", 4, 4e-3), PhaseConfig("top", "stage7.0", 3, 1e-3))
 CONFIG = TrainConfig(phases=PHASES, views=2, batch_size=8, class_weights="balanced", sanity="block")
 
@@ -165,12 +174,22 @@ def test_probes_are_the_same_for_everybody_and_of_every_class(story):
         ([[1, 0], [0, 0]], [[0, 0], [0, 1]], 1.0),
         ([[1, 1], [0, 0]], [[1, 0], [1, 0]], 0.5),
         ([[1, -9], [0, 0]], [[1, 0], [0, 0]], 0.0),
-        ([[0, -1], [0, 0]], [[1, 0], [0, 0]], 1.0),
-        ([[0, -1], [0, 0]], [[-1, 0], [0, 0]], 0.0),
+        # An empty map has no place from which anything could have moved.
+        ([[0, -1], [0, 0]], [[1, 0], [0, 0]], None),
+        ([[0, -1], [0, 0]], [[-1, 0], [0, 0]], None),
     ],
 )
 def test_evidence_moves_as_shares_of_its_sum(before, after, moved):
-    assert evidence_moved(before, after) == pytest.approx(moved)
+    assert evidence_moved(before, after) == (moved if moved is None else pytest.approx(moved))
+
+
+def test_a_phase_moves_what_can_be_compared():
+    def snapshot(name: str, *maps: list[list[float]]) -> PhaseSnapshot:
+        return PhaseSnapshot(name, list(maps), [0.5] * len(maps), {})
+
+    one, other, empty = [[1.0, 0.0]], [[0.0, 1.0]], [[-1.0, 0.0]]
+    snapshots = [snapshot("head", one, empty), snapshot("top", other, one), snapshot("last", empty, empty)]
+    assert map_movement(snapshots) == {"top": 1.0}
 
 
 def test_weights_move_as_far_as_they_were_pushed(story):
@@ -200,6 +219,10 @@ def test_the_review_can_be_read_and_filtered_in_a_browser(story, tmp_path):
     )
     order = re.findall(r'<span class="name">((?:val|test)/[^<]+)</span>', dom)[: len(wrong)]
     assert order == [item.sample.name for item in sorted(wrong, key=lambda item: -item.error)]
+    # A right answer is held against the runner-up; against itself there would be no difference.
+    assert dom.count("runner-up <b>") == 6
+    assert "one class, no difference" not in dom
+    assert "% of it seen by the model" not in dom, "all of it is"
     name = wrong[0].truth
     pick = (
         "const f = document.querySelector('[data-filter=true]');"
@@ -286,16 +309,28 @@ def test_models_that_cannot_be_compared_are_refused(story):
 
 
 def test_maps_of_two_backbones_are_compared_on_one_grid():
-    from models.attribution.result import Attribution
-    from models.attribution.targets import Target
-
     def of(values):
         return Attribution(Target(0, "a"), "grad_cam", "b", "ok", np.array(values, np.float32))
 
     coarse, fine = of([[1.0, 0.0]]), of([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
-    one, other = _on_one_grid(coarse, fine), _on_one_grid(fine, coarse)
+    frame = GEOMETRY.frame(300, 200)
+    one, other = _on_one_grid((coarse, frame), (fine, frame))
     assert np.shape(one) == np.shape(other) == (3, 6)
     assert evidence_moved(one, other) == pytest.approx(0.25)
+
+
+def test_maps_of_two_views_are_compared_on_the_picture():
+    """The same place of a wide picture, in the grid of its centre and in that of the whole of it."""
+    values = np.zeros((8, 8), np.float32)
+    values[4, 4] = 1.0
+    own = Attribution(Target(0, "a"), "grad_cam", "b", "ok", values)
+    crop, whole = GEOMETRY.frame(800, 200), replace(GEOMETRY, view="whole").frame(800, 200)
+    elsewhere = np.zeros((8, 8), np.float32)
+    elsewhere[4, 0] = 1.0
+    other = Attribution(Target(0, "a"), "grad_cam", "b", "ok", elsewhere)
+    same = evidence_moved(*_on_one_grid((own, crop), (own, whole)))
+    far = evidence_moved(*_on_one_grid((own, crop), (other, whole)))
+    assert same < 0.8 < far == pytest.approx(1.0, abs=0.01)
 
 
 def test_rates_are_found_for_each_phase(story):
@@ -315,3 +350,44 @@ def test_the_summary_names_what_a_reviewer_asks_first(story):
     both = summarize_evaluations([test], shared=[("train/a.jpg", "test/b.jpg")])
     assert any("One held-out picture was trained on as well, such as test/b.jpg" in each for each in both)
     assert "only 10 pictures: one more mistake would move its accuracy by 10.0%" in told
+
+
+def test_the_summary_says_how_much_was_seen_where_it_matters(story):
+    _, (first, _), _, _ = story
+    test = first.evaluations["test"]
+    wide = [replace(item, sample=replace(item.sample, width=640, height=240)) for item in test.samples]
+    cropped = " ".join(summarize_evaluations([replace(test, samples=wide)], geometry=GEOMETRY))
+    seen = GEOMETRY.frame(640, 240).seen_share
+    assert f"On test the model saw {seen:.0%} of a picture's area on average" in cropped
+    assert "view = whole" in cropped
+    whole = replace(GEOMETRY, view="whole")
+    assert "cropped away" not in " ".join(summarize_evaluations([test], geometry=whole))
+
+
+@pytest.mark.parametrize(("pointing", "beaten"), [(0.729, True), (0.95, False)])
+def test_the_summary_says_where_the_evidence_lies_also_when_it_is_unflattering(story, pointing, beaten):
+    _, (first, _), _, _ = story
+    mean = Localization(energy=0.65, area=0.41, pointing=pointing, centre=0.864)
+    located = [
+        LocalizationResult("val", "object", method, "top", 72, mean) for method in ("grad_cam", "hires_cam")
+    ]
+    (sentence,) = [
+        text
+        for text in summarize_evaluations([first.evaluations["val"]], located=located)
+        if "evidence lies" in text
+    ]
+    assert "65% of the evidence lies on the object, which takes 41% of what the model sees" in sentence
+    assert f"{pointing:.0%} of 72 pictures" in sentence
+    assert "86%" in sentence
+    assert ("no better than always the middle" in sentence) == beaten
+
+
+def test_a_run_keeps_samples_of_its_validation_pictures(story):
+    found, (first, _), client, _ = story
+    labels = json.loads(artefact(client, first, "samples/samples.json"))
+    files = {item.path for item in client.list_artifacts(first.run_id, "samples")}
+    assert files == {"samples/samples.json", *(f"samples/{name}" for name in labels)}
+    assert set(labels.values()) <= set(found.classes)
+    assert len(set(labels.values())) >= len({item.truth for item in first.evaluations["val"].samples}) - 1
+    path = client.download_artifacts(first.run_id, "samples/01.jpg")
+    assert max(PIL.Image.open(path).size) <= 512

@@ -233,6 +233,19 @@ def test_jobs_run_in_the_order_of_their_submission_and_leave_json_alone(start, b
             assert isinstance(json.loads(line), dict)
 
 
+def test_a_job_of_one_picture_does_not_wait_for_the_end_of_a_longer_one(service, bee):
+    long = submit(service, "explain", *[bee] * 6, method="occlusion").json()["id"]
+    while service.get(f"/jobs/{long}").json()["state"] == "queued":
+        time.sleep(0.05)
+    short = submit(service, "predict", bee).json()["id"]
+    first, last = ended(service, short), ended(service, long)
+    assert first["state"] == last["state"] == "done"
+    assert first["ended"] < last["ended"]
+    answers = service.get(f"/jobs/{long}/result").json()["answers"]
+    assert len(answers) == 6
+    assert all(answer["evidence"] == answers[0]["evidence"] for answer in answers)
+
+
 def test_a_picture_that_kills_its_process_is_passed_over_after_two_tries(tmp_path):
     store = JobStore(tmp_path)
     job = store.create("explain", {}, [b"x", b"y"], None)

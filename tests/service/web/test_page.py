@@ -129,6 +129,56 @@ def test_another_class_and_one_against_another(page):
     page.get_by_label("Why this, not").select_option("ant")
     expect(page.locator("#question")).to_have_text("Why bee, not ant?")
     expect(page.locator("#low")).to_have_text("ant")
+    page.get_by_label("Why this, not").select_option("")
+    expect(page.locator("#question")).to_have_text("Why bee?")
+    first, second = (page.locator("#scores button span:first-child").nth(n).inner_text() for n in (0, 1))
+    page.get_by_role("button", name=f"Why {first}, not {second}?").click()
+    expect(page.locator("#question")).to_have_text(f"Why {first}, not {second}?")
+
+
+@pytest.mark.parametrize("size", [(1366, 650), (1440, 780)], ids=str)
+def test_on_a_laptop_the_tabs_are_seen_without_scrolling(page, size):
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    explained(page)
+    tabs = page.get_by_role("tablist").bounding_box()
+    assert tabs["y"] + tabs["height"] <= size[1]
+    assert page.locator("#canvas").bounding_box()["height"] >= 240
+
+
+def test_in_place_of_an_empty_map_the_suggested_one_is_shown_and_named(
+    browser, start, gloomy_folder, samples
+):
+    own = start(gloomy_folder, samples=str(samples), workers="1")
+    page = browser.new_page()
+    page.goto(own.url)
+    explained(page)
+    page.locator("#scores button", has_text="never").click()
+    question = page.locator("#question")
+    expect(question).to_have_text(
+        re.compile("^Why never\\? nothing here speaks for it. Shown instead: What ")
+    )
+    expect(page.locator("#canvas")).to_have_attribute("aria-label", re.compile("strongest in row"))
+    expect(page.locator("#hatch-key")).to_be_hidden()
+    page.locator("#scores button", has_text="bee").click()
+    expect(question).to_have_text("Why bee?")
+    page.close()
+
+
+def test_answers_that_still_hold_stay_when_the_question_changes(page):
+    explained(page)
+    page.locator("#tab-cover").click()
+    page.locator("#box").fill("40,60,160,180")
+    page.get_by_role("button", name="Cover", exact=True).click()
+    expect(page.locator("#covered table")).to_be_visible()
+    page.locator("#scores button", has_text="ant").click()
+    expect(page.locator("#question")).to_have_text("Why ant?")
+    expect(page.locator("#covered table")).to_be_visible()
+    page.locator("#tab-sweep").click()
+    page.get_by_role("button", name="Sweep the blocks").click()
+    expect(page.locator("#swept button")).to_have_count(5, timeout=20_000)
+    page.locator("#block").select_option("stage5.2")
+    expect(page.locator("#by")).to_contain_text("stage5.2")
+    expect(page.locator("#swept button")).to_have_count(5)
 
 
 def test_methods_blocks_and_the_sweep(page):
