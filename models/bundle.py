@@ -20,8 +20,7 @@ from typing import Any
 
 import PIL.Image
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors, save as save_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from models.atomic_write import atomic_folder
@@ -29,10 +28,13 @@ from models.errors import BundleError, ConfigError, UnknownChoice
 from models.images.decode import decode_image
 from models.images.encode import encode_image
 from models.images.geometry import Geometry
+from models.method_checks import RandomizationCheck
 from models.networks.probe import probe_pixels
 from models.networks.registry import BACKBONES, get_backbone
 from models.networks.scoring import Scoring
 from models.networks.transfer_model import TransferModel
+from models.networks.weights import check_weights_header, parse_weights
+from models.strict_files import parse_json, read_file
 
 BUNDLE_FORMAT = 1
 MANIFEST_FILE, WEIGHTS_FILE, PROBE_FILE = "bundle.json", "weights.safetensors", "probe.png"
@@ -42,6 +44,11 @@ SAMPLES_FOLDER, SAMPLES_FILE = "samples", "samples.json"
 """Beside a bundle that has some: pictures for the service's page to offer, and their labels by file name."""
 REGISTRATION_FILE = "registration.json"
 """Written beside a bundle that was taken from a registry: under which name and version it is known there."""
+
+_SMALL_FILE = 64_000
+_MOST_BYTES = {MANIFEST_FILE: 32_000_000, WEIGHTS_FILE: 8_000_000_000, PROBE_FILE: 20_000_000}
+"""Limits on the files of a bundle, in bytes; of those beside it, the small ones."""
+_MOST_CLASSES = 100_000
 
 _TOLERANCE = 1e-3
 """Of a probe logit, absolute and relative: above what other processors' arithmetic does, below what a flipped
@@ -140,8 +147,8 @@ def load_bundle(folder: str | Path) -> Bundle:
             raise BundleError(
                 f"The file {name} does not have the digest in {MANIFEST_FILE}; it was altered or cut off."
             )
-    model = _empty_model(manifest)
-    model.load_state_dict(_read_state(folder, model), strict=True)
+    model = _empty_model(folder, manifest)
+    model.load_state_dict(parse_weights(_read_file(folder, WEIGHTS_FILE), WEIGHTS_FILE), strict=True)
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -191,18 +198,17 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
             (aside / name).write_bytes(data)
 
 
+def read_probe_file(folder: Path) -> bytes:
+    """Return the encoded probe image of a bundle folder; raises BundleError."""
+    return _read_file(folder, PROBE_FILE)
+
+
 def _read_file(folder: Path, name: str) -> bytes:
-    try:
-        return (folder / name).read_bytes()
-    except OSError as error:
-        raise BundleError(f"The bundle has no readable file {name}.") from error
+    return read_file(folder / name, most=_MOST_BYTES.get(name, _SMALL_FILE))
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(_read_file(folder, MANIFEST_FILE))
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{MANIFEST_FILE} is not JSON; it was altered or cut off.") from error
+    manifest = parse_json(_read_file(folder, MANIFEST_FILE), MANIFEST_FILE)
     if not isinstance(manifest, dict) or manifest.get("format") != BUNDLE_FORMAT:
         bundle_format = manifest.get("format") if isinstance(manifest, dict) else None
         raise BundleError(
@@ -232,9 +238,13 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _empty_model(manifest: Mapping[str, Any]) -> TransferModel:
-    """Return the manifest's architecture with random weights."""
+def _empty_model(folder: Path, manifest: Mapping[str, Any]) -> TransferModel:
+    """Return the manifest's architecture with random weights, once the weights' header has its shapes: what
+    does not fit must cost no memory.
+    """
     classes = manifest["classes"]
+    if len(classes) > _MOST_CLASSES:
+        raise BundleError(f"{MANIFEST_FILE} names {len(classes):,} classes; the limit is {_MOST_CLASSES:,}.")
     named = all(isinstance(name, str) and name.isprintable() for name in classes)
     if not named or len(classes) < 2 or len(set(classes)) != len(classes):
         raise BundleError(f"{MANIFEST_FILE} must name at least two different classes in plain text.")
@@ -245,6 +255,9 @@ def _empty_model(manifest: Mapping[str, Any]) -> TransferModel:
     row = get_backbone(manifest["backbone"])
     scoring = _read_scoring(manifest)
     try:
+        with torch.device("meta"):
+            bare = TransferModel(row, row.network("none"), classes=classes, task=scoring.task)
+        check_weights_header(folder / WEIGHTS_FILE, bare)
         model = TransferModel(row, row.network("none"), classes=classes, task=scoring.task)
     except ConfigError as error:
         raise BundleError(f"{MANIFEST_FILE} contradicts itself: {error}") from error
@@ -266,28 +279,6 @@ def _read_scoring(manifest: Mapping[str, Any]) -> Scoring:
         raise BundleError(f"{MANIFEST_FILE} has no proper 'scoring': {error}") from error
 
 
-def _read_state(folder: Path, model: TransferModel) -> dict[str, Tensor]:
-    try:
-        state: dict[str, Tensor] = load_tensors(_read_file(folder, WEIGHTS_FILE))
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise BundleError(f"{WEIGHTS_FILE} is not a readable safetensors file: {error}.") from error
-    expected = model.state_dict()
-    if differing := sorted(set(expected) ^ set(state)):
-        raise BundleError(
-            f"{WEIGHTS_FILE} and the backbone {model.backbone.name} "
-            f"differ in {len(differing)} names: {differing[:3]}."
-        )
-    for key, value in state.items():
-        if value.shape != expected[key].shape or value.dtype != expected[key].dtype:
-            raise BundleError(
-                f"{WEIGHTS_FILE} has {key!r} as {value.dtype} {tuple(value.shape)}; "
-                f"the backbone needs {expected[key].dtype} {tuple(expected[key].shape)}."
-            )
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise BundleError(f"{WEIGHTS_FILE} has values in {key!r} that are not finite.")
-    return state
-
-
 def _read_probe(folder: Path, manifest: Mapping[str, Any], geometry: Geometry) -> tuple[Tensor, Tensor]:
     logits = manifest["probe"].get("logits")
     numbers = isinstance(logits, list) and all(isinstance(value, float | int) for value in logits)
@@ -303,10 +294,10 @@ def _read_provenance(folder: Path, manifest: Mapping[str, Any]) -> BundleProvena
     name, registered = str(manifest.get("name", "")), None
     if (folder / REGISTRATION_FILE).is_file():
         try:
-            note = json.loads(_read_file(folder, REGISTRATION_FILE))
+            note = parse_json(_read_file(folder, REGISTRATION_FILE), REGISTRATION_FILE)
             name, registered = str(note["name"]), str(note["version"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"{REGISTRATION_FILE} is damaged: {error}.") from error
+        except (KeyError, TypeError) as error:
+            raise BundleError(f"{REGISTRATION_FILE} is damaged: {error!r}.") from error
     run_id = manifest.get("run_id")
     return BundleProvenance(
         model=name,
@@ -325,55 +316,3 @@ def _manifest_digest(manifest: Mapping[str, Any]) -> str:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class MethodCheck:
-    """The randomization check of one method."""
-
-    similarity: Mapping[str, float]
-    """Mean rank correlation of its maps with those of the trained model, when everything from the named block
-    (or the head) upwards is shuffled; from the head down to all."""
-    disabled: bool
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class RandomizationCheck:
-    """The randomization check of all of a model's methods, kept in its bundle."""
-
-    methods: Mapping[str, MethodCheck]
-    pictures: int
-    seed: int
-
-    def disabled(self) -> dict[str, str]:
-        """Return methods that may not be used with this model, with the reason."""
-        return {name: check.reason for name, check in self.methods.items() if check.disabled}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        methods = {
-            name: {
-                "similarity": dict(check.similarity),
-                "barred": check.disabled,
-                "reason": check.reason,
-            }
-            for name, check in self.methods.items()
-        }
-        return {"methods": methods, "pictures": self.pictures, "seed": self.seed}
-
-    @classmethod
-    def from_dict(cls, data: Any) -> RandomizationCheck:
-        """Rebuild from :meth:`to_dict`; raises BundleError for anything else."""
-        try:
-            methods = {
-                str(name): MethodCheck(
-                    similarity={str(stop): float(value) for stop, value in check["similarity"].items()},
-                    disabled=bool(check["barred"]),
-                    reason=str(check["reason"]),
-                )
-                for name, check in data["methods"].items()
-            }
-            return cls(methods, int(data["pictures"]), int(data["seed"]))
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise BundleError(f"The sanity check {str(data)[:80]!r} is not complete: {error!r}.") from error

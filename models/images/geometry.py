@@ -30,7 +30,9 @@ shape, or the whole of it in its shape with margins of the mean colour."""
 _TORCHVISION = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 _PILLOW = {"bilinear": PIL.Image.Resampling.BILINEAR, "bicubic": PIL.Image.Resampling.BICUBIC}
 _EXTREME_ASPECT = 12.0
-_MAX_SIZE = 4_096
+_MAX_SIZE = 2_048
+_MAX_INPUT = 1_024
+"""Pixels a side of the model's input: a forward of a larger one takes gigabytes."""
 
 
 def _is_extreme(image: Image) -> bool:
@@ -56,6 +58,8 @@ class Geometry:
         sizes = (self.resize, self.crop_height, self.crop_width)
         if not all(type(size) is int and size <= _MAX_SIZE for size in sizes):
             raise BundleError(f"Sizes must be whole numbers of at most {_MAX_SIZE} pixels, not {sizes}.")
+        if max(self.crop_height, self.crop_width) > _MAX_INPUT:
+            raise BundleError(f"The input must have sides of at most {_MAX_INPUT} pixels, not {sizes[1:]}.")
         if self.interpolation not in _TORCHVISION:
             raise BundleError(
                 f"Unknown interpolation {self.interpolation!r}; choose one of: bilinear, bicubic."

@@ -18,8 +18,8 @@ from torch import Tensor
 from models.attribution.forward import ForwardPass, run_forward
 from models.attribution.registry import METHODS
 from models.attribution.targets import make_target
-from models.bundle import MethodCheck, RandomizationCheck
 from models.errors import ExplanationError
+from models.method_checks import MethodCheck, RandomizationCheck
 from models.metrics.agreement import rank_correlation
 from models.networks.transfer_model import HEAD, TransferModel
 from models.progress import Progress, no_progress

@@ -15,9 +15,9 @@ import PIL.Image
 
 from models.attribution.registry import DEFAULT_METHOD, METHODS
 from models.attribution.targets import make_target
-from models.bundle import RandomizationCheck
 from models.explainer import Explainer, ExplainOptions
 from models.images.decode import read_image
+from models.method_checks import RandomizationCheck
 from models.metrics.layer_sweep import stage_ends
 from models.metrics.localization import Localization, localize, mean_localization
 from models.metrics.randomization import check_randomization

@@ -18,8 +18,10 @@ from starlette.staticfiles import StaticFiles
 
 from models.bundle import PROBE_FILE, SAMPLES_FILE, SAMPLES_FOLDER
 from models.cancellation import Deadline, deadline_scope
+from models.errors import BundleError
 from models.images.decode import IMAGE_SUFFIXES
 from models.images.encode import encode_image
+from models.strict_files import parse_json, read_file
 from models.visualization.architecture import draw_architecture
 from models.visualization.colormaps import contrast_table, evidence_table
 from service import schemas
@@ -32,6 +34,7 @@ from service.operations.filters import synthesize
 
 WEB = Path(__file__).parents[1] / "web"
 _MAX_SAMPLES = 24
+_MOST_LABEL_BYTES = 64_000
 _MAX_WAITING = 4
 """Requests for templates that may wait for the one that is being answered."""
 _MAX_CHANNELS, _MAX_STEPS = 8, 256
@@ -192,8 +195,9 @@ def _sample_labels(files: Mapping[str, Path]) -> dict[str, str]:
     """Return the true label of each sample that has one."""
     first = next(iter(files.values()), None)
     try:
-        labels = json.loads((first.parent / SAMPLES_FILE).read_text()) if first is not None else {}
-    except (OSError, ValueError):
+        path = first.parent / SAMPLES_FILE if first is not None else None
+        labels = parse_json(read_file(path, most=_MOST_LABEL_BYTES), SAMPLES_FILE) if path is not None else {}
+    except BundleError:
         return {}
     known = labels.items() if isinstance(labels, dict) else ()
     return {name: label for name, label in known if name in files and isinstance(label, str)}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from models.bundle import ATLAS_FILE
 from models.errors import BundleError
+from models.strict_files import parse_json, read_file
 from service.schemas import TemplateAnswer
+
+_MOST_BYTES = 64_000_000
 
 
 def read_atlas(folder: Path, digest: str) -> list[TemplateAnswer]:
@@ -18,7 +20,7 @@ def read_atlas(folder: Path, digest: str) -> list[TemplateAnswer]:
     if not path.exists():
         return []
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(read_file(path, most=_MOST_BYTES), ATLAS_FILE)
         if content["provenance"]["bundle digest"] != digest:
             raise BundleError(f"The {ATLAS_FILE} in {folder.name} is of another bundle.")
         return [
@@ -30,7 +32,5 @@ def read_atlas(folder: Path, digest: str) -> list[TemplateAnswer]:
             )
             for entry in content["entries"]
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        # An OSError's own text has the whole path.
-        why = error.strerror if isinstance(error, OSError) else error
-        raise BundleError(f"The {ATLAS_FILE} in {folder.name} cannot be read: {why}.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"The {ATLAS_FILE} in {folder.name} cannot be read: {error!r}.") from error

@@ -10,7 +10,7 @@ import torch
 
 from models.backends.base import Backend
 from models.backends.registry import create_backend
-from models.bundle import PROBE_FILE, load_bundle
+from models.bundle import load_bundle, read_probe_file
 from models.errors import UnknownChoice
 from models.explainer import Explainer, ExplainOptions, Explanation, PreparedImage
 from models.images.decode import DraftSize, Image, Limits, decode_image
@@ -63,7 +63,7 @@ class Predictor:
             self.summary: NetworkSummary = summarize_network(self.bundle.model)
             self.atlas = read_atlas(folder, self.bundle.provenance.digest)
             if self.explainer.default_method not in self.explainer.disabled:
-                self.explain((folder / PROBE_FILE).read_bytes(), ExplainOptions()).overlay()
+                self.explain(read_probe_file(folder), ExplainOptions()).overlay()
         except BaseException:
             self.close()
             raise

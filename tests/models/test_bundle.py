@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -135,6 +136,88 @@ def test_a_lying_manifest_is_refused(copy, changes):
         load_bundle(copy)
 
 
+def replace_text(folder: Path, before: str, after: str) -> None:
+    """Change the manifest's own text, and sign it as it then reads."""
+    path = folder / "bundle.json"
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ('"name": "three"', '"name": "\\ud800"', "bundle.json: 'name' has a character that is half of one"),
+        ('"name": "three"', '"name": "a\\u0000b"', "bundle.json: 'name' has a control character"),
+        ('"name": "three"', '"name": "a\\u001b[31mb"', "control character"),
+        ('"val_accuracy": 0.9', '"val_accuracy": NaN', "NaN is no number"),
+        ('"val_accuracy": 0.9', '"val_accuracy": -Infinity', "-Infinity is no number"),
+        ('"val_accuracy": 0.9', '"val_accuracy": 1e999', "'val_accuracy' is beyond what a float can hold"),
+        ('"val_accuracy": 0.9', f'"val_accuracy": 1{"0" * 400}', "beyond what a float can hold"),
+        ('"val_accuracy": 0.9', f'"val_accuracy": 1{"0" * 9999}', "bundle.json is not JSON"),
+        (
+            '"val_accuracy": 0.9',
+            '"a\\u0007": 0.9',
+            "A name in bundle.json: 'metrics' has a control character",
+        ),
+        ('"training": {}', f'"training": {"[" * 60}{"]" * 60}', "nested more than 32 deep"),
+        ('"training": {}', f'"training": {"[" * 100_000}{"]" * 100_000}', "nested more than 32 deep"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_what_could_not_be_answered_as_json_is_refused_by_its_place(copy, before, after, says):
+    replace_text(copy, before, after)
+    began = time.monotonic()
+    with pytest.raises(BundleError, match=re.escape(says)):
+        load_bundle(copy)
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "probe.png", "bundle.json"])
+@pytest.mark.parametrize("kind", ["fifo", "endless", "folder"])
+def test_what_is_no_file_or_never_ends_is_refused_by_name(copy, file, kind):
+    path = copy / file
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    began = time.monotonic()
+    with pytest.raises(BundleError, match=re.escape(file)):
+        load_bundle(copy)
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"classes": [f"class {n}" for n in range(1_000_000)]}, "1,000,000 classes; the limit is 100,000"),
+        ({"classes": [f"class {n}" for n in range(90_000)]}, "weights.safetensors has 'classifier"),
+        ({"geometry": "huge"}, "at most 1024 pixels"),
+    ],
+    ids=["a million classes", "classes without weights", "a huge input"],
+)
+def test_a_manifest_that_would_cost_gigabytes_is_refused_before_it_does(copy, changes, says):
+    if changes.get("geometry") == "huge":
+        own = json.loads((copy / "bundle.json").read_text())["geometry"]
+        changes = {"geometry": own | {"resize": 2048, "crop_height": 2048, "crop_width": 2048}}
+    resign(copy, **changes)
+    script = (
+        "import resource, sys; from models.bundle import load_bundle; from models.errors import BundleError\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: load_bundle(sys.argv[1])\n"
+        "except BundleError as error: print(str(error)[:200])\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, copy], capture_output=True, text=True, check=True)
+    reason, grown = done.stdout.strip().splitlines()
+    print(f"{reason}: memory grew by {grown} MB")
+    assert says in reason
+    assert int(grown) < 256
+
+
 def test_another_preprocessing_is_found_by_the_probe(copy):
     geometry = json.loads((copy / "bundle.json").read_text())["geometry"]
     resign(copy, geometry={**geometry, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]})
@@ -174,19 +257,23 @@ def test_weights_that_are_not_finite_are_never_saved(bundle_folder, tmp_path):
 
 def test_a_kill_while_saving_leaves_a_whole_bundle_or_none(bundle_folder, tmp_path):
     script = (
-        "import sys, itertools; from pathlib import Path; from models import bundle\n"
-        "model = bundle.load(Path(sys.argv[1])).model; print('go', flush=True)\n"
-        "for i in itertools.count(): bundle.save(model, Path(sys.argv[2]) / f'b{i}', name='x')\n"
+        "import sys, itertools; from pathlib import Path\n"
+        "from models.bundle import load_bundle, save_bundle\n"
+        "model = load_bundle(Path(sys.argv[1])).model; print('go', flush=True)\n"
+        "for i in itertools.count(): save_bundle(model, Path(sys.argv[2]) / f'b{i}', name='x')\n"
     )
-    for delay_s in (0.05, 0.21):
+    saved = 0
+    for delay_s in (0.4, 1.1):
         out = tmp_path / str(delay_s)
         process = subprocess.Popen(
             [sys.executable, "-c", script, str(bundle_folder), str(out)], stdout=subprocess.PIPE
         )
         assert process.stdout is not None
-        process.stdout.readline()
+        assert process.stdout.readline() == b"go\n"
         time.sleep(delay_s)
         process.send_signal(signal.SIGKILL)
         process.wait()
         for folder in out.glob("b*"):
             load_bundle(folder)
+            saved += 1
+    assert saved, "it was killed while saving, not before"

@@ -25,8 +25,9 @@ from models import (
 )
 from models.attribution.forward import run_forward
 from models.attribution.registry import METHODS, attribute_each
-from models.bundle import MethodCheck, RandomizationCheck, save_bundle
+from models.bundle import save_bundle
 from models.errors import ConfigError, DeadlineExceeded, ExplanationError, UnknownChoice
+from models.method_checks import MethodCheck, RandomizationCheck
 
 
 @pytest.fixture(scope="module")

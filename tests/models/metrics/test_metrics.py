@@ -20,12 +20,12 @@ from models.attribution.result import make_attribution
 from models.attribution.targets import Target, make_target
 from models.backends.eager import EagerBackend
 from models.backends.registry import create_backend
-from models.bundle import RandomizationCheck
 from models.cancellation import Deadline, check_deadline, current_deadline, deadline_scope, time_share
 from models.errors import BundleError, Cancelled, DeadlineExceeded, ExplanationError, UnknownChoice
 from models.images.decode import image_from_array, read_image
 from models.images.frame import Frame
 from models.introspection.cover_test import limit_size, mask_from_box, mask_from_map, run_cover_test
+from models.method_checks import RandomizationCheck
 from models.metrics.agreement import measure_agreement, rank_correlation, resample_map
 from models.metrics.audit import AUDIT_CHECKS, run_audit
 from models.metrics.faithfulness import measure_faithfulness, random_surrogates

@@ -12,11 +12,12 @@ import PIL.Image
 import pytest
 import torch
 
-from models.bundle import MethodCheck, RandomizationCheck, load_bundle, save_bundle
+from models.bundle import load_bundle, save_bundle
 from models.errors import ExplanationError, UnknownChoice
 from models.explainer import Explainer, ExplainOptions
 from models.images.decode import image_from_array, read_image
 from models.introspection.feature_visualization import synthesize_templates
+from models.method_checks import MethodCheck, RandomizationCheck
 from models.networks.transfer_model import TransferModel
 from pipelines.batch.job import plan_job
 from pipelines.cli.app import main

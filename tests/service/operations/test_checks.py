@@ -17,14 +17,13 @@ from pydantic import ValidationError
 from models.attribution.registry import METHODS
 from models.bundle import (
     MANIFEST_FILE,
-    MethodCheck,
-    RandomizationCheck,
     _manifest_digest,
     copy_bundle,
     load_bundle,
     save_bundle,
 )
 from models.errors import BundleError, ConfigError, ExplanationError, UnknownChoice
+from models.method_checks import MethodCheck, RandomizationCheck
 from service.inference.model_card import describe_model
 from service.inference.predictor import Predictor
 from service.operations.filters import synthesize
