@@ -82,7 +82,8 @@ function questionOf(evidence) {
   if (state.instead) {
     const { label, status, reason } = state.instead;
     const why = EMPTY_BECAUSE[status] ?? status;
-    return ["Why ", element("b", {}, label), `? ${why}. Shown instead: ${reason}`];
+    const sentence = `${why[0].toUpperCase()}${why.slice(1)}`;
+    return ["Why ", element("b", {}, label), `? ${sentence}. Shown instead: ${reason}`];
   }
   const label = element("b", {}, evidence.label);
   if (evidence.negative) return ["What speaks against ", label, "?"];

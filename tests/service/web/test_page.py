@@ -155,7 +155,7 @@ def test_in_place_of_an_empty_map_the_suggested_one_is_shown_and_named(
     page.locator("#scores button", has_text="never").click()
     question = page.locator("#question")
     expect(question).to_have_text(
-        re.compile("^Why never\\? nothing here speaks for it. Shown instead: What ")
+        re.compile("^Why never\\? Nothing here speaks for it. Shown instead: What ")
     )
     expect(page.locator("#canvas")).to_have_attribute("aria-label", re.compile("strongest in row"))
     expect(page.locator("#hatch-key")).to_be_hidden()
