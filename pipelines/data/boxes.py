@@ -28,7 +28,7 @@ def read_boxes(root: Path, names: Iterable[str]) -> tuple[dict[str, tuple[Box, .
     path = root / BOXES_FILE
     if not path.is_file():
         return {}, []
-    known = {normalize_name(name): name for name in names}
+    samples = {normalize_name(name): name for name in names}
     boxes: dict[str, list[Box]] = {}
     strangers: dict[str, int] = {}
     try:
@@ -39,8 +39,8 @@ def read_boxes(root: Path, names: Iterable[str]) -> tuple[dict[str, tuple[Box, .
                 raise DataError(f"{BOXES_FILE} lacks the columns {', '.join(missing)}.")
             for number, row in enumerate(table, start=2):
                 inner = _name(row)
-                if inner in known:
-                    boxes.setdefault(known[inner], []).append(_box(row, number))
+                if inner in samples:
+                    boxes.setdefault(samples[inner], []).append(_box(row, number))
                 else:
                     strangers[inner] = strangers.get(inner, 0) + 1
     except (OSError, UnicodeDecodeError, csv.Error) as error:

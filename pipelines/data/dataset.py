@@ -90,6 +90,16 @@ class Dataset:
             "skipped": len(self.skipped),
         }
 
+    def describe(self) -> dict[str, object]:
+        """Return the summary with all that is odd, by name."""
+        return {
+            **self.summary(),
+            "classes": self.classes,
+            "skipped_files": [{"name": item.name, "reason": item.reason} for item in self.skipped],
+            "pictures_on_both_sides": [list(pair) for pair in self.shared],
+            "pictures_with_two_labels": [list(pair) for pair in self.conflicting],
+        }
+
 
 def scan_folder(root: Path, *, val_share: float = 0.25, progress: Progress = no_progress) -> Dataset:
     """Read every image once, and sort it by class and split.

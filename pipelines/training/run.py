@@ -169,7 +169,7 @@ class TrainingRun:
             }
         )
         self.log.dataset(data)
-        self.log.file(_to_json(_describe_dataset(data)), "dataset.json")
+        self.log.file(_to_json(data.describe()), "dataset.json")
         self.log.file(config_to_toml(self.config), "config.toml")
         self.log.file(describe_environment(), "environment.txt")
         self.log.image(draw_views_figure(model.geometry, data, self.config), "augmented_samples.png")
@@ -370,12 +370,7 @@ class TrainingRun:
     def _evaluate(self, model: TransferModel) -> dict[str, Evaluation]:
         """Judge the held-out splits with the temperature that fits the validation split."""
         raw = {
-            split: evaluate(
-                model,
-                self.data.samples(split),
-                split,
-                progress=self.reporter.step,
-            )
+            split: evaluate(model, self.data.samples(split), split, progress=self.reporter.step)
             for split in ("val", "test")
             if self.data.samples(split)
         }
@@ -395,16 +390,6 @@ class TrainingRun:
             self.log.image(plot_confusion(calibrated[split]), f"confusion_{split}.png")
             self.log.file(_to_json([asdict(row) for row in calibrated[split].table]), f"classes_{split}.json")
         return calibrated
-
-
-def _describe_dataset(data: Dataset) -> dict[str, object]:
-    return {
-        **data.summary(),
-        "classes": data.classes,
-        "skipped_files": [{"name": item.name, "reason": item.reason} for item in data.skipped],
-        "pictures_on_both_sides": [list(pair) for pair in data.shared],
-        "pictures_with_two_labels": [list(pair) for pair in data.conflicting],
-    }
 
 
 def _to_json(value: object) -> str:

@@ -199,8 +199,8 @@ def _sample_labels(files: Mapping[str, Path]) -> dict[str, str]:
         labels = parse_json(read_file(path, most=_MOST_LABEL_BYTES), SAMPLES_FILE) if path is not None else {}
     except BundleError:
         return {}
-    known = labels.items() if isinstance(labels, dict) else ()
-    return {name: label for name, label in known if name in files and isinstance(label, str)}
+    pairs = labels.items() if isinstance(labels, dict) else ()
+    return {name: label for name, label in pairs if name in files and isinstance(label, str)}
 
 
 async def _open_api(request: Request, state: AppState) -> Response:

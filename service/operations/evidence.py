@@ -51,9 +51,11 @@ def with_faithfulness(evidence: schemas.Evidence, result: FaithfulnessResult | N
     return evidence.model_copy(update={"faithfulness": schemas.Faithfulness.model_validate(result)})
 
 
-def suggestion_answers(predictor: Predictor, explanation: Explanation) -> list[schemas.Suggestion]:
+def suggestion_answers(predictor: Predictor, explanation: Explanation) -> list[schemas.SuggestionAnswer]:
     """Return what to ask instead of an explanation whose first map is empty."""
-    return [schemas.Suggestion.model_validate(item) for item in predictor.explainer.suggest(explanation)]
+    return [
+        schemas.SuggestionAnswer.model_validate(item) for item in predictor.explainer.suggest(explanation)
+    ]
 
 
 def score_answers(explanation: Explanation) -> list[schemas.Score]:

@@ -22,7 +22,7 @@ from service.schemas.evidence import (
     Curve as Curve,
     Evidence as Evidence,
     Faithfulness as Faithfulness,
-    Suggestion as Suggestion,
+    SuggestionAnswer as SuggestionAnswer,
 )
 from service.schemas.explain import ExplainAnswer as ExplainAnswer
 from service.schemas.filters import FiltersAnswer as FiltersAnswer, TemplateAnswer as TemplateAnswer

@@ -38,7 +38,7 @@ class Faithfulness(Answer):
     verdict: str
 
 
-class Suggestion(Answer):
+class SuggestionAnswer(Answer):
     """Another question about the same picture, which was tried and has a map to show."""
 
     reason: str = Field(description="What it shows, as a sentence.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from service.schemas.evidence import Evidence, Suggestion
+from service.schemas.evidence import Evidence, SuggestionAnswer
 from service.schemas.predict import PredictAnswer
 
 
@@ -12,7 +12,7 @@ class ExplainAnswer(PredictAnswer):
     """A prediction with its evidence."""
 
     evidence: list[Evidence]
-    suggestions: list[Suggestion] = Field(
+    suggestions: list[SuggestionAnswer] = Field(
         default_factory=list,
         description="Where the first map is empty, what to ask instead: the nearest question first.",
     )

@@ -154,7 +154,7 @@ def test_an_answer_about_a_large_jpeg_is_made_again_as_it_was(service, verified,
     (tmp_path / "large.jpg").write_bytes(corpus.encoded(corpus.scene(4000, 3000), "JPEG", quality=90))
     answer = service.ask("/explain", (tmp_path / "large.jpg").read_bytes(), method="hires_cam")
     assert answer.json()["provenance"]["reduction"] == 2
-    assert answer.json()["image"] == {"width": 4000, "height": 3000}
+    assert (answer.json()["image"]["width"], answer.json()["image"]["height"]) == (4000, 3000)
     (tmp_path / "answer.json").write_text(answer.text)
     done = verified("answer.json", "large.jpg")
     assert done.returncode == 0, done.stdout + done.stderr
