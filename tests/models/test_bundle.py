@@ -262,18 +262,20 @@ def test_a_kill_while_saving_leaves_a_whole_bundle_or_none(bundle_folder, tmp_pa
         "model = load_bundle(Path(sys.argv[1])).model; print('go', flush=True)\n"
         "for i in itertools.count(): save_bundle(model, Path(sys.argv[2]) / f'b{i}', name='x')\n"
     )
-    saved = 0
-    for delay_s in (0.4, 1.1):
+    for delay_s in (0.05, 0.21):
         out = tmp_path / str(delay_s)
         process = subprocess.Popen(
             [sys.executable, "-c", script, str(bundle_folder), str(out)], stdout=subprocess.PIPE
         )
         assert process.stdout is not None
         assert process.stdout.readline() == b"go\n"
+        until = time.monotonic() + 60
+        while not (out / "b0").is_dir() and time.monotonic() < until:
+            time.sleep(0.01)
         time.sleep(delay_s)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        for folder in out.glob("b*"):
+        saved = list(out.glob("b*"))
+        assert saved, "it was killed while saving, not before"
+        for folder in saved:
             load_bundle(folder)
-            saved += 1
-    assert saved, "it was killed while saving, not before"
