@@ -16,7 +16,7 @@ TEST_PROCESSES ?= 2
 demo: $(STAMP)      ## draw specimens, train, register, promote, package, serve once, explain, review
 	$(BIN)/lucida demo --out demo
 
-test: lint types contracts pytest  ## what a change can break: linters, types, contracts, behaviour; a quarter of an hour on two cores
+test: lint types contracts pytest  ## what a change can break: linters, types, contracts, behaviour; 16 minutes on two cores
 
 soak: $(STAMP)      ## what takes long, one after the other: overload, full disks, how-to pages, leaks, three-seed bars, peers, fuzzing
 	$(BIN)/pytest -m soak --durations=25

@@ -1,8 +1,8 @@
 """Jobs as folders: what was asked, the images, how far it is, the answers.
 
 The folder is the only truth about a job: after a restart a job that has not ended goes on with the first
-image that has no answer. Everything is written aside and
-renamed, but for the answers, of which a line that was cut off is dropped.
+image that has no answer. Everything is written aside and renamed, but for the answers, of which a line that
+was cut off is dropped.
 """
 
 from __future__ import annotations
