@@ -11,12 +11,12 @@ export OMP_WAIT_POLICY := PASSIVE
 # Two processes, each test file whole in one of them: much of a test's time is waiting for a server to start.
 TEST_PROCESSES ?= 2
 
-.PHONY: demo test soak lint page types contracts pytest serve ui bench bench-service bench-finetune clean lock lock-service docs
+.PHONY: demo test soak lint page types contracts pytest serve ui bench bench-service bench-finetune clean lock lock-service docs networks
 
 demo: $(STAMP)      ## draw specimens, train, register, promote, package, serve once, explain, review
 	$(BIN)/lucida demo --out demo
 
-test: lint types contracts pytest  ## what a change can break: linters, types, contracts, behaviour; 16 minutes on two cores
+test: lint types contracts pytest  ## what a change can break: linters, types, contracts, behaviour; 15 minutes on two cores
 
 soak: $(STAMP)      ## what takes long, one after the other: overload, full disks, how-to pages, leaks, three-seed bars, peers, fuzzing
 	$(BIN)/pytest -m soak --durations=25
@@ -58,6 +58,9 @@ bench-finetune: $(STAMP)  ## training beside the usual loops and fastai, which i
 docs: $(STAMP)      ## make the pictures and the generated pages of docs/ again
 	$(BIN)/python docs/make_methods.py
 	$(BIN)/python docs/make_pictures.py
+
+networks: $(STAMP)  ## cut every network of torchvision and one of each module of timm again; half an hour
+	$(BIN)/python docs/make_networks.py
 
 clean:              ## remove what was built and trained here, but not .venv
 	rm -rf demo specimens mlflow.db mlruns mlartifacts runs rates .peers .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache tests/web/node_modules

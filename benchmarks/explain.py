@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 
+import openvino
 import torch
 from captum.attr import LayerGradCam
 from pytorch_grad_cam import GradCAM
@@ -19,9 +23,14 @@ from pytorch_grad_cam import GradCAM
 from models.attribution.forward import run_forward
 from models.attribution.registry import attribute, attribute_each
 from models.backends.base import Backend
+from models.backends.eager import EagerBackend
+from models.backends.openvino import OpenVinoBackend, convert_blocks
+from models.backends.quantized import QuantizedBlocks
 from models.backends.registry import create_backend
+from models.networks.batchnorm_folding import inference_copy
 from models.networks.registry import get_backbone, imagenet_classes
 from models.networks.transfer_model import TransferModel
+from pipelines.release.quantize import serialized
 
 BARS = {
     ("resnet18", "eager"): 0.85,
@@ -127,12 +136,13 @@ def whole(name: str, batch: int, options: argparse.Namespace) -> None:
     model.load_state_dict(same_weights(network, model))
     x = torch.randn(batch, 3, 224, 224)
     layer = layer_of(network, name)
-    prepared = {
-        f"{backend} {precision}".replace("eager fp32", "eager"): create_backend(
-            backend, model, probe=x[:1], threads=options.threads, precision=precision
-        )
-        for backend, precision in (("eager", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
-    }
+    folded = inference_copy(model)
+    prepared: dict[str, Backend] = {"eager": EagerBackend(folded)}
+    for precision in ("fp32", "bf16", "int8"):
+        prepared[f"openvino {precision}"] = OpenVinoBackend(
+            folded, threads=options.threads, precision=precision,
+            quantized=quantized(convert_blocks(folded, folded.cam_block)) if precision == "int8" else None,
+        )  # fmt: skip
     timed = {"bare forward": bare(network, x)}
     timed |= {label: ours(backend, x) for label, backend in prepared.items()}
     timed |= {
@@ -141,6 +151,37 @@ def whole(name: str, batch: int, options: argparse.Namespace) -> None:
     }
     title = f"{name} b{batch}: predict + top-1 map, ratio to the bare forward"
     show(title, medians(timed, options.rounds, "bare forward"), name)
+    for precision in ("fp32", "bf16", "int8"):
+        label = f"openvino {precision}"
+        alone = {"whole network, no map": bare_openvino(network, x, precision, options.threads)}
+        alone[label] = ours(prepared[label], x)
+        beside = next(iter(alone))
+        show(
+            f"{name} b{batch}: {label} : its own bare forward (goal 1.10)",
+            medians(alone, options.rounds, beside),
+        )
+
+
+def bare_openvino(network: torch.nn.Module, x: torch.Tensor, precision: str, threads: int) -> Way:
+    """Run the whole network in OpenVINO, without a map."""
+    graph = openvino.convert_model(network, example_input=x)
+    if precision == "int8":
+        graph = quantized(graph).read()
+    hint = "bf16" if precision == "bf16" else "f32"
+    options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    request = openvino.Core().compile_model(graph, "CPU", options).create_infer_request()
+    values = x.numpy()
+    return lambda: request.infer({0: values})
+
+
+def quantized(graph: object) -> QuantizedBlocks:
+    """Quantise a graph by random pictures, which decide nothing about its speed."""
+    import nncf
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    pictures = [torch.randn(1, 3, 224, 224).numpy() for _ in range(20)]
+    with redirect_stdout(StringIO()):
+        return serialized(nncf.quantize(graph, nncf.Dataset(pictures), subset_size=len(pictures)))
 
 
 def same_weights(network: torch.nn.Module, model: TransferModel) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ def main(url: str, sample: str) -> None:
             context = browser.new_context(viewport={"width": 1280, "height": 860}, color_scheme=theme)
             page = context.new_page()
             page.goto(url)
-            page.get_by_role("button", name=f"Try the sample {sample}").click()
+            page.get_by_role("button", name=f"Try the sample {sample}").first.click()
             page.wait_for_selector("#scores button")
             page.wait_for_timeout(800)
             if theme == "light":

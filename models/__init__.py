@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from models.images.frame import Frame
     from models.images.geometry import Geometry
     from models.metrics.audit import run_audit
+    from models.networks.adoption import adopt
     from models.networks.summary import summarize_network
     from models.networks.transfer_model import TransferModel
     from models.visualization.overlay import draw_overlay
@@ -41,6 +42,7 @@ _MODULES = {
     "images.frame": ("Frame",),
     "images.geometry": ("Geometry",),
     "metrics.audit": ("run_audit",),
+    "networks.adoption": ("adopt",),
     "networks.summary": ("summarize_network",),
     "networks.transfer_model": ("TransferModel",),
     "visualization.overlay": ("draw_overlay",),
@@ -63,6 +65,7 @@ __all__ = [
     "Parameters",
     "Target",
     "TransferModel",
+    "adopt",
     "block_method",
     "create_backend",
     "deadline_scope",
@@ -82,8 +85,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a name of the API from its module, once."""
     if name not in _HOMES:
-        raise AttributeError(f"module 'models' has no attribute {name!r}; it has: {', '.join(__all__)}")
-    value = getattr(importlib.import_module(f"models.{_HOMES[name]}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has: {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -24,15 +24,29 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from models.atomic_write import atomic_folder
-from models.errors import BundleError, ConfigError, UnknownChoice
+from models.devices import CPU, to_host
+from models.errors import (
+    BundleError,
+    ConfigError,
+    NetworkNotTraceable,
+    UnknownChoice,
+)
 from models.images.decode import decode_image
 from models.images.encode import encode_image
 from models.images.geometry import Geometry
 from models.method_checks import RandomizationCheck
+from models.networks.backbone import build_outline
+from models.networks.description import describe_network, other_library_version, read_backbone
+from models.networks.exported import (
+    EXPORTED_PREFIX,
+    MOST_PROGRAM_BYTES,
+    PROGRAM_FILE,
+    are_exported_allowed,
+    check_exported_allowed,
+)
 from models.networks.probe import probe_pixels
-from models.networks.registry import BACKBONES, get_backbone
 from models.networks.scoring import Scoring
-from models.networks.transfer_model import TransferModel
+from models.networks.transfer_model import TransferModel, count_outputs
 from models.networks.weights import check_weights_header, parse_weights
 from models.strict_files import parse_json, read_file
 
@@ -46,7 +60,8 @@ REGISTRATION_FILE = "registration.json"
 """Written beside a bundle that was taken from a registry: under which name and version it is known there."""
 
 _SMALL_FILE = 64_000
-_MOST_BYTES = {MANIFEST_FILE: 32_000_000, WEIGHTS_FILE: 8_000_000_000, PROBE_FILE: 20_000_000}
+_MOST_BYTES = {MANIFEST_FILE: 32_000_000, WEIGHTS_FILE: 8_000_000_000, PROBE_FILE: 20_000_000,
+               PROGRAM_FILE: MOST_PROGRAM_BYTES}  # fmt: skip
 """Limits on the files of a bundle, in bytes; of those beside it, the small ones."""
 _MOST_CLASSES = 100_000
 
@@ -101,22 +116,27 @@ def save_bundle(
     """
     if folder.exists():
         raise BundleError(f"The folder {folder.name!r} exists already; a bundle is never overwritten.")
+    if not model.backbone.known_by_name:
+        raise BundleError(
+            f"Nothing says how to build {model.backbone.name} again, which was adopted as an object; adopt "
+            "it by its name in timm or torchvision, or as an exported program (export=True)."
+        )
     model.eval()
-    state = {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
-    for key, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise BundleError(f"The weights {key!r} are not finite; this model must not be saved.")
-    weights = save_tensors(state)
+    weights = save_tensors(_state_to_save(model))
     probe = encode_image(PIL.Image.fromarray(probe_pixels(model.geometry)), "png")
     with torch.no_grad():
         x, _ = model.geometry.prepare(decode_image(probe))
-        logits = model(x.unsqueeze(0))[0].double().tolist()
+        logits = to_host(model(x.unsqueeze(0))[0]).double().tolist()
+    files = {WEIGHTS_FILE: weights, PROBE_FILE: probe}
+    if model.backbone.program is not None:
+        files[PROGRAM_FILE] = model.backbone.program
     manifest: dict[str, Any] = {
         "format": BUNDLE_FORMAT,
         "name": name,
         "classes": model.classes,
         "backbone": model.backbone.name,
         "blocks": list(model.block_names),
+        **describe_network(model),
         "cam_block": model.cam_block,
         "scoring": asdict(model.scoring),
         "geometry": model.geometry.to_dict(),
@@ -126,17 +146,35 @@ def save_bundle(
         "training": dict(training or {}),
         "sanity": sanity.to_dict() if sanity is not None else None,
         "versions": {package: version(package) for package in ("torch", "torchvision", "captum", "pillow")},
-        "files": {WEIGHTS_FILE: _sha256(weights), PROBE_FILE: _sha256(probe)},
+        "files": {name: _sha256(data) for name, data in files.items()},
         "probe": {"file": PROBE_FILE, "logits": logits},
     }
     manifest["digest"] = _manifest_digest(manifest)
     text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
-    _write_folder(folder, {WEIGHTS_FILE: weights, PROBE_FILE: probe, MANIFEST_FILE: text.encode()})
+    _write_folder(folder, {**files, MANIFEST_FILE: text.encode()})
     return str(manifest["digest"])
 
 
-def load_bundle(folder: str | Path) -> Bundle:
-    """Load a bundle with every check: digests, names, shapes, finite values, and the probe's logits.
+def _state_to_save(model: TransferModel) -> dict[str, Tensor]:
+    """Return weights and buffers as the file takes them; raises BundleError where one is not finite."""
+    state = {key: to_host(value.detach().contiguous()) for key, value in model.state_dict().items()}
+    # A position table that every block reads is one tensor, which the file's format takes once only.
+    owners = {value.untyped_storage().data_ptr(): key for key, value in state.items()}
+    state = {
+        key: value if owners[value.untyped_storage().data_ptr()] == key else value.clone()
+        for key, value in state.items()
+    }
+    for key, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise BundleError(f"The weights {key!r} are not finite; this model must not be saved.")
+    return state
+
+
+def load_bundle(
+    folder: str | Path, *, device: torch.device = CPU, allow_exported: bool | None = None
+) -> Bundle:
+    """Load a bundle onto a device with every check: digests, names, shapes, finite values, and the probe's
+    logits. ``allow_exported`` lets it hold a program of torch.export; LUCIDA_ALLOW_EXPORTED says so without.
 
     Raises BundleError naming the file and the reason; no code of the bundle's is ever run.
     """
@@ -147,12 +185,20 @@ def load_bundle(folder: str | Path) -> Bundle:
             raise BundleError(
                 f"The file {name} does not have the digest in {MANIFEST_FILE}; it was altered or cut off."
             )
-    model = _empty_model(folder, manifest)
-    model.load_state_dict(parse_weights(_read_file(folder, WEIGHTS_FILE), WEIGHTS_FILE), strict=True)
+    allowed = are_exported_allowed() if allow_exported is None else allow_exported
+    model = _empty_model(folder, manifest, allow_exported=allowed)
+    weights = _read_file(folder, WEIGHTS_FILE)
+    model.load_state_dict(parse_weights(weights, WEIGHTS_FILE, model.backbone.renamed), strict=True)
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    check_probe(model, *_read_probe(folder, manifest, model.geometry))
+    probe = _read_probe(folder, manifest, model.geometry)
+    try:
+        check_probe(model, *probe)
+        if device != CPU:
+            check_probe(model.to(device), *probe)
+    except BundleError as error:
+        raise BundleError(f"{error}{other_library_version(manifest)}") from error
     checked = manifest.get("sanity")
     return Bundle(
         folder=folder,
@@ -166,7 +212,7 @@ def load_bundle(folder: str | Path) -> Bundle:
 def check_probe(model: TransferModel, x: Tensor, expected: Tensor) -> None:
     """Raise BundleError unless the model gives the probe's logits."""
     with torch.no_grad():
-        logits = model(x).double()
+        logits = to_host(model(x)).double()
     if not torch.allclose(logits, expected, atol=_TOLERANCE, rtol=_TOLERANCE):
         worst = float((logits - expected).abs().max())
         raise BundleError(
@@ -180,9 +226,8 @@ def copy_bundle(source: Path, folder: Path) -> None:
     """
     if folder.exists():
         raise BundleError(f"The folder {folder.name!r} exists already; a bundle is never overwritten.")
-    _write_folder(
-        folder, {name: _read_file(source, name) for name in (WEIGHTS_FILE, PROBE_FILE, MANIFEST_FILE)}
-    )
+    names = (*_read_manifest(source)["files"], MANIFEST_FILE)
+    _write_folder(folder, {name: _read_file(source, name) for name in names})
 
 
 def write_registration(folder: Path, *, name: str, version: str, source: str) -> None:
@@ -230,15 +275,16 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(manifest.get(key), kind):
             raise BundleError(f"{MANIFEST_FILE} lacks a proper {key!r}.")
-    if set(manifest["files"]) != {WEIGHTS_FILE, PROBE_FILE}:
+    names = [WEIGHTS_FILE, PROBE_FILE]
+    names += [PROGRAM_FILE] if manifest["backbone"].startswith(EXPORTED_PREFIX) else []
+    if set(manifest["files"]) != set(names):
         raise BundleError(
-            f"{MANIFEST_FILE} must list exactly {WEIGHTS_FILE} and {PROBE_FILE}, "
-            f"not {sorted(manifest['files'])}."
+            f"{MANIFEST_FILE} must list exactly {' and '.join(names)}, not {sorted(manifest['files'])}."
         )
     return manifest
 
 
-def _empty_model(folder: Path, manifest: Mapping[str, Any]) -> TransferModel:
+def _empty_model(folder: Path, manifest: Mapping[str, Any], *, allow_exported: bool) -> TransferModel:
     """Return the manifest's architecture with random weights, once the weights' header has its shapes: what
     does not fit must cost no memory.
     """
@@ -248,18 +294,21 @@ def _empty_model(folder: Path, manifest: Mapping[str, Any]) -> TransferModel:
     named = all(isinstance(name, str) and name.isprintable() for name in classes)
     if not named or len(classes) < 2 or len(set(classes)) != len(classes):
         raise BundleError(f"{MANIFEST_FILE} must name at least two different classes in plain text.")
-    if manifest["backbone"] not in BACKBONES:
-        raise BundleError(
-            f"Unknown backbone {manifest['backbone']!r}; this version has {', '.join(BACKBONES)}."
-        )
-    row = get_backbone(manifest["backbone"])
+
+    def read_program() -> bytes:
+        check_exported_allowed(allow_exported)
+        return _read_file(folder, PROGRAM_FILE)
+
+    row = read_backbone(manifest, read_program)
     scoring = _read_scoring(manifest)
+    outputs = count_outputs(classes, scoring.task)
     try:
+        outline = build_outline(lambda: row.network("none", outputs))
         with torch.device("meta"):
-            bare = TransferModel(row, row.network("none"), classes=classes, task=scoring.task)
+            bare = TransferModel(row, outline, classes=classes, task=scoring.task)
         check_weights_header(folder / WEIGHTS_FILE, bare)
-        model = TransferModel(row, row.network("none"), classes=classes, task=scoring.task)
-    except ConfigError as error:
+        model = TransferModel(row, row.network("none", outputs), classes=classes, task=scoring.task)
+    except (ConfigError, NetworkNotTraceable) as error:
         raise BundleError(f"{MANIFEST_FILE} contradicts itself: {error}") from error
     model.scoring = scoring
     model.geometry = Geometry.from_dict(manifest["geometry"])

@@ -8,9 +8,12 @@
     ├── UnknownChoice           a class, block, backbone or setting that does not exist; names the choices
     ├── ConfigError             a setting that breaks a rule
     ├── ExplanationError        this block or target cannot be explained
+    ├── NetworkNotTraceable     the graph of a network cannot be found, so that it cannot be cut into blocks
     ├── WorkStopped             work that was ended before it was done
     │   ├── DeadlineExceeded    it took longer than it was allowed
     │   └── Cancelled           nobody waits for it any more
+    ├── EngineUnavailable       an engine or precision that this machine or installation does not have
+    ├── OutOfDeviceMemory       a device whose memory is too small for the work
     ├── BundleError             a bundle that is incomplete, altered or not ours
     └── WeightsUnavailable      pretrained weights that are neither on disk nor can be downloaded
 
@@ -56,6 +59,10 @@ class ExplanationError(LucidaError):
     """A block, method or target that cannot be explained for this model."""
 
 
+class NetworkNotTraceable(LucidaError):
+    """A network whose forward cannot be followed, or that nothing cuts into blocks."""
+
+
 class WorkStopped(LucidaError):
     """Work that was ended before it was done."""
 
@@ -66,6 +73,14 @@ class DeadlineExceeded(WorkStopped):
 
 class Cancelled(WorkStopped):
     """Work that nobody waits for any more."""
+
+
+class EngineUnavailable(LucidaError):
+    """An engine that cannot run here: its package, a compiler, or the processor's precision is missing."""
+
+
+class OutOfDeviceMemory(LucidaError):
+    """Work for which a device has too little memory."""
 
 
 class BundleError(LucidaError):

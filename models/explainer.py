@@ -25,9 +25,10 @@ from models.attribution.suggestions import Suggestion, find_suggestions
 from models.attribution.targets import Target, choose_targets
 from models.backends.base import Backend
 from models.backends.eager import EagerBackend
+from models.backends.quantized import read_quantized
 from models.backends.registry import create_backend
 from models.bundle import Bundle, BundleProvenance
-from models.errors import DeadlineExceeded, ExplanationError, LucidaError, UnknownChoice
+from models.errors import DeadlineExceeded, ExplanationError, LucidaError, OutOfDeviceMemory, UnknownChoice
 from models.images.decode import Image
 from models.images.encode import to_data_uri
 from models.images.frame import Frame
@@ -146,7 +147,14 @@ class Explainer:
     changes the model.
     """
 
-    def __init__(self, source: Bundle | TransferModel, backend: Backend | str = "eager") -> None:
+    def __init__(
+        self,
+        source: Bundle | TransferModel,
+        backend: Backend | str = "eager",
+        *,
+        precision: str = "auto",
+        threads: int = 1,
+    ) -> None:
         """Explain by a bundle's model on a backend, or by a model as it is.
 
         Raises as :func:`models.backends.registry.create_backend` does.
@@ -155,15 +163,28 @@ class Explainer:
         if not isinstance(backend, str):
             self.backend = backend
         elif isinstance(source, Bundle):
-            self.backend = create_backend(backend, source.model, probe=source.probe[0])
+            quantized = read_quantized(source.folder, source.provenance.digest)
+            self.backend = create_backend(
+                backend, source.model, probe=source.probe[0], threads=threads, precision=precision,
+                quantized=quantized,
+            )  # fmt: skip
         else:
             self.backend = EagerBackend(source)
         self.model = self.backend.model
         self.provenance = bundle.provenance if bundle is not None else None
         self._checks = bundle.sanity.methods if bundle is not None and bundle.sanity is not None else {}
-        self.disabled = {name: check.reason for name, check in self._checks.items() if check.disabled}
+        self.disabled = self._without_map() | {
+            name: check.reason for name, check in self._checks.items() if check.disabled
+        }
         """Methods that may not be used with this model, with the reason."""
         self.default_method = default_method(self.disabled) or DEFAULT_METHOD
+
+    def _without_map(self) -> dict[str, str]:
+        """Return the methods that read a block, with the reason, for a network whose blocks have no map."""
+        if self.model.layout(self.model.cam_block).name != "none":
+            return {}
+        reason = f"{self.model.backbone.name} has no block with a map to read."
+        return {name: reason for name, method in METHODS.items() if method.reads_block}
 
     def check(self, options: ExplainOptions) -> ExplainOptions:
         """Return the options with every name as the model has it and every default filled in.
@@ -244,7 +265,15 @@ class Explainer:
 
         ``targets`` are explained instead of those that the options name: as many for every image.
         """
-        return self._explain(images, options, targets, None, False, lambda name: nullcontext())
+        try:
+            return self._explain(images, options, targets, None, False, lambda name: nullcontext())
+        except OutOfDeviceMemory:
+            if len(images) < 2:
+                raise
+        middle = len(images) // 2
+        halves = (slice(0, middle), slice(middle, None))
+        parts = [(images[half], None if targets is None else targets[half]) for half in halves]
+        return [result for part, own in parts for result in self.explain_batch(part, options, targets=own)]
 
     def attribute(
         self,

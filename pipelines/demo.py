@@ -35,7 +35,7 @@ from pipelines.release.promote import promote
 from pipelines.reports.inspect import inspect_image, render_inspection
 from pipelines.reports.review import review_run
 from pipelines.tracking.registry import CHAMPION_ALIAS, fetch_bundle, find_champion
-from pipelines.training.run import TrainedModel
+from pipelines.training.outcome import TrainedModel
 from pipelines.training.train import train_model
 
 NAME = "specimens"
@@ -64,7 +64,7 @@ def run_demo(out: Path, say: Callable[[str], None], reporter: Reporter) -> Demo:
     dataset = scan_folder(root)
     say("2/6  Fine-tuning: first the head on a frozen backbone, then the top blocks")
     trained = train_model(dataset, TrainConfig(), name=NAME, reporter=reporter)
-    say("3/6  Promoting the new version, unless the present champion is better")
+    say("3/6  Promoting the new version, if it is better than the present champion")
     decision = promote(f"{NAME}/{trained.version}")
     say(f"     version {trained.version}: {decision.reason}")
     say("4/6  Packaging the champion as a Bento")

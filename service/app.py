@@ -18,16 +18,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bentoml
+import psutil
+from bentoml import Tag
 from bentoml.models import BentoModel
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.jobs.folder import claim_folder, is_bentoml, with_own_folder
 from service.middleware.auth import ApiKeys
 from service.middleware.connection_balance import ConnectionBalance
+from service.middleware.connections import limit_connections
 from service.middleware.gateway import BENTOML_ROUTES, Gateway
 from service.middleware.rate_limit import RateLimit
-from service.settings import Settings
+from service.settings import Settings, device_of_worker
 
 if TYPE_CHECKING:
     from service.inference.model_manager import ModelManager
@@ -36,8 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lucida.service")
 
-_MODEL = "camera-lucida"
-"""Name of the Bento model, as `lucida package` makes it."""
+PROJECT_LABEL = "camera-lucida"
+"""Label "project" of the Bento models that `lucida package` makes."""
 
 
 class Application:
@@ -64,20 +68,22 @@ class Application:
     def start(self, source: Callable[[], Path]) -> None:
         """Load the bundle that ``source`` names and begin to answer; raises BundleError."""
         from service.api.jobs import JobApi
+        from service.api.open_inference import open_inference_routes
         from service.api.reads import read_routes
         from service.api.routes import AppState, operation_routes
         from service.inference.admission import AdmissionControl, release_memory
         from service.inference.model_manager import ModelManager
         from service.jobs.supervisor import JobSupervisor
         from service.metrics import get_metrics
+        from service.operations.trial import try_answers
 
         settings = self.settings
         self.metrics = get_metrics()
         self.balance = _connection_balance(settings)
-        self.models = models = ModelManager(source, settings, self.metrics)
+        self.models = models = ModelManager(source, settings, self.metrics, try_answers)
         admission = AdmissionControl(settings, self._observe_places)
         state = AppState(settings, models, admission, self.metrics)
-        self._routes = [*operation_routes(state), *read_routes(state)]
+        self._routes = [*operation_routes(state), *read_routes(state), *open_inference_routes(state)]
         if settings.max_jobs:
             self._routes += JobApi(state).routes()
             self._supervisor = JobSupervisor(settings, lambda: models.folder)
@@ -134,6 +140,7 @@ def create_app(settings: Settings, source: Callable[[], Path] | None = None) -> 
 def create_service(settings: Settings) -> Any:
     """Return the BentoML service: its worker processes, health checks, and our application within it."""
     application = Application(settings)
+    limit_connections(settings)
 
     @bentoml.service(
         name="camera_lucida",
@@ -157,9 +164,6 @@ def create_service(settings: Settings) -> Any:
     class CameraLucida:
         """Predictions and explanations of one fine-tuned classifier, checks of them, and its inside."""
 
-        if settings.bundle is None:
-            stored = BentoModel(f"{_MODEL}:latest")
-
         def __init__(self) -> None:
             """Start the application; a bundle that cannot be served ends the service with one sentence.
 
@@ -167,10 +171,12 @@ def create_service(settings: Settings) -> Any:
             """
             _configure_logging()
             try:
-                application.start(lambda: _bundle_folder(application.settings, service))
+                tag = _bento_model(settings, service) if settings.bundle is None else None
+                application.settings = _settings_of_worker(settings, tag)
+                application.start(lambda: _bundle_folder(settings, tag))
             except Exception as error:
                 print(f"camera-lucida cannot start: {error}", file=sys.stderr, flush=True)
-                _end_supervisor()
+                _end_worker()
                 raise SystemExit(1) from error
 
         def __is_ready__(self) -> bool:
@@ -196,13 +202,49 @@ def __getattr__(name: str) -> Any:
     return service
 
 
-def _bundle_folder(settings: Settings, service: Any) -> Path:
-    """Return the bundle folder that is to be served now: a Bento's own model, or the store's latest."""
-    if settings.bundle is not None:
-        return settings.bundle
-    bento = service.bento
-    pinned = {model.tag.name: model.tag for model in bento.info.all_models} if bento else {}
-    return Path(BentoModel(pinned.get(_MODEL, f"{_MODEL}:latest")).resolve().path)
+def _bento_model(settings: Settings, service: Any) -> Tag:
+    """Return the tag of the Bento model to serve: the Bento's own, the one that was set, or the only one."""
+    pinned = [model.tag for model in service.bento.info.all_models] if service.bento else []
+    if len(pinned) == 1:
+        return pinned[0]
+    if settings.bento_model is not None:
+        tag = Tag.from_taglike(settings.bento_model)
+        return Tag(tag.name, tag.version or "latest")
+    models = [model for model in bentoml.models.list() if model.info.labels.get("project") == PROJECT_LABEL]
+    names = sorted({model.tag.name for model in models})
+    if len(names) != 1:
+        choices = f"one of {', '.join(names)}" if names else "a model of `lucida package`"
+        raise ValueError(
+            f"Name the model to serve: set LUCIDA_BENTO_MODEL to {choices}, or LUCIDA_BUNDLE to a folder."
+        )
+    return Tag(names[0], "latest")
+
+
+def _bundle_folder(settings: Settings, tag: Tag | None) -> Path:
+    """Return the bundle folder that is to be served now; of a Bento model, its latest version."""
+    if tag is None:
+        return Path(str(settings.bundle))
+    return Path(BentoModel(tag).resolve().path)
+
+
+def _settings_of_worker(settings: Settings, tag: Tag | None) -> Settings:
+    """Return the settings with the folder of the jobs, which is this service's from now on.
+
+    Raises FolderInUse; OSError where there are jobs and no folder that can be written.
+    """
+    served = tag.name if tag is not None else str(Path(str(settings.bundle)).absolute())
+    device = device_of_worker(settings.device, bentoml.server_context.worker_index or 1)
+    settings = with_own_folder(settings, served).model_copy(update={"device": device})
+    try:
+        claim_folder(settings.jobs)
+    except OSError as error:
+        if settings.max_jobs:
+            raise OSError(
+                f"The folder {settings.jobs} for jobs cannot be written ({error.strerror}). Set LUCIDA_JOBS "
+                "to one that can, or LUCIDA_MAX_JOBS=0 for a service without jobs."
+            ) from error
+        log.warning("Figures are kept in BentoML's folder, for %s cannot be written.", settings.jobs)
+    return settings
 
 
 def _connection_balance(settings: Settings) -> ConnectionBalance | None:
@@ -220,6 +262,8 @@ def _configure_logging() -> None:
     """Write our lines to standard error as they are: a request's is JSON already."""
     # What is wrong with an image's tags is said in the answer.
     warnings.filterwarnings("ignore", module="PIL")
+    # So is what is wrong with a form.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours = logging.getLogger("lucida")
@@ -227,10 +271,9 @@ def _configure_logging() -> None:
     ours.setLevel(logging.INFO)
 
 
-def _end_supervisor() -> None:
-    """Stop BentoML's supervisor, where that is what started this process."""
-    import psutil
-
+def _end_worker() -> None:
+    """End this process and BentoML's supervisor, where that has started it, without BentoML's traceback."""
     parent = psutil.Process(os.getppid())
-    if any(Path(word).name == "bentoml" for word in parent.cmdline()[:3]):
+    if is_bentoml(parent):
         parent.send_signal(signal.SIGTERM)
+        os._exit(1)

@@ -16,6 +16,7 @@ from models.errors import (
     ImageError,
     ImageTooLarge,
     LucidaError,
+    OutOfDeviceMemory,
     UnknownChoice,
     UnreadableImage,
     UnsupportedFormat,
@@ -32,6 +33,7 @@ STATUS: dict[type[LucidaError], HTTPStatus] = {
     ConfigError: HTTPStatus.UNPROCESSABLE_ENTITY,
     DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
     Cancelled: HTTPStatus.SERVICE_UNAVAILABLE,
+    OutOfDeviceMemory: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """What a client can cause. Anything else is the service's own fault: 500."""
 

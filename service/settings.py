@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-BackendName = Literal["eager", "openvino"]
-"""As in models.backends.base, whose import would bring torch into the server's supervisor."""
+EngineName = Literal["auto", "eager", "compile", "openvino"]
+"""As in models.backends, whose import would bring torch into the server's supervisor."""
 
 
 def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -27,6 +28,39 @@ def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return cores
 
 
+def count_gpus(driver: Path = Path("/proc/driver/nvidia/gpus")) -> int:
+    """Return NVIDIA GPUs that this process may use, by the driver's list and CUDA_VISIBLE_DEVICES; without
+    torch, whose import the server's supervisor does not need.
+    """
+    present = len(list(driver.glob("*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return present
+    return min(present, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
+
+
+def count_workers(device: str) -> int:
+    """Return workers for a device setting: one for each GPU, or for each core where the model runs there."""
+    gpus = count_gpus()
+    if device == "cpu" or (device == "auto" and gpus == 0):
+        return count_cores()
+    return max(1, gpus) if device in ("auto", "cuda") else 1
+
+
+def device_of_worker(device: str, worker: int) -> str:
+    """Return the device of a worker, the first being number 1: where there are several GPUs, its own."""
+    gpus = count_gpus()
+    return f"cuda:{(worker - 1) % gpus}" if device in ("auto", "cuda") and gpus > 1 else device
+
+
+def state_home() -> Path:
+    """Return the folder in which programs keep their state; a temporary one for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"state-{os.getuid()}"
+
+
 class Settings(BaseSettings):
     """Limits and resources of the service."""
 
@@ -36,18 +70,42 @@ class Settings(BaseSettings):
 
     bundle: Path | None = Field(
         None,
-        description="Serve this bundle folder instead of the packaged Bento model; may be a link, which can "
+        description="Serve this bundle folder instead of a packaged Bento model; may be a link, which can "
         "be turned to another bundle while the service runs.",
+    )
+    bento_model: str | None = Field(
+        None,
+        description="Bento model to serve, NAME or NAME:VERSION, where the store has several; a Bento serves "
+        "its own.",
+    )
+    allow_exported: bool = Field(
+        False,
+        description="Whether a bundle with an exported program may be loaded: torch's loader of programs is "
+        "not safe against a hostile file.",
     )
     watch_seconds: float = Field(
         5.0, ge=0, description="How often to look for another bundle to change over to; 0 for never."
     )
-    engine: BackendName = Field("eager", description="What runs the blocks: eager, or openvino (extra fast).")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Of the engine: fp32, or bf16 (openvino, where the processor has it)."
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?|mps)$",
+        description="Where the model computes: cpu, cuda, cuda:N or mps; auto takes the fastest that is "
+        "there, and of several GPUs one for each worker.",
+    )
+    engine: EngineName = Field(
+        "auto",
+        description="What runs the blocks: eager (torch), compile (torch.compile) or openvino (extra fast); "
+        "auto times those that are there and takes the fastest that agrees.",
+    )
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
+        "auto",
+        description="Of the engine: fp32, bf16 (where the processor has it) or int8 (where the bundle has "
+        "int8 blocks). auto lets a chosen engine have any, and stands for fp32 with one that was set.",
     )
     workers: int = Field(
-        default_factory=count_cores, ge=1, description="Worker processes, each with the model."
+        default_factory=lambda data: count_workers(data.get("device", "auto")),
+        ge=1,
+        description="Worker processes, each with the model; one for each core, or for each GPU.",
     )
     torch_threads: int = Field(1, ge=1, description="Threads that torch takes in a worker.")
     request_threads: int = Field(
@@ -60,6 +118,27 @@ class Settings(BaseSettings):
         32, ge=0, description="Pictures that may wait in a worker; beyond them 503 with Retry-After."
     )
     deadline_ms: int = Field(10_000, ge=1, description="Longest that one request may take.")
+    header_seconds: float = Field(
+        10.0, gt=0, description="Longest that a new connection may take to send a request's header."
+    )
+    keep_alive_seconds: float = Field(
+        75.0, gt=0,
+        description="How long a connection may wait for its next request. Longer than the pools of clients "
+        "and the load balancer before us keep one, so that none is closed while they use it.",
+    )  # fmt: skip
+    max_idle_connections: int = Field(
+        400, ge=1, description="Connections that wait for a request in a worker; beyond them the oldest go."
+    )
+    allowed_hosts: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="Names, with commas between, under which the service may be asked where there are no "
+        "keys, besides localhost and any address; *.example.org for all below one, * for any.",
+    )
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="Path under which a proxy offers the service, such as /lucida.",
+    )
     upload_seconds: float = Field(20.0, gt=0, description="Longest that sending a request may take.")
     max_uploads_bytes: int = Field(
         300_000_000, ge=1_000, description="Bytes of uploads that a worker holds at once, jobs' among them."
@@ -92,12 +171,15 @@ class Settings(BaseSettings):
     )
     log_requests: bool = Field(True, description="One line of JSON a request on standard error.")
     jobs: Path = Field(
-        default_factory=lambda: (
-            Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "camera-lucida/jobs"
-        ),
-        description="Folder of the jobs, their pictures and results; one for each service.",
+        default_factory=lambda: state_home() / "camera-lucida/jobs",
+        description="Folder of the jobs, their pictures and results, and of the service's figures. As a "
+        "default, a folder within this one, of what is served and of the port.",
     )
     max_jobs: int = Field(50, ge=0, description="Jobs waiting or running; beyond them 429. 0 for no jobs.")
+    max_jobs_bytes: int = Field(
+        5_000_000_000, ge=1_000,
+        description="Bytes of the jobs' folder; jobs that have ended go for new ones, and beyond them 507.",
+    )  # fmt: skip
     max_job_bytes: int = Field(200_000_000, ge=1_000, description="Longest request body of a job.")
     max_job_pictures: int = Field(500, ge=1, description="Most pictures of a job.")
     job_hours: float = Field(24.0, gt=0, description="How long a job that has ended is kept.")
@@ -121,6 +203,15 @@ class Settings(BaseSettings):
     def most_pictures(self) -> int:
         """In one request: no more than can be at work and waiting."""
         return min(self.max_pictures, self.request_threads + self.max_queue)
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, names: Any) -> Any:
+        return (
+            [name.strip().lower() for name in names.split(",") if name.strip()]
+            if isinstance(names, str)
+            else names
+        )
 
     @field_validator("api_keys")
     @classmethod

@@ -18,11 +18,16 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from playwright.sync_api import Browser, sync_playwright
 
 from models.bundle import save_bundle
 from models.networks.transfer_model import TransferModel
 from pipelines.data.synthetic import SpecimenPlan, write_specimens
 from tests.support.serving import PROJECT, Serve, Served, start_service
+
+os.environ.setdefault("LUCIDA_ENGINE", "eager")
+"""The fastest engine differs from machine to machine, and with it the last digits; tests of the choice ask
+for it."""
 
 LONG_FILES = (
     "test_whole_path", "test_explanations", "test_interruptions", "test_review", "test_page", "test_jobs",
@@ -143,6 +148,7 @@ def starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
             "OMP_WAIT_POLICY": "PASSIVE",
             "LUCIDA_BUNDLE": str(bundle),
             "LUCIDA_JOBS": str(jobs or folder / "jobs"),
+            "LUCIDA_ENGINE": "eager",
             **own,
             **other,
         }
@@ -171,6 +177,18 @@ def service(tmp_path_factory: pytest.TempPathFactory, bundle_folder: Path) -> It
     """One for the tests that only ask."""
     with starting(tmp_path_factory) as serve:
         yield serve(bundle_folder)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; a skip where there is none."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -301,7 +301,7 @@ def named(client: mlflow.MlflowClient, run: Any) -> dict[str, Any]:
 
     walk_artifacts(None)
     return {
-        "name": run.info.run_name,
+        "name": run.info.run_name.partition(" seed ")[0],
         "artifacts": sorted(set(names)),
         "metrics": sorted(run.data.metrics),
         "params": sorted(run.data.params),

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from models.attribution.forward import ForwardPass, ScoreHead
 from models.attribution.targets import Target
+from models.devices import to_host
 from models.errors import ExplanationError
 
 _RETAIN_GRAPH = {"retain_graph": True}
@@ -55,7 +56,9 @@ def layer_cam(forward: ForwardPass, targets: Sequence[Target]) -> Tensor:
 
 def grad_cam_plus_plus(forward: ForwardPass, targets: Sequence[Target]) -> Tensor:
     """Return maps (N, rows, cols)."""
-    gradient, activation = forward.gradient(targets).double(), forward.map.detach().double()
+    # On the host: not every device has float64.
+    gradient = to_host(forward.gradient(targets)).double()
+    activation = to_host(forward.map.detach()).double()
     square = gradient**2
     below = 2 * square + gradient**3 * activation.sum(dim=(2, 3), keepdim=True)
     share = torch.where(below.abs() > 0, square / below, torch.zeros_like(square))

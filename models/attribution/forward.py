@@ -16,6 +16,7 @@ from models.attribution.targets import Target
 from models.backends.base import Backend
 from models.backends.eager import EagerBackend
 from models.cancellation import check_deadline
+from models.devices import memory_errors, to_host
 from models.errors import ExplanationError
 from models.networks.transfer_model import TransferModel
 
@@ -29,19 +30,35 @@ class ForwardPass:
     def __init__(self, backend: Backend, block: str, x: Tensor, value: Tensor) -> None:
         """Run what follows ``block`` on its ``value``, keeping the graph.
 
-        Raises ExplanationError when the value is no map.
+        Raises ExplanationError when the value should be a map and is none.
         """
         self.backend, self.model, self.block, self.x = backend, backend.model, block, x
-        layout = self.model.backbone.layout
-        self.map = self.model.as_map(block, value).detach().requires_grad_()
-        """The block's output as a map (N, channels, rows, cols), a leaf of autograd."""
-        with torch.enable_grad():
-            self._logits: Tensor = self.model.after(block, layout.from_map(self.map, value))
+        layout = self.model.layout(block)
+        self._map: Tensor | None = None
+        if layout.name == "none":
+            with torch.no_grad():
+                self._logits: Tensor = self.model.after(block, value)
+            return
+        self._map = self.model.as_map(block, value).detach().requires_grad_()
+        with torch.enable_grad(), memory_errors(len(x), "send fewer at once"):
+            self._logits = self.model.after(block, layout.from_map(self._map, value))
+
+    @property
+    def map(self) -> Tensor:
+        """The block's output as a map (N, channels, rows, cols), a leaf of autograd; raises ExplanationError
+        for a block that passes no map on.
+        """
+        if self._map is None:
+            raise ExplanationError(
+                f"Block {self.block!r} of {self.model.backbone.name} passes no map on, so nothing can be "
+                "read there; a method that asks the pixels can explain this network."
+            )
+        return self._map
 
     @property
     def logits(self) -> Tensor:
-        """Logits (N, classes), without autograd."""
-        return self._logits.detach()
+        """Logits (N, classes), without autograd, in the host's memory."""
+        return to_host(self._logits.detach())
 
     def scores(self, targets: Sequence[Target]) -> Tensor:
         """Return the logit of one target for each image, (N,), with autograd, any number of times."""
@@ -105,14 +122,14 @@ def run_forward(
 
 
 def predict_logits(backend: Backend, x: Tensor) -> Tensor:
-    """Return logits (N, classes) of images (N, 3, H, W), without autograd."""
+    """Return logits (N, classes) of images (N, 3, H, W), without autograd, in the host's memory."""
     check_deadline()
     model, block = backend.model, backend.model.cam_block
     with torch.no_grad():
         value = backend.until(block, x)
-        logits = model.after(block, value)
+        logits = to_host(model.after(block, value))
         refined = backend.refine_low_margin(block, x, value, logits)
-        return logits if refined is None else model.after(block, refined)
+        return logits if refined is None else to_host(model.after(block, refined))
 
 
 def score_function(forward: ForwardPass, target: Target) -> Callable[[Tensor], Tensor]:
@@ -124,7 +141,7 @@ def score_function(forward: ForwardPass, target: Target) -> Callable[[Tensor], T
     def score(x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             check_deadline()
-            return target.of(forward.model(x))
+            return target.of(to_host(forward.model(x)))
         return target.of(predict_logits(forward.backend, x))
 
     return score

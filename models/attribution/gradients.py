@@ -23,6 +23,7 @@ from models.attribution.cells import sum_cells
 from models.attribution.forward import BATCH_SIZE, ForwardPass, score_function
 from models.attribution.parameters import GuidedGradCamParameters, IntegratedGradientsParameters
 from models.attribution.targets import Target
+from models.devices import to_host
 from models.errors import ExplanationError
 from models.networks.transfer_model import TransferModel
 
@@ -71,9 +72,14 @@ def guided_gradient(model: TransferModel, x: Tensor, targets: Sequence[Target]) 
             f"Guided backpropagation is defined by ReLUs; {model.backbone.name} has {', '.join(odd)}. "
             "Choose another method."
         )
+    if model.backbone.is_exported:
+        raise ExplanationError(
+            f"{model.backbone.name} is an exported program, in which no ReLU can be told from other "
+            "functions. Choose another method."
+        )
     pixels = x.detach().clone().requires_grad_()
     with torch.enable_grad(), _GuidedBackpropagation():
-        logits = model(pixels)
+        logits = to_host(model(pixels))
         score = torch.stack([target.of(item) for target, item in zip(targets, logits, strict=True)]).sum()
     gradient: Tensor = torch.autograd.grad(score, pixels)[0]
     return gradient
@@ -92,7 +98,7 @@ def guided_grad_cam(
 
     They show where the score depends on the pixels, not whether a pixel counts for or against the target.
     """
-    cams = grad_cam(forward, targets).clamp(min=0)
+    cams = to_host(grad_cam(forward, targets)).clamp(min=0)
     size = (forward.x.shape[2], forward.x.shape[3])
     region = F.interpolate(cams[:, None], size, mode="bilinear", align_corners=False)[:, 0]
     return sum_cells(guided_gradient_norm(forward, targets) * region, parameters.cell)

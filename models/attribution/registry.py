@@ -24,6 +24,7 @@ from models.attribution.parameters import (
 )
 from models.attribution.result import INPUT_BLOCK, Attribution, GridKind, Unit, make_attribution
 from models.attribution.targets import Target, make_target
+from models.devices import to_numpy
 from models.errors import UnknownChoice
 
 TargetRows = Sequence[Sequence[Target]]
@@ -161,7 +162,7 @@ def attribute(
         [
             make_attribution(
                 target,
-                maps[k][n].float().cpu().numpy(),
+                to_numpy(maps[k][n]),
                 method=method,
                 block=spec.block_of(forward),
                 unit=spec.unit,

@@ -121,7 +121,8 @@ def _lower_blocks(
     if method is None or not METHODS[method].reads_block:
         return
     model = forward.model
-    below = model.block_names[: model.index_of(forward.block)]
+    lower = model.block_names[: model.index_of(forward.block)]
+    below = [name for name in lower if name in model.blocks_with_map]
     for block in below[::-1][:_MOST_BLOCKS]:
         yield (
             f"What speaks for {attribution.target.name} at the lower block {block}, by "

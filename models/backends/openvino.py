@@ -10,36 +10,51 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.backends.base import BackendName, BackendPrecision
-from models.errors import ConfigError, WeightsUnavailable
+from models.backends.base import BackendName, BackendPrecision, refine_close_calls
+from models.backends.quantized import QuantizedBlocks
+from models.devices import CPU
+from models.errors import EngineUnavailable
 from models.networks.transfer_model import TransferModel
-
-_LOW_MARGIN = 0.02
-"""Of an image's largest logit, the lead below which bfloat16 does not decide. On 639 photographs it alone
-changed 11 answers among the packaged network's 1,000 classes; so it changes 4, and runs 4.5 % again."""
 
 
 class OpenVinoBackend:
     """The blocks up to the Grad-CAM block compiled by OpenVINO, with one request for each calling thread.
 
-    Other blocks, and images of another size, are asked of torch's twin. In bf16 a close call is decided in
-    fp32: an image whose answer could be another by the rounding alone is run again.
+    Other blocks, and images of another size, are asked of torch's twin. In bf16 and int8 a close call is
+    decided in fp32: an image whose answer could be another by the rounding alone is run again.
     """
 
     name: BackendName = "openvino"
 
-    def __init__(self, model: TransferModel, *, threads: int, precision: BackendPrecision) -> None:
-        """Compile the blocks; raises WeightsUnavailable when the extra ``fast`` is not installed, ConfigError
-        when this processor does not compute in that precision.
+    def __init__(
+        self,
+        model: TransferModel,
+        *,
+        threads: int,
+        precision: BackendPrecision,
+        quantized: QuantizedBlocks | None = None,
+        graph: Any = None,
+    ) -> None:
+        """Compile the blocks; int8 takes them as :mod:`models.backends.quantized` keeps them. ``graph`` is
+        what :func:`convert_blocks` gave for this model, where that was done before.
+
+        Raises EngineUnavailable when the extra ``fast`` is not installed, and for a precision that this
+        processor does not compute in or a device other than the processor.
         """
+        if model.device != CPU:
+            raise EngineUnavailable(f"The engine openvino runs on the device cpu, not on {model.device}.")
+        if precision == "int8" and quantized is None:
+            raise EngineUnavailable(
+                "This bundle holds no int8 blocks; lucida package --quantise DATA makes them."
+            )
         self.model, self.block, self.precision = model, model.cam_block, precision
-        converted = _convert_blocks(model, self.block)
-        self._exact = _CompiledNetwork(converted, threads=threads, precision="fp32")
-        self._fast = (
-            self._exact
-            if precision == "fp32"
-            else _CompiledNetwork(converted, threads=threads, precision=precision)
-        )
+        converted = graph if graph is not None else convert_blocks(model, self.block)
+        self.graph = converted
+        self._exact = self._fast = _CompiledNetwork(converted, threads=threads, hint="f32")
+        if precision == "bf16":
+            self._fast = _CompiledNetwork(converted, threads=threads, hint="bf16")
+        elif quantized is not None and precision == "int8":
+            self._fast = _CompiledNetwork(quantized.read(), threads=threads, hint="f32")
 
     def until(self, block: str, x: Tensor) -> Tensor:
         """Return the block's value for images (N, 3, H, W), without autograd."""
@@ -49,15 +64,10 @@ class OpenVinoBackend:
         return self._fast(x)
 
     def refine_low_margin(self, block: str, x: Tensor, value: Tensor, logits: Tensor) -> Tensor | None:
-        """Return, in bf16, the value with its low-margin images run again in fp32."""
+        """Return, in bf16 and int8, the value with its low-margin images run again in fp32."""
         if self._fast is self._exact or not self._made_for(block, x):
             return None
-        close = self.model.scoring.margin(logits) < _LOW_MARGIN * logits.abs().amax(dim=1)
-        if not bool(close.any()):
-            return None
-        refined = value.clone()
-        refined[close] = self._exact(x[close])
-        return refined
+        return refine_close_calls(self.model, self._exact, x, value, logits)
 
     def execution_info(self, block: str, x: Tensor) -> tuple[BackendName, BackendPrecision]:
         """Return OpenVINO at the Grad-CAM block and the model's size, torch in fp32 anywhere else."""
@@ -71,10 +81,9 @@ class OpenVinoBackend:
 class _CompiledNetwork:
     """A compiled network for many threads."""
 
-    def __init__(self, converted: Any, *, threads: int, precision: BackendPrecision) -> None:
+    def __init__(self, converted: Any, *, threads: int, hint: str) -> None:
         import openvino
 
-        hint = {"fp32": "f32", "bf16": "bf16"}[precision]
         # One request at a time has all the threads; by default they may be split between streams.
         options = {
             "INFERENCE_PRECISION_HINT": hint,
@@ -85,7 +94,7 @@ class _CompiledNetwork:
         }
         self._network = openvino.Core().compile_model(converted, "CPU", options)
         if self._network.get_property("INFERENCE_PRECISION_HINT").to_string() != hint:
-            raise ConfigError(f"This processor does not compute in {precision}; choose fp32.")
+            raise EngineUnavailable(f"This processor does not compute in {hint}; choose fp32.")
         self._local = threading.local()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -97,12 +106,15 @@ class _CompiledNetwork:
         return torch.from_numpy(request.get_output_tensor(0).data.copy())
 
 
-def _convert_blocks(model: TransferModel, block: str) -> Any:
-    """Return OpenVINO's graph of the blocks, for any number of images of the model's size."""
+def convert_blocks(model: TransferModel, block: str) -> Any:
+    """Return OpenVINO's graph of the blocks up to one, for any number of images of the model's size.
+
+    Raises EngineUnavailable when the extra ``fast`` is not installed.
+    """
     try:
         import openvino
     except ImportError as error:
-        raise WeightsUnavailable(
+        raise EngineUnavailable(
             "The engine openvino needs the extra 'fast': pip install 'camera-lucida[fast]'."
         ) from error
     size = (model.geometry.crop_height, model.geometry.crop_width)

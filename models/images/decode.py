@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL.Image import Transpose
 
 from models.cancellation import check_deadline
 from models.errors import ImageTooLarge, UnreadableImage, UnsupportedFormat, WorkStopped
+from models.images.jpeg import count_scans
 from models.images.pixel_budget import PixelBudget
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -33,8 +33,6 @@ MAX_SIDE = 65_500
 """Pixels; the longest side that decoders and resizers take without a word."""
 
 _STRIP_ROWS = 64
-_MAX_SEGMENTS = 10_000
-"""Of a JPEG; real ones have some hundreds at most."""
 _CHUNK_BYTES = 16_384
 """Bytes of a JPEG handed to its decoder at once, so that a deadline is looked at often; a file of a hundred
 kilobytes can hold passes over all pixels for minutes."""
@@ -51,9 +49,6 @@ _TRANSPOSE_BY_ORIENTATION = {
 _JPEGS = {"JPEG", "MPO"}
 _FIRST_TRANSPOSED = 5
 """From this EXIF orientation on, width and height change places."""
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
-_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
-"""A JPEG segment's marker: neither a stuffed byte, nor a restart, nor one that stands alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +140,9 @@ def decode_image(
         raise UnreadableImage("The picture is empty: 0 bytes.")
     if len(data) > limits.max_bytes:
         raise ImageTooLarge(f"The picture has {len(data):,} bytes; the limit is {limits.max_bytes:,}.")
+    scans = count_scans(data, limits.max_scans)
     opened = _open(data)
-    scans = _check_header(opened, data, limits)
+    _check_header(opened, scans, limits)
     full_size: tuple[int, int] | None = None
     if draft is not None and opened.format in _JPEGS:
         width, height = opened.size
@@ -256,8 +252,8 @@ class _DeadlineBytesIO(io.BytesIO):
         return super().read(size)
 
 
-def _check_header(opened: PIL.Image.Image, data: bytes, limits: Limits) -> int:
-    """Return the number of scans, 1 for what is no JPEG; raises ImageTooLarge or UnreadableImage."""
+def _check_header(opened: PIL.Image.Image, scans: int, limits: Limits) -> None:
+    """Raise ImageTooLarge or UnreadableImage for sizes and scans beyond the limits."""
     pixels = opened.width * opened.height
     if pixels <= 0:
         raise UnreadableImage(f"The picture has no pixels: {opened.width} x {opened.height}.")
@@ -270,32 +266,12 @@ def _check_header(opened: PIL.Image.Image, data: bytes, limits: Limits) -> int:
         raise ImageTooLarge(
             f"The picture is {opened.width} x {opened.height}; its limit is {MAX_SIDE:,} a side."
         )
-    if opened.format not in _JPEGS:
-        return 1
-    scans = _scans(data, limits.max_scans)
     if scans > limits.max_scans:
         raise ImageTooLarge(f"The JPEG has more than {limits.max_scans:,} scans, which is the limit.")
     if scans * pixels > limits.max_passes:
         raise ImageTooLarge(
             f"The JPEG has {scans} scans over {pixels:,} pixels; the limit is {limits.max_passes:,} in all."
         )
-    return scans
-
-
-def _scans(data: bytes, enough: int) -> int:
-    """Return scans of a JPEG up to its end marker, counted to ``enough`` + 1; what follows is left out."""
-    position, scans, segments = 2, 0, 0
-    while match := _MARKER.search(data, position):
-        marker = data[match.end() - 1]
-        if marker == _END_OF_IMAGE or scans > enough:
-            break
-        scans += marker == _START_OF_SCAN
-        segments += 1
-        if segments > _MAX_SEGMENTS:
-            raise ImageTooLarge(f"The JPEG has more than {_MAX_SEGMENTS:,} segments, which is the limit.")
-        length = int.from_bytes(data[match.end() : match.end() + 2], "big")
-        position = match.end() + max(length, 2)
-    return scans
 
 
 def _format_name(opened: PIL.Image.Image) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.devices import to_host, to_numpy
 from models.errors import UnknownChoice
 from models.networks.transfer_model import TransferModel
 
@@ -64,7 +65,7 @@ def _describe(block: str, value: Tensor, channels: int) -> BlockActivation:
     """Describe a value (channels, rows, cols); what is kept is copied, so that the memory of the forward is
     freed.
     """
-    value = value.float()
+    value = to_host(value).float()
     means = value.mean(dim=(1, 2))
     strongest = torch.argsort(means, descending=True, stable=True)[:channels].tolist()
     return BlockActivation(
@@ -80,7 +81,7 @@ def _describe(block: str, value: Tensor, channels: int) -> BlockActivation:
                 index=i,
                 mean=float(means[i]),
                 maximum=float(value[i].max()),
-                values=value[i].clone().cpu().numpy(),
+                values=to_numpy(value[i].clone()),
             )
             for i in strongest
         ),

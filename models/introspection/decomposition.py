@@ -19,6 +19,7 @@ from models.attribution.forward import ForwardPass
 from models.attribution.targets import Target
 from models.backends.base import Backend
 from models.backends.eager import EagerBackend
+from models.devices import to_numpy
 from models.errors import ExplanationError
 from models.networks.block_types import BlockType, block_type
 from models.networks.transfer_model import TransferModel
@@ -88,7 +89,7 @@ def decompose(
         grid = (weights * model.as_map(block, own)).sum(1)[0]
         with torch.no_grad():
             without = float(target.of(model.after(block, rest))[0])
-        parts.append(DecompositionPart(name, channels, grid.float().cpu().numpy(), without))
+        parts.append(DecompositionPart(name, channels, to_numpy(grid), without))
     return Decomposition(target, block, spec.kind, float(target.of(forward.logits)[0]), tuple(parts))
 
 

@@ -70,7 +70,7 @@ def synthesize_templates(
     level = model.index_of(block) + 1
     if not 32 <= side <= _MOST_SIDE or steps < 1:
         raise ExplanationError(f"side is {side} (from 32 to {_MOST_SIDE}), steps is {steps} (from 1).")
-    if model.backbone.layout.name == "tokens":
+    if any(model.layout(name).name == "tokens" for name in model.block_names):
         side = model.geometry.crop_height
     generator = torch.Generator().manual_seed(seed)
     count = count_channels(model, block)

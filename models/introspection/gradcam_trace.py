@@ -15,6 +15,7 @@ from models.attribution.forward import ForwardPass
 from models.attribution.registry import attribute_each
 from models.attribution.result import Attribution
 from models.attribution.targets import Target
+from models.devices import to_host, to_numpy
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +60,15 @@ def trace_grad_cam(forward: ForwardPass, item: int, target: Target, *, channels:
     gradient = forward.gradient([target] * len(forward.x))[item]
     activation = forward.map.detach()[item]
     weights = gradient.mean(dim=(1, 2))
-    sums = weights * activation.sum(dim=(1, 2))
+    sums = to_host(weights * activation.sum(dim=(1, 2)))
     total = float(sums.sum()) or 1.0
     order = sums.argsort(descending=True, stable=True).tolist()
 
     def traced(index: int) -> ChannelTrace:
         return ChannelTrace(
             index=index,
-            activation=activation[index].float().cpu().numpy(),
-            gradient=gradient[index].float().cpu().numpy(),
+            activation=to_numpy(activation[index]),
+            gradient=to_numpy(gradient[index]),
             weight=float(weights[index]),
             share=float(sums[index]) / abs(total),
         )
@@ -81,6 +82,6 @@ def trace_grad_cam(forward: ForwardPass, item: int, target: Target, *, channels:
         channels=len(weights),
         speaking_for=tuple(traced(i) for i in order[:channels] if float(sums[i]) > 0),
         speaking_against=tuple(traced(i) for i in order[::-1][:channels] if float(sums[i]) < 0),
-        weights=weights.float().cpu().numpy(),
+        weights=to_numpy(weights),
         attribution=attribution,
     )

@@ -54,7 +54,7 @@ def measure_agreement(attributions: Sequence[Attribution]) -> MethodAgreement:
     )
     grids = [resample_map(attribution.values, shape) for attribution in attributions]
     correlations = tuple(tuple(rank_correlation(one, other) for other in grids) for one in grids)
-    pairs = [_overlap(one, other) for one, other in combinations(grids, 2)]
+    pairs = [hottest_overlap(one, other) for one, other in combinations(grids, 2)]
     return MethodAgreement(
         tuple(attribution.method for attribution in attributions), correlations, float(np.mean(pairs))
     )
@@ -86,7 +86,8 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _overlap(one: np.ndarray, other: np.ndarray) -> float:
+def hottest_overlap(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the share of the hottest fifth of the cells that two maps of one shape have in common."""
     count = max(1, round(_HOTTEST_SHARE * one.size))
     hottest = [set(np.argsort(-values.ravel(), kind="stable")[:count].tolist()) for values in (one, other)]
     return len(hottest[0] & hottest[1]) / count

@@ -112,13 +112,13 @@ def _run_in_shares(
     results: dict[str, Any] = {}
     skipped = []
     for done, name in enumerate(ordered):
-        progress(name, done, len(ordered))
+        progress("checking", done, len(ordered))
         try:
             with time_share(1 / (len(ordered) - done)):
                 results[name] = runs[name]()
         except DeadlineExceeded:
             skipped.append(name)
-    progress("checked", len(ordered), len(ordered))
+    progress("checking", len(ordered), len(ordered))
     return results, tuple(skipped)
 
 

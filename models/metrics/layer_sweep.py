@@ -28,14 +28,16 @@ class SweepStage:
 
 def stage_ends(model: TransferModel, x: Tensor) -> list[str]:
     """Return the last block of each spatial size, from the input up; of one size throughout, every third
-    block.
+    block; of no map, none.
     """
     sizes: dict[str, tuple[int, ...]] = {}
     with torch.no_grad():
         for name, value in model.walk(x[:1]):
-            if name in model.block_names:
+            if name in model.blocks_with_map:
                 sizes[name] = tuple(model.as_map(name, value).shape[2:])
     names = list(sizes)
+    if not names:
+        return []
     ends = [a for a, b in zip(names, [*names[1:], ""], strict=True) if sizes[a] != sizes.get(b)]
     if len(ends) < 3:
         ends = names[::-3][::-1]

@@ -18,6 +18,7 @@ from torch import Tensor
 from models.attribution.forward import ForwardPass, run_forward
 from models.attribution.registry import METHODS
 from models.attribution.targets import make_target
+from models.devices import to_numpy
 from models.errors import ExplanationError
 from models.method_checks import MethodCheck, RandomizationCheck
 from models.metrics.agreement import rank_correlation
@@ -66,17 +67,32 @@ def check_randomization(
     checks: dict[str, MethodCheck] = {}
     trained = run_forward(model, x)
     targets = trained.logits.argmax(1).tolist()
-    before = {name: maps for name in methods if (maps := _maps(name, trained, targets)) is not None}
-    alike: dict[str, dict[str, list[float]]] = {name: {} for name in before}
-    for number, start in enumerate(starts):
-        for turn in range(_REPEATS):
-            able = [name for name in before if _is_checked_at(name, start in (starts[0], starts[-1]), turn)]
-            if able:
-                other = run_forward(shuffle_weights(model, start, seed=seed + turn), x)
-            for name in able:
-                changed = _maps(name, other, targets)
-                alike[name].setdefault(start, []).extend(_similarities(before[name], changed or []))
-        progress("sanity of the methods", number + 1, len(starts))
+    turns = [(start, turn) for start in starts for turn in range(_REPEATS)]
+    plan = {
+        (start, turn): [
+            name for name in methods if _is_checked_at(name, start in (starts[0], starts[-1]), turn)
+        ]
+        for start, turn in turns
+    }
+    done, total = 0, len(methods) + sum(map(len, plan.values()))
+
+    def maps_of(name: str, forward: ForwardPass) -> list[np.ndarray] | None:
+        nonlocal done
+        maps = _maps(name, forward, targets)
+        done += 1
+        progress("sanity of the methods", done, total)
+        return maps
+
+    before = {name: maps_of(name, trained) for name in methods}
+    alike: dict[str, dict[str, list[float]]] = {name: {} for name, maps in before.items() if maps is not None}
+    total = len(methods) + sum(name in alike for names in plan.values() for name in names)
+    for (start, turn), names in plan.items():
+        able = [name for name in names if name in alike]
+        if able:
+            other = run_forward(shuffle_weights(model, start, seed=seed + turn), x)
+        for name in able:
+            similar = _similarities(before[name] or [], maps_of(name, other) or [])
+            alike[name].setdefault(start, []).extend(similar)
     for name, steps in alike.items():
         checks[name] = _verdict({start: values for start, values in steps.items() if values})
     return RandomizationCheck(checks, len(x), seed)
@@ -101,7 +117,7 @@ def _maps(name: str, forward: ForwardPass, targets: Sequence[int]) -> list[np.nd
         maps = run(forward, rows, method.parameters.from_names({}, quick=True))[0]
     except ExplanationError:
         return None
-    return [values.float().cpu().numpy() for values in maps]
+    return [to_numpy(values) for values in maps]
 
 
 def _similarities(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> list[float]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from models.devices import CPU
 from models.networks.transfer_model import TransferModel
 
 _TOLERANCE = 1e-4
@@ -41,7 +42,8 @@ def inference_copy(model: TransferModel) -> TransferModel:
     Modules are defined in the order of their forward in every backbone of the table, but that is a
     custom, not a rule: blocks whose fold does not give the same values are kept as they are.
     """
-    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    # Folded on the host, for not every device has float64.
+    copied = copy.deepcopy(model).to(CPU).eval().requires_grad_(False)
     x = _random_batch(model)
     with torch.no_grad():
         for name in model.block_names:
@@ -50,19 +52,21 @@ def inference_copy(model: TransferModel) -> TransferModel:
             if _is_close(candidate(x), expected):
                 copied.replace_block(name, candidate)
             x = expected
-    return copied.to(memory_format=torch.channels_last)
+    return copied.to(memory_format=torch.channels_last).to(model.device)
 
 
 def frozen_prefix(model: TransferModel, level: int) -> nn.Module:
     """Return the first ``level`` blocks, folded, as a module of its own; training the rest does not
     touch it.
     """
-    blocks = nn.Sequential(*(model.block(name) for name in model.block_names[:level]))
+    blocks = nn.Sequential(*(copy.deepcopy(model.block(name)) for name in model.block_names[:level]))
+    blocks = blocks.to(CPU).eval().requires_grad_(False)
     x = _random_batch(model)
     candidate = fold_batchnorm(blocks)
     with torch.no_grad():
-        expected, output = blocks.eval()(x), candidate(x)
-    return candidate if _is_close(output, expected) else copy.deepcopy(blocks).requires_grad_(False)
+        expected, output = blocks(x), candidate(x)
+    prefix = candidate if _is_close(output, expected) else blocks
+    return prefix.to(model.device)
 
 
 def _random_batch(model: TransferModel) -> Tensor:

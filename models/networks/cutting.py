@@ -1,19 +1,25 @@
-"""How torchvision's networks are cut into named blocks, and the classifier that each gets for new classes.
+"""A network cut into an ordered list of named blocks, a pool and a classifier, by the graph of its forward.
 
-Each cut holds the very modules of the uncut network in the order of its forward, so that running the blocks
-and then the head gives bit-equal logits. A pooling between two stages opens the later one, so that each
-stage's own map keeps its size.
+The graph may be cut wherever exactly one value that depends on the input is alive. Each piece is made of the
+network's own modules, so that running the blocks and then the head gives bit-equal logits, and training them
+trains the network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torchvision.models.convnext import LayerNorm2d
+from torch import Tensor, fx, nn
+
+from models.errors import NetworkNotTraceable
+from models.networks.tracing import BATCH_SIZE, called_modules, cut_points, trace_network
+
+WHOLE = "network"
+"""Name of the one block of a network that can be cut nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,262 +33,275 @@ class Cut:
     classifier: nn.Module
 
 
-def _pool() -> nn.Module:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
+def cut_network(network: nn.Module, ends: Mapping[str, str], x: Tensor) -> Cut:
+    """Cut a network behind the modules at the paths that are the keys of ``ends``; the values name blocks.
 
+    ``x`` (N, 3, H, W) is an example on the network's device. What follows a block and keeps its shape without
+    mixing channels or positions (a norm, an activation) belongs to it; what changes the shape (a pooling)
+    opens the next. What follows the last block is the head. A network that can be cut nowhere is one block,
+    named ``WHOLE``, whose value is the logits.
 
-def _stages(stages: Iterable[tuple[str, Iterable[nn.Module], nn.Module | None]]) -> dict[str, nn.Module]:
-    """Return blocks ``name.index`` of stages given as (name, modules, what opens the stage)."""
+    Raises NetworkNotTraceable where another value is alive behind one of the modules.
+    """
+    if set(ends) == {WHOLE}:
+        return Cut({WHOLE: network}, nn.Sequential(), nn.Sequential())
+    opened = {parent for path in ends for parent in _parents(path)}
+    opened |= _opened_tail(network, opened, x, ends)
+    steps = graph_steps(network, opened, x)
     blocks: dict[str, nn.Module] = {}
-    for name, modules, opening in stages:
-        for index, module in enumerate(modules):
-            opens = opening if index == 0 else None
-            blocks[f"{name}.{index}"] = module if opens is None else nn.Sequential(opens, module)
-    return blocks
+    start = 0
+    for path, name in _in_order(steps, ends):
+        stop = _end_of_block(steps, path, ends)
+        if not steps[stop - 1].untouched:
+            raise NetworkNotTraceable(f"The value behind {path!r} is changed in place later.")
+        blocks[name] = _chain([step.module() for step in steps[start:stop]])
+        start = stop
+    pool, classifier = _split_head(steps[start:])
+    return Cut(blocks, pool, classifier)
 
 
-# ---------------------------------------------------------------- classifiers for new classes
+@dataclass(frozen=True)
+class Step:
+    """A piece of the graph between two neighbouring points where it may be cut."""
+
+    network: nn.Module
+    nodes: tuple[fx.Node, ...]
+    """In their order; the last one's value is what the next step takes."""
+    start: fx.Node
+    """Whose value it takes."""
+    shape: tuple[int, ...]
+    """Of the value that it gives, with the batch."""
+    before: tuple[int, ...]
+    """Shape of the value that it takes."""
+    untouched: bool
+    """Whether nothing later changes the value in place, so that it may be kept."""
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether the value that it gives has the shape of the one that it takes."""
+        return self.shape == self.before
+
+    @property
+    def keeps_count(self) -> bool:
+        """Whether it gives as many numbers as it takes."""
+        return math.prod(self.shape) == math.prod(self.before)
+
+    @property
+    def path(self) -> str | None:
+        """Path of the module whose output is the step's value; None for a function."""
+        last = self.nodes[-1]
+        return str(last.target) if last.op == "call_module" else None
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules that it runs, by their paths."""
+        called = (str(node.target) for node in self.nodes if node.op == "call_module")
+        return {path: self.network.get_submodule(path) for path in called}
+
+    @property
+    def mixers(self) -> int:
+        """How many layers mix channels or positions by weights."""
+        return sum(count_mixers(module) for module in self.modules.values())
+
+    @property
+    def drops(self) -> bool:
+        """Whether a dropout is in it."""
+        dropout = nn.modules.dropout._DropoutNd
+        return any(isinstance(part, dropout) for module in self.modules.values() for part in module.modules())
+
+    def module(self) -> nn.Module:
+        """Return the step as a module: the network's own, or a graph of it."""
+        last = self.nodes[-1]
+        if (
+            len(self.nodes) == 1
+            and last.op == "call_module"
+            and last.args == (self.start,)
+            and not last.kwargs
+        ):
+            return self.network.get_submodule(str(last.target))
+        graph = fx.Graph()
+        x = graph.placeholder("x")
+        copies = {self.start: x}
+        for node in self.nodes:
+            copies[node] = graph.node_copy(node, lambda other: _copied(other, copies, graph, x))
+        graph.output(copies[last])
+        return fx.GraphModule(self.network, graph)
 
 
-def linear(features: int, classes: int) -> nn.Module:
-    """Return one linear layer on a pooled vector."""
-    return nn.Linear(features, classes)
+def count_mixers(module: nn.Module) -> int:
+    """Count the layers within a module that have weights of two axes or more: convolutions, linear layers."""
+    return sum(any(p.ndim >= 2 for p in part.parameters(recurse=False)) for part in module.modules())
 
 
-def dropout_linear(features: int, classes: int) -> nn.Module:
-    """Return dropout of a fifth, then one linear layer."""
-    return nn.Sequential(nn.Dropout(0.2), nn.Linear(features, classes))
+def graph_steps(network: nn.Module, opened: Collection[str], x: Tensor) -> list[Step]:
+    """Return the steps of a network in which the modules at the paths ``opened`` are taken apart.
 
-
-def hardswish_classifier(features: int, hidden: int, classes: int) -> nn.Module:
-    """Return the two layers of MobileNetV3."""
-    return nn.Sequential(
-        nn.Linear(features, hidden), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(hidden, classes)
-    )
-
-
-def squeezenet_classifier(classes: int) -> nn.Module:
-    """Return a 1 x 1 convolution, pooled after it."""
-    # Without the ReLU of the original: it would clip logits at 0 and leave a losing class no gradient to
-    # recover by.
-    conv = nn.Conv2d(512, classes, kernel_size=1)
-    nn.init.normal_(conv.weight, std=0.01)
-    return nn.Sequential(nn.Dropout(0.5), conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
-
-
-def vgg_classifier(classes: int) -> nn.Module:
-    """Return the mean over the positions, then one linear layer."""
-    # Not the 120 million weights of fc6 and fc7: drawn anew, a small data set could only overfit them.
-    mean = (nn.Unflatten(1, (512, 7, 7)), nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
-    return nn.Sequential(*mean, nn.Dropout(0.2), nn.Linear(512, classes))
-
-
-def convnext_classifier(features: int, classes: int) -> nn.Module:
-    """Return LayerNorm of the pooled vector, then one linear layer."""
-    return nn.Sequential(LayerNorm2d(features, eps=1e-6), nn.Flatten(1), nn.Linear(features, classes))
-
-
-# ---------------------------------------------------------------- residual networks
-
-
-def resnet(network: Any) -> Cut:
-    """Cut ResNet, ResNeXt, Wide ResNet (He et al. 2016; Xie et al. 2017; Zagoruyko & Komodakis 2016): stem,
-    then each residual block.
+    Each ends with a tensor of the batch. Raises NetworkNotTraceable.
     """
-    stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
-    stages = [(name, getattr(network, name), None) for name in ("layer1", "layer2", "layer3", "layer4")]
-    return Cut({"stem": stem} | _stages(stages), _pool(), network.fc)
+    traced = trace_network(network, opened, x)
+    points = set(cut_points(traced.graph))
+    run = _Run(traced)
+    try:
+        with torch.no_grad():
+            run.run(x)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise NetworkNotTraceable(
+            f"{type(network).__name__} cannot be run on a picture of {x.shape[3]} x {x.shape[2]}: {reason}"
+        ) from error
+    needed = _needed(traced.graph)
+    steps, waiting = [], list[fx.Node]()
+    start, shape = next(iter(traced.graph.nodes)), tuple(x.shape)
+    for node in traced.graph.nodes:
+        # A weight's node is copied to whatever reads it.
+        if node.op in {"placeholder", "output", "get_attr"} or node not in needed:
+            continue
+        waiting.append(node)
+        after = run.shapes.get(node, ())
+        if (node in points and len(after) >= 2 and after[0] == len(x)) or node is needed[-1]:
+            untouched = run.is_untouched(node)
+            steps.append(Step(network, tuple(waiting), start, after, shape, untouched))
+            start, shape, waiting = node, after, []
+    return steps
 
 
-def regnet(network: Any) -> Cut:
-    """Cut RegNet (Radosavovic et al. 2020): stem, then each residual block of four stages."""
-    stages = [(f"stage{n}", stage, None) for n, stage in enumerate(network.trunk_output, start=1)]
-    return Cut({"stem": network.stem} | _stages(stages), _pool(), network.fc)
+class _Run(fx.Interpreter):
+    """A run of a graph that remembers the shape of each value, and notices which are changed in place."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__(traced, garbage_collect_values=False)
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self._versions: dict[fx.Node, tuple[Tensor, int]] = {}
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        """Return a node's arguments; lists as lists, for a module may write to the one that it is given."""
+        return _with_lists(super().fetch_args_kwargs_from_env(n))
+
+    def run_node(self, n: fx.Node) -> object:
+        """Run a node and take note of its value."""
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n] = tuple(value.shape)
+            self._versions[n] = (value, value._version)
+        return value
+
+    def is_untouched(self, node: fx.Node) -> bool:
+        """Return whether nothing changed a value after it was made."""
+        value, version = self._versions[node]
+        return value._version == version
 
 
-def convnext(network: Any) -> Cut:
-    """Cut ConvNeXt (Liu et al. 2022): a downsampling opens each stage but the first."""
-    layers = network.features
-    stages = [("stage1", layers[1], None)]
-    stages += [(f"stage{n}", layers[2 * n - 1], layers[2 * n - 2]) for n in (2, 3, 4)]
-    return Cut({"stem": layers[0]} | _stages(stages), network.avgpool, network.classifier)
+def _with_lists(value: Any) -> Any:
+    # Exactly these: what is derived from them may have attributes of its own.
+    if type(value) is tuple:
+        return tuple(map(_with_lists, value))
+    if type(value) is dict:
+        return {key: _with_lists(item) for key, item in value.items()}
+    return [_with_lists(item) for item in value] if isinstance(value, list) else value
 
 
-def densenet(network: Any) -> Cut:
-    """Cut DenseNet (Huang et al. 2017): a dense block cannot be cut inside, for each of its layers reads all
-    before it.
+def _needed(graph: fx.Graph) -> list[fx.Node]:
+    """Return the nodes that the output follows from, in their order; the last gives the output."""
+    needed, waiting = set[fx.Node](), [next(iter(reversed(graph.nodes)))]
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting += node.all_input_nodes
+    return [node for node in graph.nodes if node in needed and node.op != "output"]
+
+
+def _copied(node: fx.Node, copies: dict[fx.Node, fx.Node], graph: fx.Graph, x: fx.Node) -> fx.Node:
+    """Return a node's copy in a step's graph; the size of the batch and constants are made anew there."""
+    if node not in copies:
+        if node.meta.get(BATCH_SIZE):
+            copies[node] = graph.call_method("size", (x, 0))
+        elif node.op == "placeholder":
+            copies[node] = x
+        else:
+            copies[node] = graph.node_copy(node, lambda other: _copied(other, copies, graph, x))
+    return copies[node]
+
+
+# ---------------------------------------------------------------- blocks and head
+
+
+def _parents(path: str) -> list[str]:
+    """Return the paths of the modules around one, from the outermost."""
+    parts = path.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _in_order(steps: Sequence[Step], ends: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return (path, name) of each end in the order of the forward."""
+    places = {step.path: place for place, step in enumerate(steps) if step.path is not None}
+    if missing := [path for path in ends if path not in places]:
+        raise NetworkNotTraceable(
+            f"The network cannot be cut behind {missing[0]!r}: another value is still needed there, or it "
+            "has no such module."
+        )
+    return sorted(ends.items(), key=lambda item: places[item[0]])
+
+
+def _end_of_block(steps: Sequence[Step], path: str, ends: Mapping[str, str]) -> int:
+    """Return the position behind a block: its end, and what follows it and belongs to it."""
+    stop = 1 + next(place for place, step in enumerate(steps) if step.path == path)
+    while stop < len(steps) and belongs_to_block_before(steps[stop]) and steps[stop].path not in ends:
+        stop += 1
+    return stop
+
+
+def belongs_to_block_before(step: Step) -> bool:
+    """Return whether a step keeps the shape of a map and mixes nothing: a norm or an activation."""
+    return step.keeps_shape and step.mixers == 0 and not step.drops and is_spatial(step.shape)
+
+
+def is_spatial(shape: Sequence[int]) -> bool:
+    """Return whether a value's shape may have positions: (N, C, H, W), (N, H, W, C) or (N, tokens, C)."""
+    return len(shape) in (3, 4) and math.prod(shape[1:]) > max(shape[1:])
+
+
+def _opened_tail(network: nn.Module, opened: set[str], x: Tensor, ends: Mapping[str, str]) -> set[str]:
+    """Return the modules behind the last block that can be taken apart, so that the pool is seen in them."""
+    calls = called_modules(trace_network(network, opened, x))
+    last = max((place for place, path in enumerate(calls) if path in ends), default=-1)
+    waiting, more = calls[last + 1 :], set[str]()
+    while waiting:
+        path = waiting.pop()
+        if any(True for _ in network.get_submodule(path).children()):
+            try:
+                inner = called_modules(trace_network(network, opened | more | {path}, x))
+            except NetworkNotTraceable:
+                continue
+            more.add(path)
+            waiting += [name for name in inner if name.startswith(f"{path}.")]
+    return more
+
+
+def _split_head(steps: Sequence[Step]) -> tuple[nn.Module, nn.Module]:
+    """Return (pool, classifier): what comes before the first weights, without dropouts, and the rest.
+
+    A dropout and a flattening behind it change places, which changes nothing.
     """
-    f = network.features
-    # The network's own last ReLU works in place, which would overwrite the last block's value.
-    last = nn.Sequential(f.transition3, f.denseblock4, f.norm5, nn.ReLU())
-    blocks: dict[str, nn.Module] = {
-        "stem": nn.Sequential(f.conv0, f.norm0, f.relu0, f.pool0),
-        "denseblock1": f.denseblock1,
-        "denseblock2": nn.Sequential(f.transition1, f.denseblock2),
-        "denseblock3": nn.Sequential(f.transition2, f.denseblock3),
-        "denseblock4": last,
-    }
-    return Cut(blocks, _pool(), network.classifier)
+    pool, classifier = list[nn.Module](), list[nn.Module]()
+    for step in steps:
+        module = step.module()
+        flattens = step.mixers == 0 and not any(True for _ in module.parameters()) and step.keeps_count
+        if (
+            (classifier and not (flattens and all(map(_is_dropout, classifier))))
+            or step.drops
+            or (any(True for _ in module.parameters()))
+        ):
+            classifier.append(module)
+        else:
+            pool.append(module)
+    return _chain(pool), _chain(classifier)
 
 
-# ---------------------------------------------------------------- inception
+def _is_dropout(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.dropout._DropoutNd)
 
 
-class InputTransform(nn.Module):
-    """A change from ImageNet's normalisation to the (x - 0.5) / 0.5 that GoogLeNet and Inception were trained
-    with.
-    """
-
-    def __init__(self, transform: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.transform = transform
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, 3, H, W) to the same shape."""
-        return self.transform(x)
-
-
-def googlenet(network: Any) -> Cut:
-    """Cut GoogLeNet (Szegedy et al. 2015): two convolution stages, then nine inception blocks."""
-    blocks: dict[str, nn.Module] = {
-        "conv1": nn.Sequential(InputTransform(network._transform_input), network.conv1, network.maxpool1),
-        "conv2": network.conv2,
-        "conv3": nn.Sequential(network.conv3, network.maxpool2),
-    }
-    opening = {"4a": network.maxpool3, "5a": network.maxpool4}
-    for name in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"):
-        block = getattr(network, f"inception{name}")
-        blocks[f"inception{name}"] = nn.Sequential(opening[name], block) if name in opening else block
-    return Cut(blocks, _pool(), nn.Sequential(network.dropout, network.fc))
-
-
-def inception_v3(network: Any) -> Cut:
-    """Cut Inception v3 (Szegedy et al. 2016): five convolutions, then eleven inception blocks."""
-    opening = {
-        "Conv2d_1a_3x3": InputTransform(network._transform_input),
-        "Conv2d_3b_1x1": network.maxpool1,
-        "Mixed_5b": network.maxpool2,
-    }
-    convolutions = ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")
-    names = [f"Conv2d_{name}" for name in convolutions]
-    names += [f"Mixed_{name}" for name in ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")]
-    blocks = {
-        name: nn.Sequential(opening[name], getattr(network, name))
-        if name in opening
-        else getattr(network, name)
-        for name in names
-    }
-    return Cut(blocks, _pool(), nn.Sequential(network.dropout, network.fc))
-
-
-# ---------------------------------------------------------------- plain and mobile networks
-
-
-def vgg(network: Any) -> Cut:
-    """Cut VGG (Simonyan & Zisserman 2015): conv1_1 … conv5_3, each with its BatchNorm and ReLU."""
-    blocks: dict[str, nn.Module] = {}
-    stage, index, waiting = 1, 1, list[nn.Module]()
-    for module in network.features:
-        waiting.append(module)
-        if isinstance(module, nn.MaxPool2d):
-            stage, index = stage + 1, 1
-        elif isinstance(module, nn.ReLU):
-            blocks[f"conv{stage}_{index}"] = nn.Sequential(*waiting)
-            index, waiting = index + 1, []
-    # The last pooling is the head's, so that conv5_3 is seen at 14 x 14.
-    return Cut(blocks, nn.Sequential(*waiting, network.avgpool, nn.Flatten(1)), network.classifier)
-
-
-def mobilenet(network: Any) -> Cut:
-    """Cut MobileNetV2 and V3 (Sandler et al. 2018; Howard et al. 2019): features.0, features.1, …"""
-    blocks = {f"features.{index}": block for index, block in enumerate(network.features)}
-    return Cut(blocks, _pool(), network.classifier)
-
-
-def efficientnet(network: Any) -> Cut:
-    """Cut EfficientNet and V2 (Tan & Le 2019, 2021): stem, each MBConv block of each stage, top."""
-    stages = [(f"stage{n}", stage, None) for n, stage in enumerate(network.features[1:-1], start=1)]
-    blocks = {"stem": network.features[0], **_stages(stages), "top": network.features[-1]}
-    return Cut(blocks, _pool(), network.classifier)
-
-
-def lite0(network: Any) -> Cut:
-    """Cut EfficientNet-Lite0 as :mod:`models.networks.efficientnet_lite0` builds it."""
-    cut = efficientnet(network)
-    return Cut(cut.blocks, network.pool, nn.Sequential(network.dropout, network.classifier))
-
-
-def squeezenet(network: Any) -> Cut:
-    """Cut SqueezeNet (Iandola et al. 2016): the classifier is a convolution, pooled after it."""
-    # The first ReLU works in place, on its convolution's output: one block, so that no block's value is
-    # overwritten.
-    blocks: dict[str, nn.Module] = {"stem": network.features[:3]}
-    blocks |= {f"features.{index}": network.features[index] for index in range(3, len(network.features))}
-    return Cut(blocks, nn.Identity(), nn.Sequential(network.classifier, nn.Flatten(1)))
-
-
-class MeanOverPositions(nn.Module):
-    """The pooling of ShuffleNet; its sums are not those of AdaptiveAvgPool2d to the last bit."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C)."""
-        return x.mean([2, 3])
-
-
-def shufflenet(network: Any) -> Cut:
-    """Cut ShuffleNet V2 (Ma et al. 2018): stem, each unit of three stages, and a last convolution."""
-    stages = [(name, getattr(network, name), None) for name in ("stage2", "stage3", "stage4")]
-    stem = nn.Sequential(network.conv1, network.maxpool)
-    return Cut({"stem": stem, **_stages(stages), "conv5": network.conv5}, MeanOverPositions(), network.fc)
-
-
-# ---------------------------------------------------------------- transformers
-
-
-def swin(network: Any) -> Cut:
-    """Cut Swin (Liu et al. 2021): patches are merged at the opening of each stage but the first.
-
-    The network's last LayerNorm closes the last block, so that it is trained and frozen with it.
-    """
-    layers = network.features
-    stages = [("stage1", layers[1], None)]
-    stages += [(f"stage{n}", layers[2 * n - 1], layers[2 * n - 2]) for n in (2, 3, 4)]
-    blocks: dict[str, nn.Module] = {"stem": layers[0]} | _stages(stages)
-    last = next(reversed(blocks))
-    blocks[last] = nn.Sequential(blocks[last], network.norm)
-    pool = nn.Sequential(network.permute, nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
-    return Cut(blocks, pool, network.head)
-
-
-class PatchTokens(nn.Module):
-    """An image as tokens: one for the class, then one a patch, each with its place added."""
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.conv_proj = network.conv_proj
-        self.class_token = network.class_token
-        self.pos_embedding = network.encoder.pos_embedding
-        self.dropout = network.encoder.dropout
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, 3, H, W) to (N, 1 + patches, channels)."""
-        patches = self.conv_proj(x).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches], dim=1)
-        placed: Tensor = self.dropout(tokens + self.pos_embedding)
-        return placed
-
-
-class ClassToken(nn.Module):
-    """A pooling that takes the class token, which the head of a vision transformer reads."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, tokens, channels) to (N, channels)."""
-        return x[:, 0]
-
-
-def vit(network: Any) -> Cut:
-    """Cut a vision transformer (Dosovitskiy et al. 2021): tokens, then each encoder layer."""
-    layers = list(network.encoder.layers)
-    layers[-1] = nn.Sequential(layers[-1], network.encoder.ln)
-    blocks = {"stem": PatchTokens(network)} | {f"layers.{n}": layer for n, layer in enumerate(layers)}
-    return Cut(blocks, ClassToken(), network.heads)
+def _chain(modules: Sequence[nn.Module]) -> nn.Module:
+    """Return modules as one: themselves where there is only one."""
+    return modules[0] if len(modules) == 1 else nn.Sequential(*modules)

@@ -6,95 +6,40 @@ To add a backbone, add a row to ``BACKBONES`` (docs/how-to/add-a-network.md); th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
-from urllib.error import URLError
+from typing import Any
 
-import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
-from models.errors import UnknownChoice, WeightsUnavailable
-from models.images.geometry import Geometry, Interpolation
-from models.networks.cutting import (
-    Cut,
-    convnext,
+from models.errors import UnknownChoice
+from models.images.geometry import Geometry
+from models.networks.backbone import Backbone
+from models.networks.classifiers import (
     convnext_classifier,
-    densenet,
     dropout_linear,
-    efficientnet,
-    googlenet,
     hardswish_classifier,
-    inception_v3,
     linear,
-    lite0,
-    mobilenet,
-    regnet,
-    resnet,
-    shufflenet,
-    squeezenet,
     squeezenet_classifier,
-    swin,
-    vgg,
     vgg_classifier,
-    vit,
 )
 from models.networks.efficientnet_lite0 import EfficientNetLite0, packaged_state
-from models.networks.layouts import CHANNELS_LAST, MAPS, TOKENS, Layout
-
-Pretraining = Literal["imagenet", "none"]
-
-
-@dataclass(frozen=True, slots=True)
-class Backbone:
-    """A network of the table."""
-
-    name: str
-    build: Callable[[], nn.Module]
-    """The uncut network with 1,000 outputs and random weights."""
-    cut: Callable[[nn.Module], Cut]
-    classifier: Callable[[int], nn.Module]
-    """A new classifier for that many classes, to follow the cut's pool."""
-    pretrained: Callable[[], Mapping[str, Tensor]]
-    """State dict for ``build()``'s network; raises WeightsUnavailable."""
-    cam_block: str
-    """The block whose output Grad-CAM reads unless told otherwise."""
-    top_block: str
-    """The lowest block that fine-tuning's phase "top blocks" unfreezes unless told otherwise."""
-    geometry: Callable[[], Geometry]
-    """The preprocessing that the pretrained weights were made with."""
-    layout: Layout = MAPS
-    """How the blocks' values are read as maps."""
-
-    def block_names(self) -> tuple[str, ...]:
-        """Return the names of the blocks, from the input up."""
-        return tuple(self.cut(self.outline()).blocks)
-
-    def outline(self) -> nn.Module:
-        """Return the uncut network without memory for its weights, for its shapes alone."""
-        try:
-            with torch.device("meta"):
-                return self.build()
-        except NotImplementedError:
-            # RegNet computes its widths with tensors, which need memory to be read.
-            return self.build().to("meta")
-
-    def network(self, pretraining: Pretraining = "imagenet") -> nn.Module:
-        """Build the uncut network in eval mode; ``pretraining="none"`` leaves its weights random."""
-        network = self.build()
-        if pretraining == "imagenet":
-            network.load_state_dict(self.pretrained(), strict=True)
-        return network.eval()
+from models.networks.layouts import CHANNELS_LAST, MAPS, Layout
+from models.networks.library import is_library_name, library_backbone, torchvision_geometry, torchvision_state
 
 
 def get_backbone(name: str) -> Backbone:
-    """Return the row of that name; raises UnknownChoice."""
-    if name not in BACKBONES:
-        raise UnknownChoice("backbone", name, BACKBONES)
-    return BACKBONES[name]
+    """Return the row of that name, or what was found out about ``timm:NAME`` or ``torchvision:NAME``.
+
+    Raises UnknownChoice with close names, WeightsUnavailable where the library is not installed, and
+    NetworkNotTraceable.
+    """
+    if name in BACKBONES:
+        return BACKBONES[name]
+    if is_library_name(name):
+        return library_backbone(name)
+    raise UnknownChoice("backbone", name, (*BACKBONES, "timm:NAME", "torchvision:NAME"))
 
 
 def imagenet_classes() -> list[str]:
@@ -102,75 +47,86 @@ def imagenet_classes() -> list[str]:
     return list(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-# ---------------------------------------------------------------- torchvision's networks and their weights
+# ---------------------------------------------------------------- rows
+
+_WEIGHTS = "IMAGENET1K_V1"
+"""The V2 recipes (label smoothing, mixup) score higher on ImageNet but give poorer frozen features."""
 
 
-def _torchvision_network(name: str, **options: Any) -> nn.Module:
-    network: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+def _torchvision_network(name: str, options: Mapping[str, Any], outputs: int) -> nn.Module:
+    network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=outputs, **options)
     return network
-
-
-def _torchvision_weights(name: str) -> Any:
-    # V1 throughout: the V2 recipes (label smoothing, mixup) score higher on ImageNet but give poorer frozen
-    # features.
-    return torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
-
-
-def _torchvision_state(name: str, *, drop: tuple[str, ...] = ()) -> Mapping[str, Tensor]:
-    """Return weights from TORCH_HOME or, failing that, the network; ``drop`` names prefixes that our network
-    lacks.
-    """
-    weights = _torchvision_weights(name)
-    try:
-        state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
-    except (URLError, OSError, RuntimeError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise WeightsUnavailable(
-            f"The ImageNet weights of {name} are not in {folder} and could not be downloaded ({error}). "
-            f"Put {weights.url.rsplit('/', 1)[-1]} there (from {weights.url}), or set TORCH_HOME, "
-            "or take the embedded backbone efficientnet_lite0, which needs no download."
-        ) from error
-    return {key: value for key, value in state.items() if not key.startswith(drop)} if drop else state
-
-
-def _torchvision_geometry(name: str) -> Geometry:
-    preset = _torchvision_weights(name).transforms()
-    interpolation: Interpolation = "bicubic" if preset.interpolation.value == "bicubic" else "bilinear"
-    red, green, blue = preset.mean
-    red_std, green_std, blue_std = preset.std
-    return Geometry(
-        resize=preset.resize_size[0],
-        crop_height=preset.crop_size[0],
-        crop_width=preset.crop_size[0],
-        mean=(red, green, blue),
-        std=(red_std, green_std, blue_std),
-        interpolation=interpolation,
-    )
 
 
 def _torchvision_backbone(
     name: str,
     *,
-    cut: Callable[[nn.Module], Cut],
+    blocks: Mapping[str, str],
     classifier: Callable[[int], nn.Module],
     cam_block: str,
     top_block: str,
     layout: Layout = MAPS,
     drop: tuple[str, ...] = (),
+    renamed: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Backbone:
     """Return a row whose network, weights and preprocessing are torchvision's."""
     return Backbone(
         name=name,
-        build=partial(_torchvision_network, name, **options),
-        cut=cut,
+        build=partial(_torchvision_network, name, options),
+        blocks=blocks,
         classifier=classifier,
-        pretrained=partial(_torchvision_state, name, drop=drop),
+        pretrained=partial(torchvision_state, name, _WEIGHTS, drop=drop),
         cam_block=cam_block,
         top_block=top_block,
-        geometry=partial(_torchvision_geometry, name),
+        geometry=partial(torchvision_geometry, name, _WEIGHTS),
         layout=layout,
+        renamed=renamed or {},
     )
+
+
+# ---------------------------------------------------------------- what ends the blocks of each family
+
+
+def _mbconv(stages: int) -> dict[str, str]:
+    """Return the ends of EfficientNet's blocks: stem, each block of each stage, top."""
+    return {
+        r"features\.0": "stem",
+        rf"features\.([1-{stages}])\.(\d+)": r"stage\1.\2",
+        rf"features\.{stages + 1}": "top",
+    }
+
+
+def _vgg(convolutions: Sequence[int]) -> dict[str, str]:
+    """Return the ends of VGG's blocks, conv1_1 to conv5_3, each behind its BatchNorm and ReLU."""
+    names = [
+        f"conv{stage}_{n}" for stage, count in enumerate(convolutions, start=1) for n in range(1, count + 1)
+    ]
+    return {
+        # A convolution, its BatchNorm and its ReLU are three modules, and a pooling between stages is one.
+        rf"features\.{3 * place + int(name[4]) + 1}": name
+        for place, name in enumerate(names)
+    }
+
+
+_RESNET = {"maxpool": "stem", r"(layer\d\.\d+)": r"\1"}
+_REGNET = {"stem": "stem", r"trunk_output\.block(\d)\.block\d-(\d+)": r"stage\1.\2"}
+# A dense block cannot be cut inside, for each of its layers reads all before it.
+_DENSENET = {r"features\.pool0": "stem", r"features\.(denseblock\d)": r"\1"}
+_GOOGLENET = {"maxpool1": "conv1", "conv2": "conv2", "maxpool2": "conv3", r"(inception\d\w)": r"\1"}
+_INCEPTION_V3 = {r"(Conv2d_\w+|Mixed_\w+)": r"\1"}
+_MOBILENET = {r"(features\.\d+)": r"\1"}
+_SHUFFLENET = {"maxpool": "stem", r"(stage\d\.\d+|conv5)": r"\1"}
+_SQUEEZENET = {r"features\.2": "stem", r"(features\.([3-9]|1\d))": r"\1"}
+_DOWNSAMPLED = {r"features\.0": "stem"} | {
+    rf"features\.{2 * stage - 1}\.(\d+)": rf"stage{stage}.\1" for stage in range(1, 5)
+}
+_VIT_RENAMED = {
+    "blocks.stem.conv_proj.": "blocks.stem.0.conv_proj.",
+    "blocks.stem.class_token": "blocks.stem.2.class_token",
+    "blocks.stem.pos_embedding": "blocks.stem.3.encoder.pos_embedding",
+}
+_VIT = {r"encoder\.dropout": "stem", r"encoder\.layers\.encoder_layer_(\d+)": r"layers.\1"}
 
 
 def _resnet_backbone(name: str, *, last: str, features: int = 2048) -> Backbone:
@@ -179,7 +135,7 @@ def _resnet_backbone(name: str, *, last: str, features: int = 2048) -> Backbone:
     """
     classifier = partial(linear, features)
     return _torchvision_backbone(
-        name, cut=resnet, classifier=classifier, cam_block=last, top_block="layer4.0"
+        name, blocks=_RESNET, classifier=classifier, cam_block=last, top_block="layer4.0"
     )
 
 
@@ -191,7 +147,7 @@ def _lite0_geometry() -> Geometry:
 _LITE0 = Backbone(
     name="efficientnet_lite0",
     build=EfficientNetLite0,
-    cut=lite0,
+    blocks=_mbconv(7),
     classifier=partial(dropout_linear, 1280),
     pretrained=packaged_state,
     cam_block="top",
@@ -208,46 +164,47 @@ _CONVOLUTIONAL = (
     _resnet_backbone("wide_resnet50_2", last="layer4.2"),
     _resnet_backbone("resnext50_32x4d", last="layer4.2"),
     # After its BatchNorm and ReLU, as the classifier reads it.
-    _torchvision_backbone("densenet121", cut=densenet, classifier=partial(linear, 1024),
+    _torchvision_backbone("densenet121", blocks=_DENSENET, classifier=partial(linear, 1024),
          cam_block="denseblock4", top_block="denseblock4"),
-    _torchvision_backbone("googlenet", cut=googlenet, classifier=partial(linear, 1024),
+    _torchvision_backbone("googlenet", blocks=_GOOGLENET, classifier=partial(linear, 1024),
          cam_block="inception5b", top_block="inception5a", drop=("aux1.", "aux2."),
          aux_logits=False, transform_input=True, init_weights=False),
-    _torchvision_backbone("inception_v3", cut=inception_v3, classifier=partial(linear, 2048),
+    _torchvision_backbone("inception_v3", blocks=_INCEPTION_V3, classifier=partial(linear, 2048),
          cam_block="Mixed_7c", top_block="Mixed_7a", drop=("AuxLogits.",),
          aux_logits=False, transform_input=True, init_weights=False),
     # Before the last pooling: 14 x 14, four times the cells of what the classifier reads.
-    _torchvision_backbone("vgg16_bn", cut=vgg, classifier=vgg_classifier,
+    _torchvision_backbone("vgg16_bn", blocks=_vgg((2, 2, 3, 3, 3)), classifier=vgg_classifier,
          cam_block="conv5_3", top_block="conv5_1"),
-    _torchvision_backbone("mobilenet_v2", cut=mobilenet, classifier=partial(dropout_linear, 1280),
+    _torchvision_backbone("mobilenet_v2", blocks=_MOBILENET, classifier=partial(dropout_linear, 1280),
          cam_block="features.18", top_block="features.15"),
-    _torchvision_backbone("mobilenet_v3_small", cut=mobilenet,
+    _torchvision_backbone("mobilenet_v3_small", blocks=_MOBILENET,
          classifier=partial(hardswish_classifier, 576, 1024),
          cam_block="features.12", top_block="features.9"),
-    _torchvision_backbone("mobilenet_v3_large", cut=mobilenet,
+    _torchvision_backbone("mobilenet_v3_large", blocks=_MOBILENET,
          classifier=partial(hardswish_classifier, 960, 1280),
          cam_block="features.16", top_block="features.13"),
-    _torchvision_backbone("efficientnet_b0", cut=efficientnet, classifier=partial(dropout_linear, 1280),
+    _torchvision_backbone("efficientnet_b0", blocks=_mbconv(7), classifier=partial(dropout_linear, 1280),
          cam_block="top", top_block="stage7.0"),
-    _torchvision_backbone("efficientnet_v2_s", cut=efficientnet, classifier=partial(dropout_linear, 1280),
+    _torchvision_backbone("efficientnet_v2_s", blocks=_mbconv(6), classifier=partial(dropout_linear, 1280),
          cam_block="top", top_block="stage6.14"),
-    _torchvision_backbone("convnext_tiny", cut=convnext, classifier=partial(convnext_classifier, 768),
+    _torchvision_backbone("convnext_tiny", blocks=_DOWNSAMPLED, classifier=partial(convnext_classifier, 768),
          cam_block="stage4.2", top_block="stage4.0"),
-    _torchvision_backbone("regnet_y_400mf", cut=regnet, classifier=partial(linear, 440),
+    _torchvision_backbone("regnet_y_400mf", blocks=_REGNET, classifier=partial(linear, 440),
          cam_block="stage4.5", top_block="stage4.0"),
     # The last convolution, not the last shuffled unit: its channels are those that the classifier weighs.
-    _torchvision_backbone("shufflenet_v2_x1_0", cut=shufflenet, classifier=partial(linear, 1024),
+    _torchvision_backbone("shufflenet_v2_x1_0", blocks=_SHUFFLENET, classifier=partial(linear, 1024),
          cam_block="conv5", top_block="stage4.0"),
     # The last fire module: after the classifier's convolution each channel is a class already.
-    _torchvision_backbone("squeezenet1_1", cut=squeezenet, classifier=squeezenet_classifier,
+    _torchvision_backbone("squeezenet1_1", blocks=_SQUEEZENET, classifier=squeezenet_classifier,
          cam_block="features.12", top_block="features.10"),
 )  # fmt: skip
 
 _TRANSFORMERS = (
-    _torchvision_backbone("swin_t", cut=swin, classifier=partial(linear, 768), layout=CHANNELS_LAST,
-         cam_block="stage4.1", top_block="stage4.0"),
+    _torchvision_backbone("swin_t", blocks=_DOWNSAMPLED, classifier=partial(linear, 768),
+         layout=CHANNELS_LAST, cam_block="stage4.1", top_block="stage4.0"),
     # Not the last layer: the head reads only its class token, so its patches have no gradient.
-    _torchvision_backbone("vit_b_16", cut=vit, classifier=partial(linear, 768), layout=TOKENS,
+    _torchvision_backbone("vit_b_16", blocks=_VIT, classifier=partial(linear, 768),
+         layout=Layout("tokens", prefix=1, rows=14, cols=14), renamed=_VIT_RENAMED,
          cam_block="layers.10", top_block="layers.10"),
 )  # fmt: skip
 

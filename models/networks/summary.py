@@ -88,14 +88,7 @@ class NetworkSummary:
 def summarize_network(model: TransferModel) -> NetworkSummary:
     """Take a model's network apart, at its own input size; the model itself is not run."""
     geometry = model.geometry
-    bare = TransferModel(
-        model.backbone,
-        model.backbone.outline(),
-        classes=model.classes,
-        keep_classifier=True,
-        task=model.scoring.task,
-    ).eval()
-    bare.classifier = copy.deepcopy(model.classifier).to("meta").eval()
+    bare = _without_memory(model)
     x = torch.zeros(1, 3, geometry.crop_height, geometry.crop_width, device="meta")
     seen = _LayerRecorder()
     seen.fields[x] = ReceptiveField()
@@ -105,9 +98,7 @@ def summarize_network(model: TransferModel) -> NetworkSummary:
             part = bare.block(name)
             with _module_paths(part, seen):
                 x = part(x)
-            grid = bare.as_map(name, x)
-            shape = (grid.shape[2], grid.shape[3], grid.shape[1])
-            blocks.append(_block(name, part, shape, seen.fields[x], seen.take()))
+            blocks.append(_block(name, part, _shape(bare, name, x), seen.fields[x], seen.take()))
         with _module_paths(bare.classifier, seen):
             logits = bare.head(x)
         head = _block(
@@ -120,6 +111,22 @@ def summarize_network(model: TransferModel) -> NetworkSummary:
     return NetworkSummary(
         model.backbone.name, (geometry.crop_height, geometry.crop_width, 3), tuple(blocks), head
     )
+
+
+def _shape(model: TransferModel, block: str, value: Tensor) -> tuple[int, int, int]:
+    """Return (H, W, C) of a block's map; of what is no map, its own sizes with ones before the last."""
+    if block in model.blocks_with_map:
+        channels, height, width = model.as_map(block, value).shape[1:]
+        return height, width, channels
+    first, second, last = (1, 1, *value.shape[1:])[-3:]
+    return (second, first, last) if value.ndim == 3 else (first, second, last)
+
+
+def _without_memory(model: TransferModel) -> TransferModel:
+    """Return a copy in eval mode whose weights and buffers are on the meta device."""
+    memo: dict[int, Any] = {id(value): nn.Parameter(value.to("meta")) for value in model.parameters()}
+    memo |= {id(value): value.to("meta") for value in model.buffers()}
+    return copy.deepcopy(model, memo).eval()
 
 
 def _block(

@@ -7,17 +7,21 @@ after each block).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from models.devices import run_in_parts, to_device
 from models.errors import ConfigError, ExplanationError, UnknownChoice
 from models.images.geometry import Geometry, View
-from models.networks.registry import Backbone, Pretraining, get_backbone, imagenet_classes
+from models.networks.backbone import Backbone, Pretraining
+from models.networks.layouts import Layout
+from models.networks.registry import get_backbone, imagenet_classes
 from models.networks.scoring import Scoring, Task, expand_binary
 
 HEAD: Literal["head"] = "head"
@@ -40,8 +44,8 @@ class TransferModel(nn.Module):
         keep_classifier: bool = False,
         task: Task = "multiclass",
     ) -> None:
-        """Cut ``network`` by its row and give it a new classifier, or keep its own for the ImageNet
-        classes.
+        """Cut ``network`` by its row and give it a new classifier, or keep its own: for the ImageNet classes,
+        and where the row has none to give.
 
         Raises ConfigError for a binary model that does not have two classes.
         """
@@ -58,9 +62,11 @@ class TransferModel(nn.Module):
         self.cam_block = row.cam_block
         self.blocks = nn.ModuleDict({_key(name): block for name, block in cut.blocks.items()})
         self.pool = cut.pool
-        outputs = 1 if task == "binary" else len(self.classes)
-        self.classifier = cut.classifier if keep_classifier else row.classifier(outputs)
+        new = None if keep_classifier else row.classifier
+        self.classifier = cut.classifier if new is None else new(count_outputs(classes, task))
         self.scoring = Scoring(task)
+        self.notes: tuple[str, ...] = ()
+        """What was mended when its weights were read from a file."""
         self.frozen_blocks = 0
         self.batch_norm_frozen = False
         # Channels last halves the time of a forward on a CPU; set once, so that every path computes the same
@@ -73,15 +79,22 @@ class TransferModel(nn.Module):
         name: str,
         classes: list[str],
         *,
-        pretraining: Pretraining = "imagenet",
+        pretraining: Pretraining | Path = "imagenet",
         task: Task = "multiclass",
         view: View = "crop",
     ) -> TransferModel:
-        """Return a model with a new classifier for these classes, and what it shall see of an image; raises
-        UnknownChoice or WeightsUnavailable.
+        """Return a model with a new classifier for these classes, and what it shall see of an image; a path
+        names a file of weights. Raises UnknownChoice, WeightsUnavailable or ConfigError.
         """
         row = get_backbone(name)
-        model = cls(row, row.network(pretraining), classes=classes, task=task)
+        outputs = count_outputs(classes, task)
+        notes: tuple[str, ...] = ()
+        if isinstance(pretraining, Path):
+            network, notes = row.network_from_file(pretraining, outputs)
+        else:
+            network = row.network(pretraining, outputs)
+        model = cls(row, network, classes=classes, task=task)
+        model.notes = notes
         model.geometry = replace(model.geometry, view=view)
         return model.eval()
 
@@ -97,8 +110,14 @@ class TransferModel(nn.Module):
         """Map (N, 3, H, W) to logits (N, classes)."""
         return self.head(self.run_blocks(x, 0, len(self.block_names)))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes; what it is given may lie anywhere, what it returns lies there."""
+        return next(self.parameters()).device
+
     def run_blocks(self, x: Tensor, start: int, stop: int) -> Tensor:
         """Run the blocks at positions ``start`` to ``stop - 1``."""
+        x = to_device(x, self.device)
         for name in self.block_names[start:stop]:
             x = self.blocks[_key(name)](x)
         return x
@@ -109,7 +128,7 @@ class TransferModel(nn.Module):
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Return logits (N, classes) from the pooled output of the last block."""
-        logits: Tensor = self.classifier(pooled)
+        logits: Tensor = self.classifier(to_device(pooled, self.device))
         return expand_binary(logits) if self.scoring.task == "binary" else logits
 
     def block(self, name: str) -> nn.Module:
@@ -138,18 +157,28 @@ class TransferModel(nn.Module):
 
     def walk(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield (block name, its output) along one forward, then ("head", logits)."""
-        for name in self.block_names:
-            x = self.blocks[_key(name)](x)
+        for position, name in enumerate(self.block_names):
+            x = self.run_blocks(x, position, position + 1)
             yield name, x
         yield HEAD, self.head(x)
 
+    @property
+    def blocks_with_map(self) -> tuple[str, ...]:
+        """Names of the blocks whose values are read as maps."""
+        return tuple(name for name in self.block_names if self.layout(name).name != "none")
+
+    def layout(self, block: str) -> Layout:
+        """Return how a block's value is read as a map."""
+        return self.backbone.layout_of(block)
+
     def as_map(self, block: str, value: Tensor) -> Tensor:
-        """Return a block's value as a map (N, channels, rows, cols), by the backbone's layout.
+        """Return a block's value as a map (N, channels, rows, cols), by its layout.
 
         Raises ExplanationError for a value that is no map, or has a single position.
         """
-        grid = self.backbone.layout.to_map(value) if value.ndim > 2 else value
-        if grid.ndim != 4 or grid.shape[-1] * grid.shape[-2] < 2:
+        layout = self.layout(block)
+        grid = layout.to_map(value) if value.ndim > 2 else value
+        if layout.name == "none" or grid.ndim != 4 or grid.shape[-1] * grid.shape[-2] < 2:
             raise ExplanationError(
                 f"Block {block!r} gives {tuple(value.shape[1:])}, which is no map (channels, rows, cols)."
             )
@@ -190,9 +219,13 @@ class TransferModel(nn.Module):
         The level of all blocks includes the pool, which has nothing to train.
         """
         top = len(self.block_names)
+
+        def run(part: Tensor) -> Tensor:
+            part = self.run_blocks(part, start, level)
+            return self.pool(part) if start < level == top else part
+
         with torch.no_grad():
-            x = self.run_blocks(x, start, level)
-            return self.pool(x) if start < level == top else x
+            return run_in_parts(run, x)
 
     def trainable_rest(self, x: Tensor) -> Tensor:
         """Return logits from what the frozen blocks pass up, as :meth:`raise_to` gives it."""
@@ -219,6 +252,11 @@ class TransferModel(nn.Module):
             for name, part in parts
             if (params := [p for p in part.parameters() if p.requires_grad])
         ]
+
+
+def count_outputs(classes: Sequence[str], task: Task) -> int:
+    """Return how many outputs a network needs for these classes."""
+    return 1 if task == "binary" else len(classes)
 
 
 def pool_to_vectors(pooled: Tensor) -> Tensor:

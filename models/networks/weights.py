@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,7 +24,8 @@ def check_weights_header(path: Path, bare: TransferModel) -> None:
     expected = bare.state_dict()
     try:
         with safe_open(path, framework="pt") as file:
-            parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+            names = list(file.keys())
+            parts = {renamed_key(key, bare.backbone.renamed): file.get_slice(key) for key in names}
             shapes = {key: (part.get_dtype(), tuple(part.get_shape())) for key, part in parts.items()}
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise BundleError(f"{path.name} is not a readable safetensors file: {error}.") from error
@@ -40,8 +42,14 @@ def check_weights_header(path: Path, bare: TransferModel) -> None:
             )
 
 
-def parse_weights(data: bytes, name: str) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, all of them finite; ``name`` is the file's, for errors.
+def renamed_key(key: str, renamed: Mapping[str, str]) -> str:
+    """Return the present name of a weight: another beginning where ``renamed`` has its old one."""
+    return next((new + key.removeprefix(old) for old, new in renamed.items() if key.startswith(old)), key)
+
+
+def parse_weights(data: bytes, name: str, renamed: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, all of them finite, by their present names; ``name`` is the
+    file's, for errors.
 
     Raises BundleError.
     """
@@ -52,4 +60,4 @@ def parse_weights(data: bytes, name: str) -> dict[str, Tensor]:
     for key, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise BundleError(f"{name} has values in {key!r} that are not finite.")
-    return state
+    return {renamed_key(key, renamed): value for key, value in state.items()}

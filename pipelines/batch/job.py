@@ -35,6 +35,9 @@ class ExplainJob:
     """Any of :data:`pipelines.batch.checks.JOB_FIGURES`, written beside the overlays."""
     model_digest: str
     limits: Limits
+    engine: str = "eager"
+    precision: str = "fp32"
+    """What runs the blocks, as :mod:`models.backends` names it."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """How many images of which hidden or system folder are no part of it."""
 
@@ -70,6 +73,8 @@ class ExplainJob:
         }
         if options.parameters:
             plain["parameters"] = dict(options.parameters)
+        if (self.engine, self.precision) != ("eager", "fp32"):
+            plain |= {"engine": self.engine, "precision": self.precision}
         return plain
 
 
@@ -96,12 +101,17 @@ def plan_job(
             f"The sheets {', '.join(sorted(theirs))} show {DEFAULT_METHOD}, which is barred for this model. "
             f"{disabled[DEFAULT_METHOD]}"
         )
-    counts = count_system_files(source.resolve()) if source.is_dir() else {}
-    source, files = _list_images(source.resolve(), out.resolve() if out is not None else None)
+    root = source.resolve()
+    source, files = _list_images(root, out.resolve() if out is not None else None)
+    counts = count_system_files(root) if root.is_dir() else {}
     left_out = {folder.relative_to(source).as_posix(): count for folder, count in counts.items()}
     assert explainer.provenance is not None
     digest = explainer.provenance.digest
-    return ExplainJob(source, files, options, checks, figures, digest, limits or Limits(), left_out)
+    backend = explainer.backend
+    return ExplainJob(
+        source, files, options, checks, figures, digest, limits or Limits(), backend.name, backend.precision,
+        left_out,
+    )  # fmt: skip
 
 
 def _list_images(source: Path, out: Path | None) -> tuple[Path, tuple[str, ...]]:

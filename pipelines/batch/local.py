@@ -11,6 +11,7 @@ from models.atomic_write import atomic_write
 from models.bundle import Bundle
 from models.explainer import Explainer
 from models.progress import Progress, no_progress
+from pipelines.batch.engine import JOB_NOTE
 from pipelines.batch.job import ExplainJob
 from pipelines.batch.sinks import Sink, default_sinks, read_rows
 from pipelines.batch.worker import BatchWorker
@@ -54,7 +55,7 @@ def run_local(
     """
     claim_folder(job, out)
     sinks = default_sinks(job, bundle, out) if sinks is None else sinks
-    worker = BatchWorker(job, explainer or Explainer(bundle))
+    worker = BatchWorker(job, explainer or Explainer(bundle, job.engine, precision=job.precision))
     waiting = missing_parts(job, sinks)
     done = resumed = len(job.files) - sum(len(part.files) for part in waiting)
     for part in waiting:
@@ -94,7 +95,7 @@ def finish_job(out: Path, sinks: Sequence[Sink], *, resumed: int) -> BatchResult
 
 def claim_folder(job: ExplainJob, out: Path) -> None:
     """Make ``out`` this job's folder, or find that it is already; raises DataError when it is another's."""
-    note = out / "job.json"
+    note = out / JOB_NOTE
     content = json.dumps(
         {
             "key": job.key,

@@ -1,4 +1,5 @@
-"""Run an explain job on Ray: the same parts, rows and folder as on one machine, one worker for each core.
+"""Run an explain job on Ray: the same parts, rows and folder as on one machine, one worker for each core,
+or for each GPU where the bundle was loaded onto one.
 
 The bundle, the images and the output folder must be reachable from every worker (one machine, or a shared
 disk). Needs the extra ``ray``.
@@ -12,6 +13,7 @@ import ray
 import torch
 
 from models.bundle import Bundle, load_bundle
+from models.devices import resolve_device
 from models.explainer import Explainer
 from models.progress import Progress, no_progress
 from pipelines.batch.job import ExplainJob
@@ -21,12 +23,14 @@ from pipelines.batch.worker import BatchWorker
 
 
 class _RayWorker:
-    """A loaded bundle in a Ray worker; torch takes one thread, since Ray gives each worker one core."""
+    """A loaded bundle in a Ray worker; torch takes one thread, since Ray gives each worker one core. On a GPU
+    it is the one that Ray shows this worker alone.
+    """
 
-    def __init__(self, folder: Path, job: ExplainJob, out: Path) -> None:
+    def __init__(self, folder: Path, job: ExplainJob, out: Path, device: str) -> None:
         torch.set_num_threads(1)
-        bundle = load_bundle(folder)
-        self.worker = BatchWorker(job, Explainer(bundle))
+        bundle = load_bundle(folder, device=resolve_device(device))
+        self.worker = BatchWorker(job, Explainer(bundle, job.engine, precision=job.precision))
         self.sinks = default_sinks(job, bundle, out)
 
     def explain(self, part: JobPart) -> int:
@@ -53,9 +57,12 @@ def run_on_ray(
     if mine:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        count = max(1, min(len(waiting), int(ray.cluster_resources().get("CPU", 1))))
-        kind = ray.remote(num_cpus=1)(_RayWorker)
-        pool = ray.util.ActorPool([kind.remote(bundle.folder.resolve(), job, out) for _ in range(count)])
+        device = bundle.model.device.type
+        unit = "GPU" if device == "cuda" else "CPU"
+        count = max(1, min(len(waiting), int(ray.cluster_resources().get(unit, 1))))
+        kind = ray.remote(num_cpus=1, num_gpus=1 if device == "cuda" else 0)(_RayWorker)
+        folder = bundle.folder.resolve()
+        pool = ray.util.ActorPool([kind.remote(folder, job, out, device) for _ in range(count)])
         for file_count in pool.map_unordered(lambda worker, part: worker.explain.remote(part), waiting):
             done += file_count
             progress("explaining", done, len(job.files))

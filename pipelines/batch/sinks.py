@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,9 +20,8 @@ import pyarrow.parquet as pq
 from models.atomic_write import atomic_open, atomic_write
 from models.bundle import Bundle
 from models.images.encode import encode_image
+from pipelines.batch.index_page import render_index
 from pipelines.batch.job import ExplainJob
-from pipelines.data.visibility import describe_view
-from pipelines.reports.html import render_template
 
 ROW_SCHEMA = pa.schema(
     [
@@ -67,7 +65,6 @@ ROW_SCHEMA = pa.schema(
 """One row for each image. ``grid`` holds the signed map row by row; ``status`` is that of the attribution, or
 "error"."""
 
-_MAX_ON_PAGE = 600
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -186,7 +183,8 @@ class IndexPageSink:
     def finish(self) -> None:
         """Write the page."""
         rows = read_rows(self._out)
-        atomic_write(self._out / "index.html", render_index(self._job, self._bundle, rows).encode())
+        page = render_index(self._job, self._bundle, rows, self._out)
+        atomic_write(self._out / "index.html", page.encode())
 
 
 def read_rows(out: Path) -> list[dict[str, Any]]:
@@ -199,36 +197,3 @@ def overlay_name(path: str) -> str:
     """Return a file name for an image's overlay: readable, safe anywhere, different for different paths."""
     stem = _UNSAFE.sub("_", Path(path).stem)[:60] or "picture"
     return f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:10]}.jpg"
-
-
-def render_index(job: ExplainJob, bundle: Bundle, rows: Sequence[dict[str, Any]]) -> str:
-    """Return a page of all overlays (at most 600), the errors first, then the least sure."""
-    ordered = sorted(rows, key=lambda row: (row["status"] != "error", row["score"] or 0.0))
-    counts: dict[str, int] = {}
-    for row in rows:
-        if row["prediction"]:
-            counts[row["prediction"]] = counts.get(row["prediction"], 0) + 1
-    origin, options = bundle.provenance, job.options
-    shares = [row["seen_share"] for row in rows if row["seen_share"] is not None]
-    check = bundle.sanity.methods.get(str(options.method)) if bundle.sanity is not None else None
-    return render_template(
-        "explain_index.html.j2",
-        title=f"{len(rows)} pictures explained",
-        rows=ordered[:_MAX_ON_PAGE],
-        hidden=max(0, len(rows) - _MAX_ON_PAGE),
-        view=describe_view(bundle.model.geometry, shares) if shares else "",
-        counts=sorted(counts.items(), key=lambda item: -item[1]),
-        errors=sum(row["status"] == "error" for row in rows),
-        facts={
-            "model": origin.model,
-            "version": origin.version or "not from a registry",
-            "run": origin.run_id or "unknown",
-            "bundle digest": origin.digest,
-            "method": f"{options.method} at {options.block}",
-            "class explained": options.target or "each picture's own prediction",
-            "held against": options.against or "nothing",
-            "shuffled weights": check.reason
-            if check is not None
-            else "not checked for this method and model",
-        },
-    )

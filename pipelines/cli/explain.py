@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from pipelines.cli.terminal import (
     SPECIMENS,
+    Device,
     check_out_file,
     check_out_folder,
     console,
     load_dataset,
+    loading,
     progress_reporter,
 )
 
@@ -51,6 +52,15 @@ Parameter = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="A parameter of the method, such as masks=800; repeatable."),
 ]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        envvar="LUCIDA_ENGINE", help="eager, compile or openvino; auto takes the fastest that agrees."
+    ),
+]
+Precision = Annotated[
+    str, typer.Option(envvar="LUCIDA_PRECISION", help="Of the engine: auto, fp32, bf16 or int8.")
+]
 Method = Annotated[
     str, typer.Option(help="grad_cam, hires_cam, layer_cam, integrated_gradients, occlusion, rise …")
 ]
@@ -58,7 +68,7 @@ Method = Annotated[
 
 def register_commands(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (explain, inspect, anatomy, atlas):
+    for command in (explain, inspect, atlas):
         app.command()(command)
 
 
@@ -89,14 +99,19 @@ def explain(
     on: Annotated[
         BatchRunner, typer.Option(help="This process, or Ray workers (needs the extra 'ray').")
     ] = BatchRunner.local,
+    engine: EngineName = "auto",
+    precision: Precision = "auto",
+    device: Device = "auto",
 ) -> None:
     """Explain a folder of pictures into Parquet rows, overlays and a page to look at."""
-    from models.explainer import Explainer, ExplainOptions
-    from pipelines.batch.job import plan_job
-    from pipelines.batch.local import run_local
+    with loading():
+        from models.explainer import ExplainOptions
+        from pipelines.batch.engine import make_explainer
+        from pipelines.batch.job import plan_job
+        from pipelines.batch.local import run_local
 
-    with bundle_of(model, bundle) as loaded, progress_reporter() as reporter:
-        explainer = Explainer(loaded)
+    with bundle_of(model, bundle, device) as loaded, progress_reporter() as reporter:
+        explainer = make_explainer(loaded, out, engine=engine, precision=precision)
         options = ExplainOptions(
             target=target, against=against, block=block, method=method, flip=flip, noise=noise,
             parameters=parse_parameters(parameter or ()),
@@ -129,13 +144,15 @@ def inspect(
     block: Block = None,
     method: Annotated[str | None, typer.Option(help="The first that is not barred without.")] = None,
     parameter: Parameter = None,
+    device: Device = "auto",
 ) -> None:
     """Put one picture to all the questions: faithfulness, sanity, agreement, shifts, stages, steps."""
-    from models.explainer import ExplainOptions
-    from models.images.decode import read_image
-    from pipelines.reports.inspect import inspect_image, render_inspection
+    with loading():
+        from models.explainer import ExplainOptions
+        from models.images.decode import read_image
+        from pipelines.reports.inspect import inspect_image, render_inspection
 
-    with bundle_of(model, bundle) as loaded, progress_reporter() as reporter:
+    with bundle_of(model, bundle, device) as loaded, progress_reporter() as reporter:
         options = ExplainOptions(
             target=target, against=against, method=method, block=block,
             parameters=parse_parameters(parameter or ()),
@@ -161,50 +178,6 @@ def inspect(
     console.print(f"Look at {out}", highlight=False)
 
 
-def anatomy(
-    backbone: Annotated[str | None, typer.Argument(help="A backbone's name, without any weights.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for anatomy.json and flow.png.", callback=check_out_folder)
-    ] = None,
-    model: Registered = None,
-    bundle: Folder = None,
-) -> None:
-    """Take a network apart: shapes, receptive fields, parameters, multiply-adds and kinds of its blocks."""
-    from dataclasses import asdict
-
-    from models.networks.summary import summarize_network as take_apart
-    from models.networks.transfer_model import TransferModel
-    from models.visualization.architecture import draw_architecture
-
-    if backbone is not None:
-        summary = take_apart(TransferModel.create(backbone, ["one", "other"], pretraining="none"))
-    else:
-        with bundle_of(model, bundle) as loaded:
-            summary = take_apart(loaded.model)
-    height, width, channels = summary.input
-    title = f"{summary.backbone}, {height} x {width} x {channels}"
-    table = Table(
-        "block", "H x W x C", "sees px", "every px", "parameters", "multiply-adds", "kind", title=title
-    )
-    for block in (*summary.blocks, summary.head):
-        seen = f"{block.field.rows.size} x {block.field.cols.size}"
-        seen += " and more" if block.field.sees_all else ""
-        table.add_row(
-            block.name, " x ".join(map(str, block.shape)), seen, str(block.field.rows.jump),
-            f"{block.parameters:,}", f"{block.multiply_adds:,}", ", ".join(block.tags),
-        )  # fmt: skip
-    console.print(table)
-    console.print(
-        f"{summary.parameters:,} parameters, {summary.multiply_adds:,} multiply-adds a picture.",
-        highlight=False,
-    )
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "anatomy.json").write_text(json.dumps(asdict(summary), indent=2))
-        draw_architecture(summary).save(out / "flow.png")
-        console.print(f"Look at {out / 'flow.png'}", highlight=False)
-
-
 def atlas(
     block: Annotated[str, typer.Argument(help="Block whose channels are charted.")],
     data: Annotated[str, typer.Option(help="Data set whose training pictures are searched.")] = SPECIMENS,
@@ -216,20 +189,23 @@ def atlas(
     bundle: Folder = None,
     channels: Annotated[str, typer.Option(help="Channel numbers with commas between.")] = "",
     count: Annotated[int, typer.Option(min=1, max=64, help="How many channels, if none are named.")] = 12,
+    device: Device = "auto",
 ) -> None:
     """Chart what channels of a block look for, beside the patches that they answer most."""
-    from models.errors import UnknownChoice
-    from pipelines.reports.filter_atlas import atlas_to_json, build_atlas, draw_atlas_figure, render_atlas
+    with loading():
+        from models.errors import UnknownChoice
+        from pipelines.reports.filter_atlas import atlas_to_json, build_atlas, draw_atlas_figure, render_atlas
 
     try:
         named = [int(part) for part in channels.split(",") if part.strip()]
     except ValueError as error:
         raise UnknownChoice("channels", channels, ("numbers with commas between",)) from error
-    dataset = load_dataset(data)
-    with bundle_of(model, bundle) as loaded, progress_reporter() as reporter:
-        charted = build_atlas(
-            loaded.model, dataset, block, channels=named or None, count=count, progress=reporter.step
-        )
+    with bundle_of(model, bundle, device) as loaded:
+        dataset = load_dataset(data)
+        with progress_reporter() as reporter:
+            charted = build_atlas(
+                loaded.model, dataset, block, channels=named or None, count=count, progress=reporter.step
+            )
         origin = loaded.provenance
         facts = {
             "model": origin.model,
@@ -250,19 +226,23 @@ def atlas(
 
 
 @contextmanager
-def bundle_of(model: str | None, bundle: Path | None) -> Iterator[Bundle]:
-    """Yield the checked bundle of a registered model or of a folder."""
-    from models.bundle import load_bundle
+def bundle_of(model: str | None, bundle: Path | None, device: str = "cpu") -> Iterator[Bundle]:
+    """Yield the checked bundle of a registered model or of a folder, on a device."""
+    with loading():
+        from models.bundle import load_bundle
+        from models.devices import resolve_device
 
     if (model is None) == (bundle is None):
         raise typer.BadParameter("give either --model or --bundle")
+    where = resolve_device(device)
     with tempfile.TemporaryDirectory() as aside:
-        yield load_bundle(bundle if bundle is not None else fetch(str(model), Path(aside)))
+        yield load_bundle(bundle if bundle is not None else fetch(str(model), Path(aside)), device=where)
 
 
 def fetch(reference: str, folder: Path) -> Path:
     """Fetch a registered model's bundle into a new folder within ``folder``."""
-    from pipelines.tracking.registry import fetch_bundle
+    with loading():
+        from pipelines.tracking.registry import fetch_bundle
 
     return fetch_bundle(reference, folder / "bundle").folder
 

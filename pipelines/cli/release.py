@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pipelines.cli.explain import Folder, Registered, bundle_of
-from pipelines.cli.terminal import console
+from pipelines.cli.terminal import console, load_dataset, loading, progress_reporter
 
 _FAILED = 2
 
@@ -34,13 +34,26 @@ def package(
         bool,
         typer.Option(help="Let the page offer the few validation pictures that the run has kept for it."),
     ] = True,
+    quantise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Add int8 blocks, calibrated on these training pictures and measured on the held-out ones.",
+        ),
+    ] = None,
 ) -> None:
     """Turn the champion into a Bento model and build the Bento that serves it."""
-    from pipelines.release.package import package as build
-    from pipelines.tracking.registry import CHAMPION_ALIAS
+    with loading():
+        from pipelines.release.package import package as build
+        from pipelines.release.quantize import describe_quantization
+        from pipelines.tracking.registry import CHAMPION_ALIAS
 
     reference = model if "@" in model or "/" in model else f"{model}@{CHAMPION_ALIAS}"
-    packaged = build(reference, atlas=atlas, samples=samples)
+    dataset = load_dataset(quantise) if quantise is not None else None
+    with progress_reporter() as reporter:
+        packaged = build(reference, atlas=atlas, samples=samples, quantise=dataset, progress=reporter.step)
+    if packaged.int8 is not None:
+        console.print(describe_quantization(packaged.int8), highlight=False, soft_wrap=True)
     console.print(
         f"{packaged.name} version {packaged.version} is Bento model {packaged.model_tag}, "
         f"in Bento {packaged.bento_tag}.",
@@ -73,7 +86,7 @@ def verify(
     for path in (answer, image):
         if not path.is_file():
             raise DataError(f"There is no file {path}.")
-    text = answer.read_text()
+    text = answer.read_bytes()
     with bundle_of(model, bundle) as loaded:
         findings = check(text, image, loaded)
     for finding in findings:

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -30,11 +31,18 @@ if TYPE_CHECKING:
     from pipelines.data.dataset import Dataset
     from pipelines.evaluation.classification import Evaluation
     from pipelines.progress import EpochResult, Reporter
+    from pipelines.training.outcome import TrainedModel
 
 
 SPECIMENS = "specimens"
 
-console = Console()
+DEVICE_OPTION = typer.Option(
+    envvar="LUCIDA_DEVICE", help="Where the network computes: auto, cpu, cuda, cuda:N or mps."
+)
+Device = Annotated[str, DEVICE_OPTION]
+
+# A file or another program has no width; a table that is folded to 80 columns cannot be read by either.
+console = Console(width=None if sys.stdout.isatty() else 200)
 _asked: list[int] = []
 
 
@@ -82,6 +90,9 @@ def load_dataset(data: str, *, val_share: float = 0.25) -> Dataset:
     from pipelines.data.dataset import scan_folder
     from pipelines.data.synthetic import SpecimenPlan, write_specimens
 
+    if not data.strip():
+        # An unset variable of a script, most likely; its folder would be the present one.
+        raise ConfigError("--data is empty; name a picture folder, or 'specimens'.")
     root = Path(data)
     with progress_reporter() as reporter:
         if data == SPECIMENS and not (root / "train").is_dir():
@@ -115,6 +126,13 @@ def _print_pairs(what: str, pairs: list[tuple[str, str]]) -> None:
 
 
 @contextmanager
+def loading() -> Iterator[None]:
+    """Show that libraries are being imported, which takes seconds; round a command's own imports."""
+    with console.status("loading libraries"):
+        yield
+
+
+@contextmanager
 def progress_bars() -> Iterator[Progress]:
     """Yield bars with count, time so far and time left."""
     columns = (
@@ -125,7 +143,8 @@ def progress_bars() -> Iterator[Progress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    # The pace of a minute ago says little where kinds of work alternate.
+    with Progress(*columns, console=console, speed_estimate_period=900) as progress:
         yield progress
 
 
@@ -165,3 +184,29 @@ def print_evaluation(evaluation: Evaluation) -> None:
         table.add_column(name.replace("_", " "), justify="right")
     table.add_row(*(f"{value:.3f}" for value in evaluation.metrics.values()))
     console.print(table)
+
+
+def print_trained(done: TrainedModel) -> None:
+    """Print what a training run came to: its phases, its figures, and what to do next."""
+    table = Table("phase", "epochs", "kept", "val loss", "val accuracy", title="phases", title_justify="left")
+    for phase in done.phases:
+        best = f"epoch {phase.best_epoch}" if phase.best_epoch else "the state before"
+        table.add_row(
+            phase.name, f"{phase.epochs} of {phase.of}", best, f"{phase.val_loss:.3f}",
+            f"{phase.val_accuracy:.3f}",
+        )  # fmt: skip
+    console.print(table)
+    for evaluation in done.evaluations.values():
+        print_evaluation(evaluation)
+    if done.baseline is not None:
+        console.print(
+            f"A linear probe on the untouched features has {done.baseline:.3f} on val.", highlight=False
+        )
+    console.print(done.view, highlight=False)
+    if done.skipped:
+        console.print(f"{done.skipped} files were skipped; dataset.json in the run names each.")
+    console.print(f"Peak memory {done.peak_memory_mb:.0f} MB.", highlight=False)
+    console.print(
+        f"Run [bold]{done.run_id}[/bold] registered [bold]{done.name}[/bold] version {done.version}."
+    )
+    console.print(f"Next: lucida promote {done.name}", highlight=False)

@@ -71,7 +71,7 @@ def load_config(
     data |= {key: value for key, value in (overrides or {}).items() if value is not None}
     for setting in settings:
         _apply(data, setting)
-    return config_from_dict(data)
+    return config_from_dict(data | {"preset": named})
 
 
 def config_from_dict(data: Mapping[str, Any]) -> TrainConfig:

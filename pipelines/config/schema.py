@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
+from models.devices import DEVICE_FORMS, is_device_name
 from models.errors import ConfigError, UnknownChoice
 from models.images.geometry import VIEWS, View
 from models.networks.registry import DEFAULT_BACKBONE, get_backbone
@@ -18,6 +19,9 @@ ALL = "all"
 """As a phase's ``train_from``: every block."""
 
 _PHASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,49}")
+
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+"""Of files of weights."""
 
 Schedule = Literal["cosine", "one_cycle", "constant"]
 BatchNormPolicy = Literal["frozen", "trained"]
@@ -132,9 +136,11 @@ class Augmentation:
 class TrainConfig:
     """A whole run."""
 
+    preset: str = "default"
+    """Name of the preset that the other settings began with; decides nothing by itself."""
     backbone: str = DEFAULT_BACKBONE
     weights: str = "imagenet"
-    """"imagenet", or "none" for random weights."""
+    """"imagenet", "none" for random weights, or a file of weights (.safetensors, or torch's of tensors)."""
     task: str = "auto"
     """"multiclass", "binary", "multilabel", or "auto" for what the data's labels are."""
     view: View = "whole"
@@ -157,6 +163,8 @@ class TrainConfig:
     """Share of a folder without train/ and val/ that is held out, chosen by content hash."""
     threads: int = 0
     """Torch threads; 0 takes one for each core."""
+    device: str = "auto"
+    """Where the network computes: "cpu", "cuda", "cuda:1", "mps", or "auto" for the fastest there is."""
     sanity: str = "all"
     """Which explanation methods are checked against shuffled weights before the bundle is saved: "all", only
     the cheap ones that read a "block", or "none"."""
@@ -168,7 +176,9 @@ class TrainConfig:
         in.
         """
         row = get_backbone(self.backbone)
-        _choose("weights", self.weights, ("imagenet", "none"))
+        if self.weights not in ("imagenet", "none") and not self.weights.endswith(WEIGHTS_SUFFIXES):
+            files = f"a file ({', '.join(WEIGHTS_SUFFIXES)})"
+            raise UnknownChoice("weights", self.weights, ("imagenet", "none", files))
         _choose("task", self.task, ("auto", *TASKS))
         _choose("view", self.view, VIEWS)
         _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
@@ -179,6 +189,7 @@ class TrainConfig:
         _require(0 <= self.cache_gb < 1e6, "cache_gb", self.cache_gb, "at least 0 and below 1000000")
         _require(0 <= self.cache_disk_gb < 1e6, "cache_disk_gb", self.cache_disk_gb, "from 0, below 1000000")
         _require(self.threads >= 0, "threads", self.threads, "at least 0")
+        _require(is_device_name(self.device), "device", self.device, DEVICE_FORMS)
         _choose("sanity", self.sanity, ("all", "block", "none"))
         _require(len(self.phases) > 0, "phases", self.phases, "at least one phase")
         names = [phase.name for phase in self.phases]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -157,6 +157,25 @@ def with_task(data: Dataset, task: str) -> Dataset:
     if task == "multilabel" and data.task == "binary":
         raise DataError("task is 'multilabel', but the data answers one yes-or-no question; use 'binary'.")
     return replace(data, task=task)  # type: ignore[arg-type]
+
+
+def match_classes(data: Dataset, classes: Sequence[str]) -> Dataset:
+    """Return a data set with its classes in a model's order; raises DataError unless they are the same."""
+    if set(data.classes) != set(classes):
+        odd = sorted(set(data.classes) ^ set(classes))
+        raise DataError(
+            f"The data has {len(data.classes)} classes and the model {len(classes)}; they differ in "
+            f"{', '.join(odd[:5])}{' …' if len(odd) > 5 else ''}."
+        )
+    places = {number: list(classes).index(label) for number, label in enumerate(data.classes)}
+    renumbered = {
+        split: [
+            replace(sample, labels=tuple(sorted(places[label] for label in sample.labels)))
+            for sample in data.samples(split)
+        ]
+        for split in SPLITS
+    }
+    return replace(data, classes=list(classes), **renumbered)  # type: ignore[arg-type]
 
 
 def _read(entry: LabelledFile, inner: str, val_share: float) -> tuple[str, Sample] | SkippedFile:

@@ -28,6 +28,9 @@ _SYSTEM_FOLDERS = {
     "system volume information",
 }
 """Thumbnails, bins and resource forks of network drives, Windows and macOS, in lower case."""
+_SYSTEM_TREES = (Path("/proc"), Path("/sys"), Path("/dev"))
+_SHARED_MEMORY = Path("/dev/shm")
+"""A file system in memory, where people put pictures that must be read fast."""
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 
 
@@ -66,8 +69,11 @@ def list_images(folder: Path, *, deep: bool = True) -> Iterator[Path]:
 
     Links to files and to folders are followed; each real folder is entered once, so that loops end. Hidden
     and system folders and hidden files are left out. A link that leads nowhere is yielded when its name is
-    an image's, for the reader to say so. Raises DataError for a folder that cannot be read.
+    an image's, for the reader to say so. Raises DataError for a folder that cannot be read, for the root of
+    the file system, and for a folder of the system's own such as /proc, which has no end.
     """
+    if _is_of_the_system(folder):
+        raise DataError(f"{folder} is a folder of the system; name the one with the pictures.")
     yield from sorted(_walk(folder, deep, set()))
 
 
@@ -118,10 +124,17 @@ def _walk(folder: Path, deep: bool, entered: set[tuple[int, int]]) -> Iterator[P
         if is_system_name(path.name):
             continue
         if path.is_dir():
-            if deep:
+            if deep and not (path.is_symlink() and _is_of_the_system(path)):
                 yield from _walk(path, deep, entered)
         elif _is_image(path):
             yield path
+
+
+def _is_of_the_system(folder: Path) -> bool:
+    resolved = folder.resolve()
+    if resolved.is_relative_to(_SHARED_MEMORY):
+        return False
+    return resolved == Path(resolved.anchor) or any(resolved.is_relative_to(part) for part in _SYSTEM_TREES)
 
 
 def _is_image(path: Path) -> bool:

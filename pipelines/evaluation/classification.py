@@ -13,6 +13,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torchmetrics.functional import classification as tm
 
+from models.devices import to_host
 from models.networks.predictions import Prediction, rank_classes
 from models.networks.scoring import ACCEPTED_FROM, Scoring
 from models.networks.transfer_model import TransferModel, pool_to_vectors
@@ -158,7 +159,7 @@ def evaluate(
     with torch.no_grad():
         for pooled in _pooled(model, samples, batch_size, progress, "evaluating"):
             parts.append(model.classify(pooled))
-    return evaluate_logits(model.classes, model.scoring, samples, split, torch.cat(parts))
+    return evaluate_logits(model.classes, model.scoring, samples, split, to_host(torch.cat(parts)))
 
 
 def embed_samples(
@@ -166,9 +167,8 @@ def embed_samples(
     progress: Progress = no_progress,
 ) -> Tensor:  # fmt: skip
     """Return each image as the vector that the head sees of it, (N, features)."""
-    return torch.cat(
-        [pool_to_vectors(pooled) for pooled in _pooled(model, samples, batch_size, progress, "embedding")]
-    )
+    pooled = _pooled(model, samples, batch_size, progress, "embedding")
+    return torch.cat([to_host(pool_to_vectors(batch)) for batch in pooled])
 
 
 def _pooled(

@@ -5,7 +5,7 @@ maps lie on the objects.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -49,7 +49,7 @@ class LocalizationResult:
     @property
     def name(self) -> str:
         """Of its metrics: split_what, with _fine for the finer map."""
-        return f"{self.split}_{self.what}" + ("" if self.method == DEFAULT_METHOD else "_fine")
+        return f"{self.split}_{self.what}" + ("_fine" if self.method == FINE_METHOD else "")
 
     def metrics(self) -> dict[str, float]:
         """Return energy inside against area by chance, pointing game against the centre."""
@@ -79,27 +79,38 @@ Region = Callable[[Sample, tuple[int, int]], np.ndarray | None]
 """(sample, size) to a mask of that (width, height), True inside; None for a sample without one."""
 
 
-def measure_localization(model: TransferModel, data: Dataset, split: str) -> list[LocalizationResult]:
+def measure_localization(
+    model: TransferModel, data: Dataset, split: str, *, progress: Progress = no_progress
+) -> list[LocalizationResult]:
     """Hold the evidence for the true class against the objects' masks or, where there is none, boxes, and
     against every tree of masks of parts that the set has, at the Grad-CAM block and at the stage before it;
-    at most 200 images, chosen by their digests. Empty without masks and boxes.
+    at most 200 images, chosen by their digests. Empty without masks and boxes, and where no block has a map.
     """
     samples = sorted(data.samples(split), key=lambda sample: sample.sha256)[:_MOST_LOCALISED]
-    regions: dict[str, Region] = {"object": partial(_object_region, data)}
+    regions: dict[str, Region] = {"object": partial(object_region, data)}
     regions |= {what: partial(_read_mask, tree) for what, tree in _part_trees(data).items()}
     masked = {
         what: [sample for sample in samples if region(sample, (sample.width, sample.height)) is not None]
         for what, region in regions.items()
     }
     masked = {what: region_samples for what, region_samples in masked.items() if region_samples}
-    if not masked:
+    # Without a map only the methods that ask the pixels are left, which take minutes for so many.
+    if not masked or not model.blocks_with_map:
         return []
     ends = stage_ends(model, model.geometry.prepare_files([samples[0].path]))
-    looks = [(DEFAULT_METHOD, model.cam_block)] + ([(FINE_METHOD, ends[-2])] if len(ends) > 1 else [])
+    looks = [(DEFAULT_METHOD, model.cam_block)]
+    if len(ends) > 1:
+        looks.append((FINE_METHOD, ends[-2]))
     results = []
+    done, total = 0, len(looks) * sum(map(len, masked.values()))
     for what, region_samples in masked.items():
         for method, block in looks:
-            localizations = _localize_samples(model, region_samples, regions[what], method, block)
+            localizations = []
+            for result in _localize_samples(model, region_samples, regions[what], method, block):
+                done += 1
+                progress(f"locating evidence, {split}", done, total)
+                if result is not None:
+                    localizations.append(result)
             if localizations:
                 results.append(
                     LocalizationResult(
@@ -129,9 +140,9 @@ def localization_to_json(located: Sequence[LocalizationResult]) -> str:
 
 def _localize_samples(
     model: TransferModel, samples: Sequence[Sample], region: Region, method: str, block: str
-) -> list[Localization]:
+) -> Iterator[Localization | None]:
+    """Yield the result of each sample, None for one whose map or mask is empty."""
     explainer, options = Explainer(model), ExplainOptions(method=method, block=block)
-    results = []
     for start in range(0, len(samples), _BATCH):
         batch = samples[start : start + _BATCH]
         images = [explainer.prepare(read_image(sample.path)) for sample in batch]
@@ -139,10 +150,7 @@ def _localize_samples(
         maps = explainer.attribute(images, targets, options=options)
         for sample, image, (attribution,) in zip(batch, images, maps, strict=True):
             mask = region(sample, (image.image.width, image.image.height))
-            result = localize(attribution, image.frame, mask) if mask is not None else None
-            if result is not None:
-                results.append(result)
-    return results
+            yield localize(attribution, image.frame, mask) if mask is not None else None
 
 
 def _part_trees(data: Dataset) -> dict[str, Path]:
@@ -158,7 +166,7 @@ def _part_trees(data: Dataset) -> dict[str, Path]:
     }
 
 
-def _object_region(data: Dataset, sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
+def object_region(data: Dataset, sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
     """Return the mask of an image's objects, or what its boxes cover."""
     mask = _read_mask(data.root / MASKS, sample, size)
     if mask is not None or not sample.labels or sample.name not in data.boxes:

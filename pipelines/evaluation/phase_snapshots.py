@@ -16,6 +16,7 @@ from torch import Tensor
 from models.attribution.registry import DEFAULT_METHOD
 from models.attribution.result import Attribution, make_attribution
 from models.attribution.targets import make_target
+from models.devices import to_host
 from models.errors import LucidaError
 from models.explainer import Explainer, ExplainOptions
 from models.images.decode import read_image
@@ -63,7 +64,7 @@ def flatten_weights(model: TransferModel) -> dict[str, Tensor]:
     vectors = {}
     for name, part in parts.items():
         if weights := [p.detach().flatten() for p in part.parameters()]:
-            vectors[name] = torch.cat(weights).clone()
+            vectors[name] = to_host(torch.cat(weights)).clone()
     return vectors
 
 

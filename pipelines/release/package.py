@@ -4,21 +4,33 @@ it.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import bentoml
+import yaml  # type: ignore[import-untyped]
 
 import models
+from models.backends.quantized import QuantizationFigures
 from models.bundle import ATLAS_FILE, SAMPLES_FOLDER, load_bundle
+from models.networks.library import library_requirements
+from models.progress import Progress, no_progress
+from pipelines.data.dataset import Dataset
 from pipelines.errors import DataError, RegistryError
+from pipelines.release.quantize import quantize
+from pipelines.tracking.namespace import copy_into_namespace
 from pipelines.tracking.registry import fetch_bundle, fetch_samples
 
-BENTO_MODEL = "camera-lucida"
-"""Name of the Bento model that the service loads; its labels say which registered model and version it is."""
+_PROJECT_LABEL = "camera-lucida"
+"""As in service.app, which looks for models with it where it is not told which to serve."""
+_TAG_LETTERS = 54
+"""Of a tag's 63, so that the mark of a changed name has room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,45 +42,102 @@ class PackagedModel:
     name: str
     version: str
     digest: str
+    int8: QuantizationFigures | None = None
 
 
 def package(
-    reference: str, *, build: bool = True, atlas: Path | None = None, samples: bool = True
+    reference: str,
+    *,
+    build: bool = True,
+    atlas: Path | None = None,
+    samples: bool = True,
+    quantise: Dataset | None = None,
+    progress: Progress = no_progress,
 ) -> PackagedModel:
     """Import a registered version's checked bundle as a Bento model and build the Bento that serves it.
 
+    Both have the model's name, as :func:`tag_name` writes it, so that ``NAME:latest`` is of this model.
+
     The service answers GET /filters from the folder ``atlas``; raises DataError for one of another model.
-    With ``samples`` its page offers the few validation pictures that the run has kept for it.
+    With ``samples`` its page offers the few validation pictures that the run has kept for it. With
+    ``quantise`` its model has int8 blocks too, calibrated on the data's training pictures, as
+    :func:`pipelines.release.quantize.quantize` makes them.
     The Bento holds the model and the code; it needs neither MLflow nor the network to run.
     """
-    project = Path(models.__file__).resolve().parents[1]
-    bentofile = project / "bentofile.yaml"
-    if build and not bentofile.is_file():
-        raise RegistryError(
-            f"There is no bentofile.yaml in {project}; build the Bento from a clone of the project."
-        )
+    bentofile = Path(models.__file__).resolve().parents[1] / "bentofile.yaml"
     with tempfile.TemporaryDirectory() as aside:
         ref = fetch_bundle(reference, Path(aside) / "bundle")
         checked = load_bundle(ref.folder)
+        int8 = quantize(checked, quantise, progress=progress) if quantise is not None else None
+        bento_name = tag_name(ref.name)
         labels = {
+            "project": _PROJECT_LABEL,
             "model": ref.name,
             "version": ref.version,
             "run_id": ref.run_id[:63],
             "digest": checked.provenance.digest[:63],
         }
         with bentoml.models.create(
-            BENTO_MODEL, labels=labels, metadata=dict(checked.manifest["metrics"])
+            bento_name, labels=labels, metadata=dict(checked.manifest["metrics"])
         ) as bento_model:
             shutil.copytree(ref.folder, bento_model.path, dirs_exist_ok=True)
             if samples:
                 fetch_samples(ref.run_id, Path(bento_model.path) / SAMPLES_FOLDER)
+            if int8 is not None:
+                int8.write(Path(bento_model.path), checked.provenance.digest)
             if atlas is not None:
                 _check_atlas(atlas, checked.provenance.digest)
                 shutil.copyfile(atlas / ATLAS_FILE, Path(bento_model.path) / ATLAS_FILE)
     tag = ""
     if build:
-        tag = str(bentoml.bentos.build_bentofile(str(bentofile), build_ctx=str(project)).tag)
-    return PackagedModel(str(bento_model.tag), tag, ref.name, ref.version, checked.provenance.digest)
+        more = library_requirements(checked.model.backbone.name)
+        tag = _build_bento(bentofile, bento_name, str(bento_model.tag), more)
+    return PackagedModel(
+        str(bento_model.tag),
+        tag,
+        ref.name,
+        ref.version,
+        checked.provenance.digest,
+        int8.figures if int8 is not None else None,
+    )
+
+
+def _build_bento(bentofile: Path, name: str, model_tag: str, more: Sequence[str]) -> str:
+    """Build the Bento of a Bento model and return its tag; ``more`` are packages that the model needs besides
+    those of the service. Raises RegistryError.
+
+    Installed from a wheel, the code lies below a package beside that of others, and is copied from there.
+    """
+    if not bentofile.is_file():
+        raise RegistryError(
+            f"There is no bentofile.yaml in {bentofile.parent}; the installation is not whole."
+        )
+    options = yaml.safe_load(bentofile.read_text()) | {"name": name, "models": [model_tag]}
+    package = models.__name__.rpartition(".")[0]
+    if more:
+        # BentoML takes a file or a list, not both.
+        listed = (bentofile.parent / options["python"].pop("requirements_txt")).read_text().splitlines()
+        options["python"]["packages"] = [line for line in (*listed, *more) if line.strip()]
+    if not package:
+        return str(bentoml.bentos.build(**options, build_ctx=str(bentofile.parent)).tag)
+    options["service"] = f"{package}.{options['service']}"
+    options["include"] = [f"{package}/"]
+    if not more:
+        options["python"]["requirements_txt"] = f"{package}/{options['python']['requirements_txt']}"
+    with tempfile.TemporaryDirectory() as context:
+        copy_into_namespace(bentofile.parent, Path(context), ("models", "service"))
+        return str(bentoml.bentos.build(**options, build_ctx=context).tag)
+
+
+def tag_name(model: str) -> str:
+    """Return a registered model's name as BentoML's tags have it: small letters, digits, and ``-_.`` within.
+
+    A name that had to be changed gets a mark of its own, so that no two models share a tag.
+    """
+    name = re.sub(r"[^a-z0-9._-]+", "-", model.lower())[:_TAG_LETTERS].strip("._-")
+    if name == model:
+        return name
+    return f"{name or 'model'}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
 
 
 def _check_atlas(folder: Path, digest: str) -> None:

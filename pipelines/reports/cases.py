@@ -12,7 +12,6 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from models.attribution.registry import DEFAULT_METHOD
 from models.attribution.result import STATUS_MEANINGS
 from models.attribution.targets import make_target
 from models.errors import LucidaError
@@ -124,7 +123,7 @@ def _case(
     frame = prepared.frame
     other = _held_against(evaluated)
     targets = [make_target(model.classes, item.index) for item in (evaluated.predicted, other)]
-    options = ExplainOptions(method=DEFAULT_METHOD)
+    options = ExplainOptions(method=explainer.default_method, quick=True)
     (explanation,) = explainer.explain_batch([prepared], options, targets=[targets])
     if isinstance(explanation, LucidaError):
         raise explanation

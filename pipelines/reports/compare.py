@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import torch
 
-from models.attribution.registry import DEFAULT_METHOD
-from models.attribution.result import Attribution
 from models.attribution.targets import make_target
 from models.bundle import Bundle
+from models.devices import CPU
 from models.explainer import Explainer, ExplainOptions
 from models.images.decode import read_image
 from models.images.encode import to_data_uri
-from models.images.frame import Frame
 from models.networks.transfer_model import TransferModel
 from models.visualization.overlay import draw_overlay
-from pipelines.data.dataset import Dataset
+from pipelines.data.dataset import Dataset, match_classes
 from pipelines.errors import RegistryError
 from pipelines.evaluation.classification import EvaluatedSample, Evaluation
+from pipelines.evaluation.explanation_drift import PlacedMap, on_one_grid
 from pipelines.evaluation.phase_snapshots import evidence_moved
 from pipelines.evaluation.plots import plot_evidence_movement
 from pipelines.progress import Reporter
@@ -29,14 +29,10 @@ from pipelines.reports.html import render_template
 from pipelines.reports.review import evaluate_held_out, load_run_bundle
 from pipelines.tracking.runs import log_comparison
 
-_SHOWN_SIDE, _COMPARED_SIDE = 360, 96
+_SHOWN_SIDE = 360
 _MOST_SHOWN = 24
 _MOVED_FAR = 0.5
 _BATCH = 16
-
-
-PlacedMap = tuple[Attribution, Frame]
-"""A map and the way from its grid to the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +71,7 @@ def compare_runs(
     *,
     reporter: Reporter | None = None,
     keep: Callable[[str], object] = lambda html: None,
+    device: torch.device = CPU,
 ) -> RunComparison:
     """Judge the models of two runs on the data's held-out splits and explain each answer.
 
@@ -83,11 +80,14 @@ def compare_runs(
     models that do not know the data's classes.
     """
     reporter = reporter or Reporter()
-    bundles = (load_run_bundle(one, data), load_run_bundle(other, data))
+    bundles = (load_run_bundle(one, data, device=device), load_run_bundle(other, data, device=device))
     if bundles[0].model.scoring.task != bundles[1].model.scoring.task:
         tasks = [bundle.model.scoring.task for bundle in bundles]
         raise RegistryError(f"The runs answer different questions, {tasks[0]} and {tasks[1]}.")
-    evaluations = tuple(evaluate_held_out(bundle, data, reporter) for bundle in bundles)
+    # Each model has its classes in an order of its own; what is compared goes by their names.
+    evaluations = tuple(
+        evaluate_held_out(bundle, match_classes(data, bundle.model.classes), reporter) for bundle in bundles
+    )
     pairs = [
         pair
         for before, after in zip(*evaluations, strict=True)
@@ -111,7 +111,7 @@ def _pairs(
         part = both[start : start + _BATCH]
         maps = [_maps(bundle.model, [pair[place] for pair in part]) for place, bundle in enumerate(bundles)]
         for pair, first, second in zip(part, *maps, strict=True):
-            moved = evidence_moved(*_on_one_grid(first, second))
+            moved = evidence_moved(*on_one_grid(first, second))
             pairs.append(ComparedSample(pair, before.split, (first, second), moved))
         reporter.step("comparing evidence", len(pairs), len(both))
     return pairs
@@ -121,26 +121,10 @@ def _maps(model: TransferModel, evaluated: Sequence[EvaluatedSample]) -> list[Pl
     explainer = Explainer(model)
     images = [explainer.prepare(read_image(item.sample.path)) for item in evaluated]
     targets = [[make_target(model.classes, item.top.index)] for item in evaluated]
-    maps = explainer.attribute(images, targets, options=ExplainOptions(method=DEFAULT_METHOD))
-    return [(attribution, image.frame) for (attribution,), image in zip(maps, images, strict=True)]
-
-
-def _on_one_grid(first: PlacedMap, second: PlacedMap) -> tuple[np.ndarray, np.ndarray]:
-    """Return both maps on one grid: each cell repeated, where two backbones differ in theirs, or both laid
-    over a small version of the image, where the models see different parts of it.
-    """
-    (one, frame), (other, other_frame) = first, second
-    if frame != other_frame:
-        laid, beside = (
-            place.resized_to(_COMPARED_SIDE).unwarp(item.values) for item, place in (first, second)
-        )
-        return np.nan_to_num(laid), np.nan_to_num(beside)
-    rows, cols = int(np.lcm(one.rows, other.rows)), int(np.lcm(one.cols, other.cols))
-    repeated, also = (
-        item.values.repeat(rows // item.rows, axis=0).repeat(cols // item.cols, axis=1)
-        for item in (one, other)
+    maps = explainer.attribute(
+        images, targets, options=ExplainOptions(method=explainer.default_method, quick=True)
     )
-    return repeated, also
+    return [(attribution, image.frame) for (attribution,), image in zip(maps, images, strict=True)]
 
 
 def _metrics(evaluations: tuple[list[Evaluation], ...], pairs: Sequence[ComparedSample]) -> dict[str, float]:

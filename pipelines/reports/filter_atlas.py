@@ -15,6 +15,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from models.devices import to_host
 from models.errors import UnknownChoice
 from models.images.decode import read_image
 from models.images.encode import to_data_uri
@@ -131,7 +132,7 @@ class _ChannelResponses:
             part = samples[start : start + _BATCH]
             x = model.geometry.prepare_files(sample.path for sample in part)
             with torch.no_grad():
-                grid = model.as_map(block, model.until(block, x))
+                grid = to_host(model.as_map(block, model.until(block, x)))
             self.cols = grid.shape[3]
             flat = grid.flatten(2)
             largest = flat.max(dim=2)

@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from models.bundle import Bundle, load_bundle
+from models.devices import CPU
 from models.images.encode import encode_image
 from models.networks.transfer_model import TransferModel
-from pipelines.data.dataset import Dataset
+from pipelines.data.dataset import Dataset, match_classes
 from pipelines.errors import RegistryError
 from pipelines.evaluation.classification import EvaluatedSample, Evaluation, evaluate
 from pipelines.evaluation.explanations import LocalizationResult, measure_localization
@@ -85,12 +88,12 @@ def log_review(
     return html
 
 
-def load_run_bundle(run_id: str, data: Dataset) -> Bundle:
-    """Load the checked model of a run, if it knows the data's classes; raises RegistryError."""
+def load_run_bundle(run_id: str, data: Dataset, *, device: torch.device = CPU) -> Bundle:
+    """Load the checked model of a run onto a device, if it knows the data's classes; raises RegistryError."""
     reference = find_run_version(run_id)
     with tempfile.TemporaryDirectory() as aside:
-        checked = load_bundle(fetch_bundle(reference, Path(aside) / "bundle").folder)
-    if checked.model.classes != data.classes:
+        checked = load_bundle(fetch_bundle(reference, Path(aside) / "bundle").folder, device=device)
+    if set(checked.model.classes) != set(data.classes):
         raise RegistryError(f"{reference} knows {checked.model.classes}, the data has {data.classes}.")
     return checked
 
@@ -115,6 +118,7 @@ def review_run(
     *,
     reporter: Reporter | None = None,
     keep: Callable[[str], object] = lambda html: None,
+    device: torch.device = CPU,
 ) -> str:
     """Judge the run's model on the data's held-out splits, log the review to the run, and return its page.
 
@@ -122,7 +126,8 @@ def review_run(
     Raises RegistryError when the data set is not the one that the model was trained and judged on.
     """
     reporter = reporter or Reporter()
-    checked = load_run_bundle(run_id, data)
+    checked = load_run_bundle(run_id, data, device=device)
+    data = match_classes(data, checked.model.classes)
     trained_on = checked.manifest.get("dataset", {}).get("digest")
     if trained_on != data.digest:
         raise RegistryError(

@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
-from models.attribution.registry import DEFAULT_METHOD
 from models.images.geometry import Geometry
 from pipelines.data.visibility import seen_shares
 from pipelines.evaluation.classification import Evaluation
-from pipelines.evaluation.explanations import LocalizationResult
+from pipelines.evaluation.explanations import FINE_METHOD, LocalizationResult
 
 _FEW = 50
 _MUCH_SEEN = 0.9
@@ -35,7 +34,7 @@ def summarize_evaluations(
     sentences = [_result(evaluation) for evaluation in evaluations]
     if baseline is not None:
         gain = evaluations[0].metrics["accuracy"] - baseline
-        verdict = "no better than" if gain < 0.005 else f"{gain:.1%} above"
+        verdict = "no better than" if gain < 0.005 else f"{gain * 100:.1f} points above"
         sentences.append(
             f"The accuracy on {evaluations[0].split} is {verdict} that of a linear probe on the untouched "
             f"features ({baseline:.1%})."
@@ -45,7 +44,7 @@ def summarize_evaluations(
     sentences += _calibration(last)
     if geometry is not None:
         sentences += _visibility(last, geometry)
-    sentences += [_localization(result) for result in located if result.method == DEFAULT_METHOD]
+    sentences += [_localization(result) for result in located if result.method != FINE_METHOD]
     if shared:
         many = f"{len(shared)} held-out pictures were" if len(shared) > 1 else "One held-out picture was"
         sentences.append(
@@ -54,7 +53,7 @@ def summarize_evaluations(
     if len(last.samples) < _FEW:
         sentences.append(
             f"{last.split} has only {len(last.samples)} pictures: one more mistake would move its "
-            f"accuracy by {1 / len(last.samples):.1%}."
+            f"accuracy by {100 / len(last.samples):.1f} points."
         )
     return sentences
 

@@ -1,9 +1,10 @@
 """The model as MLflow's own flavour, from code:
 ``mlflow.pyfunc.load_model("models:/NAME@champion").predict(frame)``.
 
-MLflow copies this file and the ``models`` package beside the bundle, so that the logged model loads wherever
-torch and captum are installed, without this project and without unpickling anything. The input is a column
-``image`` of encoded images (bytes); text is refused, so no path or URL can be made to be read.
+A copy of this file and of the ``models`` package, below ``camera_lucida``, lies beside the bundle, so that
+the logged model loads wherever torch and captum are installed, without this project and without unpickling
+anything. The input is a column ``image`` of encoded images (bytes); text is refused, so no path or URL can be
+made to be read.
 """
 
 from __future__ import annotations

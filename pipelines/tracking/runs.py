@@ -1,17 +1,11 @@
-"""A training run and the runs of its phases in MLflow, told by way of an outbox.
-
-The store is MLflow's own choice (sqlite:///mlflow.db in the working folder) or what MLFLOW_TRACKING_URI
-names.
-"""
+"""A training run and the runs of its phases in MLflow, told by way of an outbox."""
 
 from __future__ import annotations
 
-import re
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +22,7 @@ from models.images.encode import encode_image
 from pipelines.data.dataset import Dataset
 from pipelines.errors import RegistryError, TrackerUnavailable
 from pipelines.tracking.outbox import TRACKER_ERRORS, Message, Outbox, pack_bytes, unpack_bytes
+from pipelines.tracking.store import tracker_call, tracking_client, tracking_uri_without_password
 
 EXPERIMENT = "camera-lucida"
 _FOLDER_TAG = "lucida.folder"
@@ -43,8 +38,8 @@ def open_runs(name: str, phases: Iterable[str], *, folder: str) -> tuple[str, li
     ``folder`` marks them, so that :func:`terminate_abandoned` finds them whatever happens to this process.
     Raises TrackerUnavailable: training does not begin without a run.
     """
-    client = mlflow.MlflowClient()
-    with _tracker_call("No run can be opened"):
+    client = tracking_client()
+    with tracker_call("No run can be opened"):
         experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
         tags = {_FOLDER_TAG: folder, "mlflow.source.name": "lucida train", "mlflow.source.type": "LOCAL"}
         parent = client.create_run(experiment, tags=tags, run_name=name).info.run_id
@@ -61,8 +56,8 @@ def terminate_abandoned(folder: str) -> bool:
     """Mark the unended runs of a process that died as KILLED; return False when the tracker is away, for the
     next time.
     """
-    client = mlflow.MlflowClient()
     try:
+        client = tracking_client()
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             return True
@@ -70,7 +65,7 @@ def terminate_abandoned(folder: str) -> bool:
         for run in abandoned:
             if run.info.status in ("RUNNING", "SCHEDULED"):
                 client.set_terminated(run.info.run_id, status="KILLED")
-    except TRACKER_ERRORS:
+    except (TrackerUnavailable, *TRACKER_ERRORS):
         return False
     return True
 
@@ -87,21 +82,6 @@ def check_run_exists(run_id: str) -> None:
             ) from error
 
 
-def tracking_uri_without_password() -> str:
-    """Return the tracking URI without a password."""
-    return re.sub(r"://([^:/@]+):[^@/]+@", r"://\1:***@", str(mlflow.get_tracking_uri()))
-
-
-@contextmanager
-def _tracker_call(what: str) -> Iterator[None]:
-    """Turn what an absent tracker raises into TrackerUnavailable."""
-    try:
-        yield
-    except TRACKER_ERRORS as error:
-        reason = " ".join(str(error).split())[:300]
-        raise TrackerUnavailable(f"{what} in {tracking_uri_without_password()}: {reason}") from error
-
-
 class RunLogger:
     """A writer of one run; nothing here waits for MLflow but :meth:`flush`."""
 
@@ -110,8 +90,15 @@ class RunLogger:
         self._outbox = Outbox(outbox, _deliver)
 
     def params(self, values: Mapping[str, Any], *, run_id: str | None = None) -> None:
-        """Log parameters, which never change."""
-        self._add("params", run_id, values={key: str(value)[:_LONGEST] for key, value in values.items()})
+        """Log parameters, which never change; a value that MLflow would cut becomes an artefact."""
+        short = {}
+        for key, value in values.items():
+            short[key] = text = str(value)
+            if len(text) > _LONGEST:
+                path = f"parameters/{key}.txt"
+                self._add("file", run_id, path=path, data=pack_bytes(text.encode()))
+                short[key] = f"{len(text):,} characters, in the artefact {path}"
+        self._add("params", run_id, values=short)
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Set tags, which may be set again."""
@@ -195,7 +182,7 @@ def _deliver(news: Message) -> None:
 
 def log_file(run_id: str, data: bytes | str, path: str) -> None:
     """Log an artefact of a run, at once; raises TrackerUnavailable."""
-    with _tracker_call(f"{path} cannot be logged"):
+    with tracker_call(f"{path} cannot be logged"):
         _log_file(run_id, data, path)
 
 
@@ -212,14 +199,14 @@ def log_comparison(
     compared: tuple[str, str], metrics: Mapping[str, float], files: Mapping[str, str], digest: str
 ) -> str:
     """Log a finished run of its own that compares two others; return its id."""
-    with _tracker_call("The comparison cannot be logged"):
+    with tracker_call("The comparison cannot be logged"):
         return _log_comparison(compared, metrics, files, digest)
 
 
 def _log_comparison(
     compared: tuple[str, str], metrics: Mapping[str, float], files: Mapping[str, str], digest: str
 ) -> str:
-    client = mlflow.MlflowClient()
+    client = tracking_client()
     experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
     tags = {
         "compare.first": compared[0],
@@ -243,7 +230,7 @@ def _log_comparison(
 
 def log_table(run_id: str, columns: dict[str, list[Any]], path: str) -> None:
     """Log a table of a run, at once; see :meth:`RunLogger.table`. Raises TrackerUnavailable."""
-    with _tracker_call(f"{path} cannot be logged"):
+    with tracker_call(f"{path} cannot be logged"):
         _log_table(run_id, *_packed_columns(columns), path)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.devices import CPU, describe_device, run_in_parts, to_device, to_host
 from models.networks.batchnorm_folding import frozen_prefix
 from models.networks.transfer_model import HEAD, TransferModel
 from pipelines.config.schema import TrainConfig
@@ -106,7 +107,7 @@ class Features:
         def fill(put: Callable[[int, Tensor], None]) -> None:
             done = 0
             for rows in self.stream(samples, [view] * len(samples), self.lowest):
-                put(done, rows)
+                put(done, to_host(rows))
                 done += len(rows)
                 reporter.step(label, done, len(samples))
 
@@ -120,7 +121,7 @@ class Features:
         def fill(put: Callable[[int, Tensor], None]) -> None:
             for start in range(0, len(base), _CHUNK):
                 rows = to_channels_last(base.rows(slice(start, start + _CHUNK)))
-                put(start, self.model.raise_to(rows, level, start=self.lowest))
+                put(start, to_host(self.model.raise_to(rows, level, start=self.lowest)))
 
         key = self._key(samples, view, level, between=digest)
         return self.store.get(key, (len(samples), *self._row_shape(level)), fill)
@@ -130,12 +131,16 @@ class Features:
         self.model.eval()
         for x in read_batches(self.augmenter, samples, views, self.config.batch_size):
             with torch.no_grad():
-                rows = self._below(to_channels_last(x))
+                rows = run_in_parts(self._run_below, to_channels_last(x))
             if level > self.lowest:
                 rows = self.model.raise_to(rows, level, start=self.lowest)
             elif level == len(self.model.block_names):
                 rows = self.model.pool(rows)
             yield rows
+
+    def _run_below(self, x: Tensor) -> Tensor:
+        below: Tensor = self._below(to_device(x, self.model.device))
+        return below
 
     def _row_shape(self, level: int) -> tuple[int, ...]:
         geometry = self.model.geometry
@@ -147,11 +152,11 @@ class Features:
         digest = hashlib.sha256()
         for name in self.model.block_names[start:stop]:
             for key, value in self.model.block(name).state_dict().items():
-                digest.update(key.encode() + value.detach().contiguous().numpy().tobytes())
+                digest.update(key.encode() + to_host(value.contiguous()).numpy().tobytes())
         return digest.hexdigest()
 
     def _key(self, samples: Sequence[Sample], view: int, level: int, *, between: str = "") -> str:
-        """Return all that decides a feature's bits; batch size and threads are among it."""
+        """Return all that decides a feature's bits; batch size, threads and device are among it."""
         varied = {"policy": asdict(self.config.augmentation), "seed": self.config.seed} if view else {}
         return make_key(
             {
@@ -166,6 +171,7 @@ class Features:
                 "pictures": [sample.sha256 for sample in samples],
                 "batch": self.config.batch_size,
                 "threads": torch.get_num_threads(),
+                **({} if self.model.device == CPU else {"device": describe_device(self.model.device)}),
             }
         )
 

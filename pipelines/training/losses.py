@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from models.devices import to_device
 from models.networks.scoring import Task
 from pipelines.config.schema import PhaseConfig
 
@@ -29,10 +30,12 @@ class Objective:
         other classes.
         """
         logits = logits.float()
+        targets = to_device(targets, logits.device)
+        weights = None if self.weights is None else to_device(self.weights, logits.device)
         if self.several:
             soft = targets * (1 - smoothing) + smoothing / 2
-            return F.binary_cross_entropy_with_logits(logits, soft, pos_weight=self.weights)
-        return F.cross_entropy(logits, targets, weight=self.weights, label_smoothing=smoothing)
+            return F.binary_cross_entropy_with_logits(logits, soft, pos_weight=weights)
+        return F.cross_entropy(logits, targets, weight=weights, label_smoothing=smoothing)
 
     def correctness(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return (N,) share of right answers of each image: 0 or 1, or the share of the labels judged

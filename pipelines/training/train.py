@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from models.networks.registry import Pretraining
+from models.devices import resolve_device
+from models.networks.backbone import Pretraining
 from models.networks.transfer_model import TransferModel
 from pipelines.config.schema import TrainConfig
 from pipelines.data.dataset import Dataset, with_task
@@ -36,7 +37,8 @@ from pipelines.training.feature_cache import FeatureCache, default_cache_folder
 from pipelines.training.features import Features
 from pipelines.training.losses import Objective
 from pipelines.training.lr_finder import LrRangeTest, run_lr_range_test
-from pipelines.training.run import TrainedModel, TrainingRun
+from pipelines.training.outcome import TrainedModel
+from pipelines.training.run import TrainingRun
 
 
 def train_model(
@@ -62,11 +64,22 @@ def train_model(
         return TrainingRun(plan, folder, data, reporter).go(model)
 
 
+def train_again(
+    data: Dataset, config: TrainConfig, *, name: str, reporter: Reporter | None = None
+) -> TrainedModel:
+    """Train a run's recipe once more with another seed, as a version of a model of its own."""
+    return train_model(data, replace(config, seed=config.seed + 1000), name=name, reporter=reporter)
+
+
 def _open(folder: RunFolder, data: Dataset, config: TrainConfig, name: str, threads: int) -> RunManifest:
     """Open the runs and write the plan: both, or nothing stays open."""
     phases = [phase.name for phase in config.phases]
     try:
-        run_id, children = open_runs(f"{name} {config.backbone}", phases, folder=folder.path.name)
+        # Two runs of one model should be told apart in a list of names.
+        title = (
+            f"{name} {config.backbone} {config.preset} seed {config.seed} {time.strftime('%d %b %H:%M:%S')}"
+        )
+        run_id, children = open_runs(title, phases, folder=folder.path.name)
         plan = RunManifest(
             run_id=run_id,
             phase_runs=tuple(children),
@@ -89,9 +102,15 @@ def _open(folder: RunFolder, data: Dataset, config: TrainConfig, name: str, thre
 
 
 def resume_training(
-    run_id: str, scan: Callable[[RunManifest], Dataset], *, reporter: Reporter | None = None
+    run_id: str,
+    scan: Callable[[RunManifest], Dataset],
+    *,
+    device: str | None = None,
+    reporter: Reporter | None = None,
 ) -> TrainedModel:
     """Take an unfinished run up where its last checkpoint is; ``scan`` reads the plan's data folder.
+
+    It goes on where it was begun, or on another ``device``, which rounds otherwise.
 
     Raises UnknownChoice when there is no such run, and TrainingError when its data have changed or another
     process is at it.
@@ -99,6 +118,7 @@ def resume_training(
     folder = find_run_folder(default_runs_root(), run_id)
     with folder.locked():
         plan = folder.read_plan()
+        plan = replace(plan, config=replace(plan.config, device=device or plan.config.device))
         data = replace(scan(plan), name=plan.data_name)
         if data.digest != plan.digest or _order_digest(data) != plan.order:
             what = "changed" if data.digest != plan.digest else "been renamed or put in another order"
@@ -154,9 +174,13 @@ def _order_digest(data: Dataset) -> str:
 
 
 def _new_model(data: Dataset, config: TrainConfig) -> TransferModel:
+    device = resolve_device(config.device)
     torch.manual_seed(config.seed)
-    pretraining: Pretraining = "imagenet" if config.weights == "imagenet" else "none"
+    pretraining: Pretraining | Path = Path(config.weights)
+    if config.weights in ("imagenet", "none"):
+        pretraining = "imagenet" if config.weights == "imagenet" else "none"
     task = with_task(data, config.task).task
-    return TransferModel.create(
+    model = TransferModel.create(
         config.backbone, data.classes, pretraining=pretraining, task=task, view=config.view
     )
+    return model.to(device)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.devices import autocast_bf16, memory_errors, to_host
 from models.networks.transfer_model import TransferModel
 from pipelines.config.schema import PhaseConfig, TrainConfig
 from pipelines.errors import LossNotFinite
@@ -89,6 +90,10 @@ def run_phase(
         epochs.append(training.measure(number, loss, best_before=result.best.val_loss))
         save(PhaseState(epochs, training.tensors()))
         reporter.epoch(epochs[-1])
+    if _stalled(result):
+        # The bar of a phase that stops early ends where it is.
+        steps = epochs[-1].number * training.steps_per_epoch
+        reporter.step(f"phase {phase.name}", steps, steps)
     training.restore_best()
     return result
 
@@ -183,12 +188,14 @@ class _PhaseTrainer:
 
     def _step(self, x: Tensor, targets: Tensor) -> float:
         self.optimiser.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.phase.precision == "bfloat16"):
+        bf16 = self.phase.precision == "bfloat16"
+        with memory_errors(len(x), "lower batch_size"), autocast_bf16(self.model.device, enabled=bf16):
             logits = self.model.trainable_rest(x)
         loss = self.objective.loss(logits, targets, smoothing=self.phase.label_smoothing)
         value = float(loss.detach())
         if np.isfinite(value):
-            torch.autograd.backward(loss)
+            with memory_errors(len(x), "lower batch_size"):
+                torch.autograd.backward(loss)
             if self.phase.clip_norm:
                 torch.nn.utils.clip_grad_norm_(self.params, self.phase.clip_norm)
             self.optimiser.step()
@@ -229,7 +236,7 @@ class _PhaseTrainer:
         """Return (loss, accuracy) from features at the model's boundary."""
         self.model.eval()
         with torch.no_grad():
-            logits = torch.cat([self.model.trainable_rest(x) for x in self.features.validation()])
+            logits = to_host(torch.cat([self.model.trainable_rest(x) for x in self.features.validation()]))
         targets = self.features.source.val_targets
         right = self.objective.correctness(logits, targets)
         return float(self.objective.loss(logits, targets)), float(right.mean())

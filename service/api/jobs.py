@@ -14,7 +14,7 @@ from starlette.routing import Route
 from service import schemas
 from service.api.routes import AppState, json_errors
 from service.errors import HTTPError
-from service.jobs.store import UNFINISHED_STATES, Job, JobStore
+from service.jobs.store import UNFINISHED_STATES, Job, JobStore, is_no_room
 from service.operations import multipart
 from service.operations.operation import Operation
 from service.operations.registry import JOB_OPERATIONS
@@ -25,7 +25,7 @@ class JobApi:
 
     def __init__(self, state: AppState) -> None:
         self._state, self._settings = state, state.settings
-        self._store = JobStore(state.settings.jobs)
+        self._store = JobStore(state.settings.jobs, most_bytes=state.settings.max_jobs_bytes)
 
     def routes(self) -> list[Route]:
         """Return the submission of each operation, and what can be asked about a job."""
@@ -62,19 +62,31 @@ class JobApi:
             # A wrong name is refused now, not by each image's answer later.
             form.check(self._state.models.predictor, unlimited=True)
             job = await to_thread.run_sync(self._create, operation, upload, _owner(request))
-        return self._job_response(job, HTTPStatus.ACCEPTED, {"Location": f"/jobs/{job.id}"})
+        return self._job_response(
+            job, HTTPStatus.ACCEPTED, {"Location": f"{self._settings.root_path}/jobs/{job.id}"}
+        )
 
     def _create(self, operation: Operation, upload: multipart.Upload, owner: str | None) -> Job:
-        """Store a job; raises HTTPError where there are too many."""
+        """Store a job; raises HTTPError where there are too many, or no room for this one."""
         fields = {name: value for name, value in upload.fields.items() if value}
-        with self._store.submitting():
-            if len(self._store.unfinished()) >= self._settings.max_jobs:
-                raise HTTPError(
-                    HTTPStatus.TOO_MANY_REQUESTS, "too_many_jobs",
-                    f"There are {self._settings.max_jobs} jobs waiting or running, which is the limit.",
-                    {"Retry-After": "60"},
-                )  # fmt: skip
-            return self._store.create(operation.name, fields, upload.images, owner)
+        try:
+            with self._store.submitting():
+                if len(self._store.unfinished()) >= self._settings.max_jobs:
+                    raise HTTPError(
+                        HTTPStatus.TOO_MANY_REQUESTS, "too_many_jobs",
+                        f"There are {self._settings.max_jobs} jobs waiting or running, which is the limit.",
+                        {"Retry-After": "60"},
+                    )  # fmt: skip
+                self._store.make_room(sum(map(len, upload.images)))
+                return self._store.create(operation.name, fields, upload.images, owner)
+        except OSError as error:
+            if not is_no_room(error):
+                raise
+            raise HTTPError(
+                HTTPStatus.INSUFFICIENT_STORAGE, "jobs_full",
+                "There is no room for another job. Delete jobs that have ended, or come again later.",
+                {"Retry-After": "60"},
+            ) from error  # fmt: skip
 
     async def _list(self, request: Request) -> Response:
         owner = _owner(request)

@@ -23,6 +23,7 @@ _ERRORS = {
     "503": "Too much to do at the moment; Retry-After says when to come again.",
     "504": "The deadline came before there was anything to answer.",
 }
+_JOB_ERRORS = {"404": "There is no such job.", "507": "There is no room for another job."}
 _READ_ERRORS = ("401", "429")
 _IMAGE = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
 
@@ -54,6 +55,8 @@ def build_openapi(settings: Settings, *, version: str, card: dict[str, Any]) -> 
         "paths": paths,
         "components": {"schemas": defined["$defs"]},
     }
+    if settings.root_path:
+        document["servers"] = [{"url": settings.root_path}]
     if settings.api_keys:
         document["components"]["securitySchemes"] = {
             "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -61,6 +64,34 @@ def build_openapi(settings: Settings, *, version: str, card: dict[str, Any]) -> 
         }
         document["security"] = [{"key": []}, {"bearer": []}]
     return document
+
+
+def build_schema(settings: Settings, card: dict[str, Any]) -> dict[str, Any]:
+    """Build the table of routes that BentoML's own clients read: each operation becomes a method of theirs.
+
+    They send a field as a file where its type is "file", and every other one as a JSON text.
+    """
+    image = {"type": "file", "format": "image"}
+    routes = []
+    for operation in ROUTED.values():
+        several = operation.several and settings.most_pictures > 1
+        picture = {**image, "pil": True}
+        inputs = {"image": {"type": "array", "items": image} if several else image}
+        routes.append(
+            {
+                "name": operation.name,
+                "route": operation.path,
+                "doc": operation.summary,
+                "batchable": False,
+                "input": {
+                    "type": "object",
+                    "properties": inputs | _fields(operation.form, settings, card),
+                    "required": ["image"],
+                },
+                "output": picture if operation.answer is None else {"type": "object"},
+            }
+        )
+    return {"name": "camera_lucida", "type": "service", "routes": routes}
 
 
 def _operation(operation: Operation, settings: Settings, card: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +214,7 @@ def _jobs(settings: Settings, card: dict[str, Any]) -> dict[str, Any]:
                 "requestBody": _body(fields, settings.max_job_pictures if operation.takes_image else 0),
                 "responses": {
                     "202": {"description": "Accepted.", "content": job},
-                    **_failures(tuple(_ERRORS)),
+                    **_failures((*_ERRORS, "507")),
                 },
             }
         }
@@ -232,9 +263,7 @@ def _get(
 
 def _failures(codes: tuple[str, ...]) -> dict[str, Any]:
     shape = {"application/json": {"schema": _ref(schemas.ErrorAnswer)}}
-    return {
-        code: {"description": _ERRORS.get(code, "There is no such job."), "content": shape} for code in codes
-    }
+    return {code: {"description": (_ERRORS | _JOB_ERRORS)[code], "content": shape} for code in codes}
 
 
 def _ref(shape: type[Any]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from models.strict_files import parse_json, read_file
 from models.visualization.architecture import draw_architecture
 from models.visualization.colormaps import contrast_table, evidence_table
 from service import schemas
-from service.api.openapi import build_openapi
+from service.api.openapi import build_openapi, build_schema
 from service.api.routes import AppState, StatefulEndpoint, json_errors
 from service.errors import HTTPError
 from service.inference.model_card import describe_model
@@ -51,6 +51,7 @@ def read_routes(state: AppState) -> list[Route | Mount]:
         "/samples/{name}": _sample,
         "/docs.json": _open_api,
         "/openapi.json": _open_api,
+        "/schema.json": _bentoml_schema,
     }
     return [
         Route("/", _page, methods=["GET"]),
@@ -66,7 +67,7 @@ async def _page(request: Request) -> Response:
 
 
 async def _icon(request: Request) -> Response:
-    return RedirectResponse("/web/icon.svg")
+    return RedirectResponse("web/icon.svg")
 
 
 async def _metrics(request: Request) -> Response:
@@ -211,6 +212,11 @@ async def _open_api(request: Request, state: AppState) -> Response:
         release = "0"
     card = describe_model(state.models.predictor)
     return _json(build_openapi(state.settings, version=release, card=card))
+
+
+async def _bentoml_schema(request: Request, state: AppState) -> Response:
+    """Answer with what bentoml.SyncHTTPClient and AsyncHTTPClient ask for first."""
+    return _json(build_schema(state.settings, describe_model(state.models.predictor)))
 
 
 def _json(content: Mapping[str, Any]) -> Response:

@@ -77,7 +77,7 @@ async def _answer(request: Request, state: AppState, *, operation: Operation) ->
         )
         del body
         form = multipart.validate_form(operation.form, upload.fields)
-        deadline = _deadline(form, settings)
+        deadline = form_deadline(form, settings)
         # One request is answered by one model, also when another takes over meanwhile.
         predictor = state.models.predictor
         form.check(predictor)
@@ -92,7 +92,8 @@ async def _answer(request: Request, state: AppState, *, operation: Operation) ->
         return _json(b'{"answers":[' + b",".join(answers) + b"]}")
 
 
-def _deadline(form: Form, settings: Settings) -> Deadline:
+def form_deadline(form: Form, settings: Settings) -> Deadline:
+    """Return the deadline of a form: its own within the service's, or the service's."""
     milliseconds = min(form.deadline_ms or settings.deadline_ms, settings.deadline_ms)
     return Deadline(milliseconds / 1000, budget=form.deadline_ms is not None)
 

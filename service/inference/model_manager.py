@@ -22,9 +22,15 @@ log = logging.getLogger("lucida.model")
 class ModelManager:
     """The predictor of one worker process; ``source`` says which bundle folder is to be served now."""
 
-    def __init__(self, source: Callable[[], Path], settings: Settings, metrics: Metrics) -> None:
-        """Load the model that is to be served; raises BundleError."""
-        self._source, self._settings, self._metrics = source, settings, metrics
+    def __init__(
+        self,
+        source: Callable[[], Path],
+        settings: Settings,
+        metrics: Metrics,
+        trial: Callable[[Predictor], None],
+    ) -> None:
+        """Load the model that is to be served; raises BundleError, as ``trial`` may."""
+        self._source, self._settings, self._metrics, self._trial = source, settings, metrics, trial
         self._folder = source().resolve()
         self.predictor = self._load(self._folder)
         self.refused: str | None = None
@@ -74,7 +80,13 @@ class ModelManager:
         return True
 
     def _load(self, folder: Path) -> Predictor:
-        return Predictor(folder, self._settings, observe_batch=self._metrics.batch.observe)
+        predictor = Predictor(folder, self._settings, observe_batch=self._metrics.batch.observe)
+        try:
+            self._trial(predictor)
+        except BaseException:
+            predictor.close()
+            raise
+        return predictor
 
     def _watch(self) -> None:
         while not self._stop.wait(self._settings.watch_seconds):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from models.backends.base import Backend
-from models.backends.registry import create_backend
 from models.bundle import load_bundle, read_probe_file
+from models.devices import describe_device, resolve_device
 from models.errors import UnknownChoice
 from models.explainer import Explainer, ExplainOptions, Explanation, PreparedImage
 from models.images.decode import DraftSize, Image, Limits, decode_image
@@ -21,6 +21,7 @@ from service import schemas
 from service.inference.atlas import read_atlas
 from service.inference.batcher import BatchingBackend
 from service.inference.costs import CostModel, measure_forward_seconds
+from service.inference.engine_choice import choose_engine
 from service.inference.timing import Timer
 from service.settings import Settings
 
@@ -37,7 +38,9 @@ class Predictor:
         """Load and check the bundle and explain its probe once; raises BundleError when anything is off."""
         torch.set_num_threads(settings.torch_threads)
         self.settings = settings
-        self.bundle = load_bundle(folder)
+        self.bundle = load_bundle(
+            folder, device=resolve_device(settings.device), allow_exported=settings.allow_exported
+        )
         self._limits = Limits(
             max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels, max_scans=settings.max_scans
         )
@@ -47,13 +50,9 @@ class Predictor:
             short=_DRAFT_FACTOR * self.bundle.model.geometry.resize, long=settings.max_overlay_side
         )
         probe = self.bundle.probe[0]
-        self.backend: Backend = create_backend(
-            settings.engine,
-            self.bundle.model,
-            probe=probe,
-            threads=settings.torch_threads,
-            precision=settings.precision,
-        )
+        chosen = choose_engine(self.bundle, settings)
+        self.backend: Backend = chosen.backend
+        self._engine_trials, self.int8 = chosen.trials, chosen.int8
         self.model = self.backend.model
         self.costs = CostModel(settings, self.model.geometry, measure_forward_seconds(self.backend, probe))
         if settings.max_batch > 1:
@@ -164,4 +163,6 @@ class Predictor:
             backbone=provenance.backbone,
             engine=self.backend.name,
             precision=self.backend.precision,
+            device=describe_device(self.model.device),
+            engine_trials=self._engine_trials,
         )

@@ -19,6 +19,7 @@ from service.inference.model_manager import ModelManager
 from service.jobs.store import JobStore
 from service.jobs.worker import JobWorker
 from service.metrics import get_metrics
+from service.operations.trial import try_answers
 from service.settings import Settings
 
 _IDLE_SECONDS = 60.0
@@ -38,15 +39,15 @@ def main() -> None:
     # A job may take hours where a request takes seconds, but it shares the machine with the service.
     settings = settings.model_copy(update={"max_forwards": _FORWARDS, "max_batch": 1})
     os.nice(5)
-    store = JobStore(settings.jobs)
+    store = JobStore(settings.jobs, most_bytes=settings.max_jobs_bytes)
     stopping = threading.Event()
     signal.signal(signal.SIGINT, lambda number, frame: stopping.set())
     threading.Thread(target=_end_with_parent, args=(store, os.getppid()), daemon=True).start()
     try:
-        worker = JobWorker(store, ModelManager(lambda: bundle, settings, get_metrics()), settings)
+        models = ModelManager(lambda: bundle, settings, get_metrics(), try_answers)
     except LucidaError as error:
         sys.exit(f"The jobs cannot be worked on: {error}")
-    _work(worker, stopping)
+    _work(JobWorker(store, models, settings), stopping)
 
 
 def _work(worker: JobWorker, stopping: threading.Event) -> None:

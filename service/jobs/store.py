@@ -7,7 +7,9 @@ was cut off is dropped.
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -16,7 +18,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +31,7 @@ UNFINISHED_STATES: tuple[JobState, ...] = ("queued", "running")
 log = logging.getLogger("lucida.jobs")
 
 _ABANDONED_SECONDS = 3600.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _ID = re.compile(r"[A-Za-z0-9_-]{22}")
 
 
@@ -61,23 +64,57 @@ class JobStatus:
     error: str | None = None
 
 
-class JobStore:
-    """A folder with all jobs of one service."""
+def is_no_room(error: OSError) -> bool:
+    """Return whether a file could not be written because the disk, or the user's share of it, is full."""
+    return error.errno in _NO_ROOM
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+
+class JobStore:
+    """A folder with all jobs of one service, of at most so many bytes in all."""
+
+    def __init__(self, folder: Path, *, most_bytes: int) -> None:
+        self.folder, self.most_bytes = folder, most_bytes
 
     def create(self, verb: str, fields: dict[str, str], images: Sequence[bytes], owner: str | None) -> Job:
-        """Keep a new job; it appears whole."""
+        """Keep a new job; it appears whole, or nothing of it is left. Raises OSError."""
         job = Job(secrets.token_urlsafe(16), verb, fields, owner, len(images), time.time())
         aside = self.folder / f".{job.id}"
-        (aside / "pictures").mkdir(parents=True, mode=0o700)
-        for n, data in enumerate(images):
-            (aside / "pictures" / f"{n:05d}").write_bytes(data)
-        _write(aside / "job.json", asdict(job))
-        _write(aside / "status.json", asdict(JobStatus()))
-        aside.rename(self.folder / job.id)
+        try:
+            (aside / "pictures").mkdir(parents=True, mode=0o700)
+            for n, data in enumerate(images):
+                (aside / "pictures" / f"{n:05d}").write_bytes(data)
+            _write(aside / "job.json", asdict(job))
+            _write(aside / "status.json", asdict(JobStatus()))
+            aside.rename(self.folder / job.id)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
         return job
+
+    def make_room(self, needed: int) -> None:
+        """Forget jobs that have ended, the oldest first, until so many bytes more are within the limit.
+
+        Raises OSError (ENOSPC) where that is not enough.
+        """
+        ended = ((self.status(job).ended, job) for job in self.jobs())
+        oldest = iter(sorted((when, job.id, job) for when, job in ended if when is not None))
+        while (used := self.size()) + needed > self.most_bytes:
+            _, _, job = next(oldest, (None, None, None))
+            if job is None:
+                message = f"{used:,} of the {self.most_bytes:,} bytes for jobs are in use"
+                raise OSError(errno.ENOSPC, message)
+            self.remove(job)
+
+    def size(self) -> int:
+        """Return the bytes of all files of the jobs, those that are being submitted among them."""
+        folders = [path for path in self.folder.iterdir() if _ID.fullmatch(path.name.removeprefix("."))]
+        total = 0
+        # Another process may remove a job meanwhile: os.walk passes over a folder that is gone.
+        for folder, _, names in itertools.chain.from_iterable(map(os.walk, folders)):
+            for name in names:
+                with suppress(FileNotFoundError):
+                    total += (Path(folder) / name).lstat().st_size
+        return total
 
     def get(self, name: str) -> Job | None:
         """Return the job of that id; None where there is none, or the id is none."""
@@ -169,8 +206,14 @@ class JobStore:
         shutil.rmtree(self.folder / job.id / "pictures", ignore_errors=True)
 
     def cancel(self, job: Job) -> None:
-        """Have it stop where it is; what it has found stays."""
-        (self.folder / job.id / "cancel").touch()
+        """Have it stop where it is; what it has found stays, but where there is no room even to say so."""
+        try:
+            (self.folder / job.id / "cancel").touch()
+        except OSError as error:
+            if not is_no_room(error):
+                raise
+            self.remove(job)
+            return
         if self.status(job).state == "queued":
             self.finish(job, state="cancelled")
 
@@ -230,4 +273,13 @@ class JobStore:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    atomic_write(path, json.dumps(content).encode())
+    """Write a small file aside and rename it; on a full disk, over the one that is there."""
+    data = json.dumps(content).encode()
+    try:
+        atomic_write(path, data)
+    except OSError as error:
+        if not is_no_room(error) or not path.exists():
+            raise
+        with path.open("r+b") as file:
+            # Of its old length at least: a cut would give the block away.
+            file.write(data.ljust(path.stat().st_size))

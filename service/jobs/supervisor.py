@@ -34,7 +34,7 @@ class JobSupervisor:
 
     def __init__(self, settings: Settings, bundle: Callable[[], Path]) -> None:
         self._settings, self._bundle = settings, bundle
-        self._store = JobStore(settings.jobs)
+        self._store = JobStore(settings.jobs, most_bytes=settings.max_jobs_bytes)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lucida-job-supervisor", daemon=True)
         self._child: subprocess.Popen[bytes] | None = None
@@ -97,17 +97,18 @@ class JobSupervisor:
             self._begin()
 
     def _begin(self) -> None:
-        home = str(Path(__file__).resolve().parents[2])
+        home = str(Path(__file__).resolve().parents[__name__.count(".")])
         paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._served, self._begun, self._ending = self._bundle(), time.monotonic(), False
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(paths),
             "LUCIDA_BUNDLE": str(self._served),
+            "LUCIDA_JOBS": str(self._settings.jobs),
         }
         # Not our metrics: the files of several processes would be added up by the service.
         environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "service.jobs"], env=environment, stdin=subprocess.DEVNULL
+            [sys.executable, "-m", str(__package__)], env=environment, stdin=subprocess.DEVNULL
         )
 
     def _end(self) -> None:

@@ -11,7 +11,7 @@ from models.cancellation import Deadline, check_deadline, deadline_scope
 from models.errors import Cancelled, DeadlineExceeded, LucidaError
 from service.errors import INTERNAL_MESSAGE, HTTPError, to_http_error
 from service.inference.model_manager import ModelManager
-from service.jobs.store import UNFINISHED_STATES, Job, JobStore
+from service.jobs.store import UNFINISHED_STATES, Job, JobStore, is_no_room
 from service.operations import multipart
 from service.operations.operation import Operation
 from service.operations.registry import JOB_OPERATIONS
@@ -23,7 +23,12 @@ log = logging.getLogger("lucida.jobs")
 _SAY_SECONDS = 0.5
 _LOOK_SECONDS = 1.0
 """How often a long job looks whether a short one waits."""
+_MEASURE_SECONDS = 5.0
 _ATTEMPTS = 2
+_NO_ROOM_MESSAGE = (
+    "There is no room left for the answers of the job; those found so far are kept. Delete jobs that have "
+    "ended, or send fewer pictures."
+)
 _DEADLY = HTTPError(
     HTTPStatus.INTERNAL_SERVER_ERROR,
     "deadly",
@@ -39,6 +44,7 @@ class JobWorker:
     def __init__(self, store: JobStore, models: ModelManager, settings: Settings) -> None:
         self.store, self.models, self.settings = store, models, settings
         self._looked = 0.0
+        self._room, self._measured = 0, 0.0
 
     def run_next(self) -> bool:
         """Work on the first job that waits, those of one picture first and each kind in the order of its
@@ -73,16 +79,31 @@ class JobWorker:
                     self.store.add_answer(job, _DEADLY.body.model_dump_json().encode())
                     progress.step()
                     continue
-                self.store.add_answer(job, self._answer(job, n, progress, limit).model_dump_json().encode())
+                answer = self._answer(job, n, progress, limit).model_dump_json().encode()
+                self._make_room(len(answer))
+                self.store.add_answer(job, answer)
                 progress.step()
                 self._run_short_jobs(job)
         except Cancelled:
             self.store.finish(job, state="cancelled")
+        except OSError as error:
+            if not is_no_room(error):
+                raise
+            log.error("job %s ends, for its folder is full: %s", job.id, error.strerror)
+            self.store.finish(job, state="failed", error=_NO_ROOM_MESSAGE)
         except DeadlineExceeded:
             minutes = f"{self.settings.job_minutes:g} minutes"
             self.store.finish(job, state="failed", error=f"The job did not end within its {minutes}.")
         else:
             self.store.finish(job, state="done", progress=1.0, done=progress.done)
+
+    def _make_room(self, needed: int) -> None:
+        """Keep the folder within its limit; raises OSError where it is full. It is measured now and then."""
+        now = time.monotonic()
+        self._room -= needed
+        if self._room < 0 or now - self._measured > _MEASURE_SECONDS:
+            self.store.make_room(needed)
+            self._room, self._measured = self.store.most_bytes - self.store.size() - needed, now
 
     def _run_short_jobs(self, job: Job) -> None:
         """Work on the jobs of one picture that wait at the moment, between two pictures of a longer one."""

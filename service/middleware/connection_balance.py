@@ -39,8 +39,8 @@ class ConnectionBalance:
             fcntl.flock(file, fcntl.LOCK_EX)
             # One row more than workers: one that ends may still be there when its successor comes.
             size = _ROW.size * (workers + 1)
-            if os.fstat(file).st_size < size:
-                os.ftruncate(file, size)
+            # Not a sparse file: a page that a full disk has no room for would end the process (SIGBUS).
+            os.posix_fallocate(file, 0, size)
             self._memory = mmap.mmap(file, size)
             self._places = range(0, size, _ROW.size)
             # A row with our own number was left by a process before us, as in a container's next run.

@@ -25,18 +25,22 @@ from service.errors import INTERNAL_MESSAGE, HTTPError
 from service.metrics import Metrics
 from service.middleware.auth import ApiKeys, read_key
 from service.middleware.connection_balance import ConnectionBalance
+from service.middleware.hosts import check_host
 from service.middleware.rate_limit import RateLimit
 from service.settings import Settings
 
 log = logging.getLogger("lucida.requests")
 
-OPEN_ROUTES = ("/livez", "/readyz")
+PROBES = ("/v2/health/live", "/v2/health/ready")
+OPEN_ROUTES = ("/livez", "/readyz", *PROBES)
 """Answered without a key."""
-BENTOML_ROUTES = (*OPEN_ROUTES, "/healthz")
+BENTOML_ROUTES = ("/livez", "/readyz", "/healthz")
 """Of BentoML's own routes those that are let through."""
+OWN_ROUTES = ("/schema.json",)
+"""Ours, which BentoML has as well and would answer first."""
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_QUIET = (*BENTOML_ROUTES, "/metrics")
+_QUIET = (*BENTOML_ROUTES, *PROBES, "/metrics")
 """Asked every few seconds by machines; not logged."""
 _MAX_ERROR_BYTES = 64_000
 _DRAIN_BYTES = 500_000
@@ -62,6 +66,10 @@ class GatewayState(Protocol):
         """Return the name under which a path is counted; None for one that is not ours."""
         ...
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request by our own routes."""
+        ...
+
 
 class Gateway:
     """An ASGI middleware round the application."""
@@ -79,13 +87,15 @@ class Gateway:
             return
         answer = _ResponseFilter(scope, receive, send, self._state.balance)
         owner: str | None = None
+        _strip_root_path(scope, self._state.settings.root_path)
         route = self._state.route_name(scope["path"])
         try:
             owner = self._owner(scope)
             if route is None:
                 raise HTTPError(HTTPStatus.NOT_FOUND, "not_found", "There is no such route.")
             scope.setdefault("state", {})["owner"] = owner
-            await self.app(scope, answer.receive, answer.send)
+            app = self._state if route in OWN_ROUTES else self.app
+            await app(scope, answer.receive, answer.send)
         except HTTPError as refusal:
             await refusal.response()(scope, receive, answer.send)
         except Exception:
@@ -106,7 +116,10 @@ class Gateway:
             raise HTTPError(
                 HTTPStatus.FORBIDDEN, "cross_site", "A page of another site may not ask in a reader's name."
             )
-        if not self._state.keys.names or scope["path"] in OPEN_ROUTES:
+        if scope["path"] in OPEN_ROUTES:
+            return None
+        if not self._state.keys.names:
+            check_host(headers.get("host", ""), self._state.settings.allowed_hosts)
             return None
         owner = self._state.keys.owner(read_key(headers))
         if owner is None:
@@ -200,8 +213,9 @@ class _ResponseFilter:
         self._parts.append(message.get("body", b""))
         if message.get("more_body", False) and sum(map(len, self._parts)) < _MAX_ERROR_BYTES:
             return
-        start, body = self._failure, _normalize_error(self.status, b"".join(self._parts))
+        start, body = self._failure, b"".join(self._parts)
         headers = MutableHeaders(raw=list(start["headers"]))
+        body = _normalize_error(self.status, body, headers)
         headers["content-type"] = "application/json"
         headers["content-length"] = str(len(body))
         self.sent = len(body)
@@ -244,7 +258,14 @@ def _is_cross_site(headers: Headers) -> bool:
     return origin.rpartition("://")[2].lower() not in ours - {""}
 
 
-def _normalize_error(status: int, body: bytes) -> bytes:
+def _strip_root_path(scope: Scope, root_path: str) -> None:
+    """Take off the proxy's path, where the proxy has left it on."""
+    if root_path and f"{scope['path']}/".startswith(f"{root_path}/"):
+        scope["path"] = scope["path"][len(root_path) :] or "/"
+        scope["raw_path"] = scope["path"].encode()
+
+
+def _normalize_error(status: int, body: bytes, headers: Headers) -> bytes:
     try:
         content = json.loads(body)
     except ValueError:
@@ -253,6 +274,8 @@ def _normalize_error(status: int, body: bytes) -> bytes:
         return body
     http_status = HTTPStatus(status)
     message = http_status.description or http_status.phrase
+    if "allow" in headers:
+        message = f"This route answers to {headers['allow']} only"
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.SERVICE_UNAVAILABLE:
         return bytes(HTTPError(http_status, "internal", INTERNAL_MESSAGE).response().body)
     return bytes(HTTPError(http_status, http_status.name.lower(), f"{message.rstrip('.')}.").response().body)

@@ -30,8 +30,8 @@ class RateLimit:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         size = max(_ROW.size * len(names), 1)
-        if os.fstat(self._file).st_size < size:
-            os.ftruncate(self._file, size)
+        # Not a sparse file: a page that a full disk has no room for would end the process (SIGBUS).
+        os.posix_fallocate(self._file, 0, size)
         self._memory = mmap.mmap(self._file, size)
 
     def wait(self, name: str) -> float:

@@ -32,7 +32,7 @@ def _activations(
 ) -> schemas.ActivationsAnswer | ImageResponse:
     timer = Timer()
     form.check(predictor)
-    names = split_names(form.blocks) or list(predictor.model.block_names)
+    names = split_names(form.blocks) or list(predictor.model.blocks_with_map)
     image = predictor.read(data, timer)
     with timer.part("model"):
         blocks = collect_activations(predictor.model, image.x[None], blocks=names, channels=form.channels)

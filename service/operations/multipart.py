@@ -8,23 +8,31 @@ names and part types are thrown away.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
-from starlette.datastructures import FormData, Headers, UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
 from service.errors import HTTPError
 from service.operations.form import Form
 
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
 _MAX_FIELDS = 20
 _MAX_FIELD_BYTES = 10_000
+_MAX_HEADER_BYTES = 65_536
+"""Of a part: a file name may be long, and is not used."""
 _CHUNK_BYTES = 65_536
+_BENTOML_CLIENT = "BentoML HTTP Client"
+"""How the user agent of bentoml.SyncHTTPClient and AsyncHTTPClient begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,12 @@ def check_form(request: Request) -> None:
         raise HTTPError(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type",
             "Send a form (multipart/form-data) with the picture as a file in its field 'image'.",
+        )  # fmt: skip
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in {"", "identity"}:
+        raise HTTPError(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding",
+            f"The body is compressed ({encoding[:40]!r} in Content-Encoding); send the form as it is.",
         )  # fmt: skip
 
 
@@ -98,67 +112,125 @@ async def parse_form(
     """Parse the images and text fields of a form, whose pieces are used up; a text where an image should be
     is refused, whatever it says.
     """
-
-    async def chunks() -> AsyncIterator[bytes]:
+    _, options = parse_options_header(headers.get("content-type"))
+    reader = _PartReader(most_files=most_images + 1)
+    try:
+        parser = MultipartParser(
+            options.get(b"boundary", b""), reader.callbacks(), max_header_size=_MAX_HEADER_BYTES
+        )
         # Bit by bit: a body made of half delimiters takes the parser a second for each few megabytes, and
         # other requests wait on the same thread.
         body.reverse()
         while body:
             piece = body.pop()
             for start in range(0, len(piece), _CHUNK_BYTES):
-                yield piece[start : start + _CHUNK_BYTES]
+                parser.write(piece[start : start + _CHUNK_BYTES])
                 await asyncio.sleep(0)
-        yield b""
-
-    parser = MultiPartParser(
-        headers,
-        chunks(),  # type: ignore[arg-type]
-        max_files=most_images + 1,
-        max_fields=_MAX_FIELDS,
-        max_part_size=_MAX_FIELD_BYTES,
-    )
-    try:
-        form = await parser.parse()
-    except (MultiPartException, FormParserError, HTTPException, ValueError, KeyError, LookupError) as error:
-        reason = getattr(error, "message", "") or str(error)
-        detail = f": {reason[:120].rstrip('.')}" if isinstance(error, MultiPartException) else ""
-        raise HTTPError(
-            HTTPStatus.BAD_REQUEST, "malformed_form", f"The form cannot be read{detail}."
-        ) from error
-    try:
-        images = await _read_images(form, most_images, need_image)
-        return Upload(images, _fields(form))
-    finally:
-        await form.close()
+        parser.finalize()
+    except (FormParserError, ValueError, LookupError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")[:120] or "it has no boundary"
+        raise _malformed(reason) from error
+    return Upload(_images(reader, most_images, need_image), _fields(reader, headers))
 
 
-async def _read_images(form: FormData, most: int, needed: bool) -> tuple[bytes, ...]:
-    values = form.getlist("image")
-    if needed and not values:
-        raise _unprocessable("missing_image", "The form has no field 'image' with the picture.")
-    if len(values) > most:
-        rule = "send one" if most == 1 else f"at most {most} are allowed"
-        raise _unprocessable("several_images", f"The form has {len(values)} fields 'image'; {rule}.")
-    read: list[bytes] = []
-    for image in values:
-        if not isinstance(image, UploadFile):
-            raise _unprocessable(
-                "image_is_text",
-                "The field 'image' must be an uploaded file; a text, such as an address, is never fetched.",
+class _PartReader:
+    """A collector of what the parser finds: files and texts, each with the name of its field.
+
+    A part is a file when its header gives a file name, in whatever way; the name itself is thrown away.
+    """
+
+    def __init__(self, *, most_files: int) -> None:
+        self.files: list[tuple[str, bytes]] = []
+        self.texts: list[tuple[str, str]] = []
+        self._most_files = most_files
+        self._header, self._value = bytearray(), bytearray()
+        self._disposition, self._name, self._is_file = b"", "", False
+        self._data = bytearray()
+
+    def callbacks(self) -> MultipartCallbacks:
+        """Return what the parser calls."""
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._end_headers,
+            "on_part_data": self._add,
+            "on_part_end": self._end,
+        }
+
+    def _begin(self) -> None:
+        self._disposition, self._data = b"", bytearray()
+
+    def _end_header(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
+        self._header, self._value = bytearray(), bytearray()
+
+    def _end_headers(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        if b"name" not in options:
+            raise _malformed("a part has no name in its Content-Disposition")
+        self._name = options[b"name"].decode(errors="replace")
+        # filename* and filename*0 are of names that are not plain, or are long (RFC 2231, 5987).
+        self._is_file = b"filename" in options or b"filename*" in self._disposition.lower()
+        if self._is_file and len(self.files) >= self._most_files:
+            raise _unprocessable("several_images", f"The form has more than {self._most_files - 1} files.")
+        if not self._is_file and len(self.texts) >= _MAX_FIELDS:
+            raise _malformed(f"it has more than {_MAX_FIELDS} text fields")
+
+    def _add(self, data: bytes, start: int, end: int) -> None:
+        self._data += data[start:end]
+        if not self._is_file and len(self._data) > _MAX_FIELD_BYTES:
+            raise _malformed(
+                f"the text field {self._name[:80]!r} has more than {_MAX_FIELD_BYTES:,} bytes; the part of a "
+                "picture needs a file name, as `curl -F image=@FILE` gives it"
             )
-        read.append(await image.read())
-    return tuple(read)
+
+    def _end(self) -> None:
+        if self._is_file:
+            self.files.append((self._name, bytes(self._data)))
+        else:
+            self.texts.append((self._name, self._data.decode(errors="replace")))
 
 
-def _fields(form: FormData) -> dict[str, str]:
+def _images(reader: _PartReader, most: int, needed: bool) -> tuple[bytes, ...]:
+    images = tuple(data for name, data in reader.files if name == "image")
+    if any(name == "image" for name, _ in reader.texts):
+        raise _unprocessable(
+            "image_is_text",
+            "The field 'image' must be an uploaded file, whose part has a file name; a text, such as an "
+            "address, is never fetched.",
+        )
+    if needed and not images:
+        raise _unprocessable("missing_image", "The form has no field 'image' with the picture.")
+    if len(images) > most:
+        rule = "send one" if most == 1 else f"at most {most} are allowed"
+        raise _unprocessable("several_images", f"The form has {len(images)} fields 'image'; {rule}.")
+    return images
+
+
+def _fields(reader: _PartReader, headers: Headers) -> dict[str, str]:
+    """Return the text fields; those of BentoML's own client are JSON texts."""
     fields: dict[str, str] = {}
-    for name, value in form.multi_items():
-        if name == "image":
-            continue
-        if isinstance(value, UploadFile) or name in fields:
-            raise _unprocessable("bad_field", f"The field {name[:80]!r} must be one text.")
+    twice = [name for name, _ in reader.files if name != "image"]
+    for name, value in reader.texts:
+        if name in fields:
+            twice.append(name)
         fields[name] = value.strip()
+    if twice:
+        raise _unprocessable("bad_field", f"The field {twice[0][:80]!r} must be one text.")
+    if headers.get("user-agent", "").startswith(_BENTOML_CLIENT):
+        fields = {name: _unquote(value) for name, value in fields.items()}
     return fields
+
+
+def _unquote(text: str) -> str:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return "" if value is None else value if isinstance(value, str) else text
 
 
 def validate_form(kind: type[Form], fields: dict[str, str]) -> Form:
@@ -182,6 +254,10 @@ def validate_form(kind: type[Form], fields: dict[str, str]) -> Form:
             f"Field {'.'.join(map(str, item['loc'])) or 'form'!r}: {item['msg']}" for item in error.errors()
         )
         raise _unprocessable("bad_field", f"{message}.") from error
+
+
+def _malformed(reason: str) -> HTTPError:
+    return HTTPError(HTTPStatus.BAD_REQUEST, "malformed_form", f"The form cannot be read: {reason}.")
 
 
 def _unprocessable(kind: str, message: str) -> HTTPError:

@@ -57,8 +57,14 @@ class Origin(Answer):
     run_id: str | None = Field(description="MLflow run that trained the model.")
     digest: str = Field(description="SHA-256 of the bundle.")
     backbone: str
-    engine: str = Field(description="What ran the blocks: eager or openvino.")
-    precision: str = Field("fp32", description="Of the engine: fp32 or bf16.")
+    engine: str = Field(description="What ran the blocks: eager, compile or openvino.")
+    precision: str = Field("fp32", description="Of the engine: fp32, bf16 or int8.")
+    device: str = Field("cpu", description="Where the model computed.")
+    engine_trials: dict[str, float] = Field(
+        default_factory=dict,
+        description="Milliseconds that a prediction took each engine, where the service chose the fastest; "
+        "empty where the engine was set.",
+    )
 
 
 class Provenance(Origin):

@@ -15,6 +15,14 @@ export class RequestError extends Error {
   }
 }
 
+/**
+ * Return the address of a route: a proxy may offer the service below a path of its own.
+ * @param {string} route
+ */
+export function address(route) {
+  return new URL(route.replace(/^\//, ""), document.baseURI).href;
+}
+
 /** @param {Response} response */
 async function checked(response) {
   if (response.ok) return response;
@@ -37,7 +45,7 @@ async function checked(response) {
  */
 async function send(route, options) {
   try {
-    return await fetch(route, options);
+    return await fetch(address(route), options);
   } catch (error) {
     if (error instanceof DOMException && error.name === "AbortError") throw error;
     throw new RequestError("The service cannot be reached. Is it still running?", { kind: "unreachable" });
@@ -96,11 +104,5 @@ export function curl(route, name, fields) {
   // In quotes of its own: a comma or a semicolon in a file's name means something to curl, as does @ in a text.
   const file = /^[\w.-]+$/.test(name) ? name : `"${name.replaceAll("\\", "\\\\").replaceAll('"', '\\"')}"`;
   const options = texts(fields).map(([field, value]) => `--form-string ${quoted(`${field}=${value}`)}`);
-  return [
-    "curl",
-    "-F",
-    quoted(`image=@${file}`),
-    ...options,
-    quoted(new URL(route, location.href).href),
-  ].join(" ");
+  return ["curl", "-F", quoted(`image=@${file}`), ...options, quoted(address(route))].join(" ");
 }

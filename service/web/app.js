@@ -1,7 +1,7 @@
 // The page: one image, one question about it at a time, and everything that can be asked further.
 
 import { bindActivations } from "./activations.js";
-import { read } from "./api.js";
+import { address, read } from "./api.js";
 import { bindCanvas } from "./canvas.js";
 import { bindCover, coverBox } from "./cover.js";
 import { byId, element } from "./dom.js";
@@ -56,7 +56,7 @@ async function start() {
   [state.colours] = await Promise.all([read("/colours"), loadModel()]);
   const { samples, labels } = await read("/samples");
   for (const name of samples) {
-    const url = `/samples/${encodeURIComponent(name)}`;
+    const url = address(`/samples/${encodeURIComponent(name)}`);
     const title = labels[name] ?? name;
     const names = { "aria-label": `Try the sample ${title}`, title };
     const thumbnail = element("img", { src: url, alt: "", loading: "lazy" });

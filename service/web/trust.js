@@ -1,6 +1,6 @@
 // Can I trust it? The checks of one explanation, by a job where the service has jobs.
 
-import { post, RequestError, read } from "./api.js";
+import { address, post, RequestError, read } from "./api.js";
 import { byId, element } from "./dom.js";
 import { imageShown, questionShown, state } from "./state.js";
 import { run } from "./work.js";
@@ -70,7 +70,7 @@ function verdicts({ evidence: [evidence], agreement, shifts, sweep, cut }, flip)
 async function askByJob(question, signal) {
   // Not ended half way: a job whose name we never hear could not be cancelled.
   const job = await (await post("/jobs/trust", imageShown(), { ...question, effort: "full" })).json();
-  const cancel = () => fetch(`/jobs/${job.id}`, { method: "DELETE" });
+  const cancel = () => fetch(address(`/jobs/${job.id}`), { method: "DELETE" });
   if (signal.aborted) {
     cancel();
     signal.throwIfAborted();

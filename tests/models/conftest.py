@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.images.geometry import Geometry
-from models.networks.cutting import Cut
-from models.networks.registry import Backbone, get_backbone, imagenet_classes
+from models.networks.backbone import Backbone
+from models.networks.registry import get_backbone, imagenet_classes
 from models.networks.transfer_model import TransferModel
 
 
@@ -87,16 +87,17 @@ class WatchNetwork(nn.Module):
         nn.init.constant_(self.head.bias, 0.0)
         self.head.weight.data = torch.tensor([[-40.0], [40.0]])
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.see(x).mean((2, 3)))
+
 
 def watching(box: tuple[int, int, int, int], *, side: int = 32) -> TransferModel:
     """A model that says "bright" or "dark" of one rectangle (x0, y0, x1, y1): what a true map must show."""
     half = (0.5, 0.5, 0.5)
     row = Backbone(
         name="watch",
-        build=lambda: WatchNetwork(side, box),
-        cut=lambda network: Cut(
-            {"see": network.see}, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1)), network.head
-        ),
+        build=lambda outputs: WatchNetwork(side, box),
+        blocks={"see": "see"},
         classifier=lambda classes: nn.Linear(1, classes),
         pretrained=dict,
         cam_block="see",

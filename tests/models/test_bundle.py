@@ -190,6 +190,7 @@ def test_what_is_no_file_or_never_ends_is_refused_by_name(copy, file, kind):
     assert time.monotonic() - began < 2
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

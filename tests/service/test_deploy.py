@@ -48,9 +48,9 @@ for module in {name.split('.')[0] for name in sys.modules}:
     ).stdout
     known = {name.lower().replace("_", "-") for name in pins()} | {"camera-lucida", "setuptools", "pip"}
     # Several distributions may share a module's first name; one that is pinned will do. requests takes
-    # cryptography where it is there.
+    # cryptography and brotli where they are there, torch pydot.
     owners = [set(line.lower().replace("_", "-").split()) for line in printed.splitlines() if line.strip()]
-    optional = ("cryptography", "cuda-", "nvidia-", "triton")
+    optional = ("cryptography", "cuda-", "nvidia-", "triton", "pydot", "brotli")
     left = [found for found in owners if not found & known and not min(found).startswith(optional)]
     assert left == []
 

@@ -10,12 +10,11 @@ import torch
 
 from models.attribution.forward import predict_logits, run_forward
 from models.attribution.registry import attribute_each
-from models.backends.base import BACKENDS
 from models.backends.eager import EagerBackend
 from models.backends.openvino import OpenVinoBackend
-from models.backends.registry import create_backend
+from models.backends.registry import choose_backend, create_backend
 from models.bundle import PROBE_FILE
-from models.errors import BundleError, ConfigError, UnknownChoice
+from models.errors import BundleError, EngineUnavailable, UnknownChoice
 from models.images.decode import read_image
 from models.networks.transfer_model import TransferModel
 
@@ -31,7 +30,7 @@ def bfloat16(imagenet, random_batch):
     pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'camera-lucida[fast]'")
     try:
         return create_backend("openvino", imagenet, probe=random_batch(1, 0), precision="bf16")
-    except ConfigError as error:
+    except EngineUnavailable as error:
         pytest.skip(str(error))
 
 
@@ -99,13 +98,61 @@ def test_a_backend_that_gives_no_numbers_is_refused(imagenet, random_batch, monk
 
 def test_the_choices_are_named(random_batch):
     model = TransferModel.create("resnet18", ["a", "b"], pretraining="none")
-    with pytest.raises(UnknownChoice, match="eager, openvino"):
+    with pytest.raises(UnknownChoice, match="auto, eager, compile, openvino"):
         create_backend("tensorrt", model, probe=random_batch(1, 0))
-    with pytest.raises(UnknownChoice, match="fp32, bf16"):
-        create_backend("eager", model, probe=random_batch(1, 0), precision="int8")
-    with pytest.raises(ConfigError, match="eager computes in fp32"):
+    with pytest.raises(UnknownChoice, match="auto, fp32, bf16, int8"):
+        create_backend("eager", model, probe=random_batch(1, 0), precision="int4")
+    with pytest.raises(EngineUnavailable, match="eager on cpu computes in fp32, not bf16"):
         create_backend("eager", model, probe=random_batch(1, 0), precision="bf16")
     assert create_backend("eager", model, probe=random_batch(1, 0)).name == "eager"
+
+
+def test_auto_takes_the_fastest_engine_whose_logits_agree(imagenet, random_batch):
+    pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'camera-lucida[fast]'")
+    probe = random_batch(1, 0)
+    backend, trials = choose_backend(imagenet, probe=probe, precision="fp32")
+    times = {trial.name: trial.milliseconds for trial in trials if trial.precision == "fp32"}
+    assert times.keys() == {"eager", "openvino"}
+    assert backend.name == min(times, key=lambda name: times[name])
+    assert backend.precision == "fp32"
+    assert predict_logits(backend, probe).argmax() == imagenet(probe).argmax()
+
+
+def test_an_engine_whose_logits_are_off_is_passed_over_with_its_reason(imagenet, random_batch, monkeypatch):
+    pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'camera-lucida[fast]'")
+    monkeypatch.setattr(OpenVinoBackend, "until", lambda self, block, x: imagenet.until(block, x) * 1.5)
+    backend, trials = choose_backend(imagenet, probe=random_batch(1, 0))
+    assert (backend.name, backend.precision) == ("eager", "fp32")
+    refusals = [trial.refusal for trial in trials if trial.name == "openvino"]
+    assert refusals
+    assert all("off by" in text or "does not compute" in text for text in refusals)
+
+
+def test_a_precision_that_no_engine_has_is_refused_with_what_was_tried(random_batch):
+    model = TransferModel.create("resnet18", ["a", "b"], pretraining="none")
+    with pytest.raises(EngineUnavailable, match=r"No engine computes in int8 here: none was tried"):
+        choose_backend(model, probe=random_batch(1, 0), precision="int8")
+    with pytest.raises(UnknownChoice, match="auto, fp32, bf16, int8"):
+        choose_backend(model, probe=random_batch(1, 0), precision="half")
+    with pytest.raises(EngineUnavailable, match="lucida package --quantise"):
+        create_backend("openvino", model, probe=random_batch(1, 0), precision="int8")
+
+
+@pytest.mark.soak
+def test_torch_compile_gives_torchs_logits_and_maps(random_batch):
+    torch.manual_seed(0)
+    model = TransferModel.create("resnet18", ["a", "b", "c"], pretraining="none")
+    compiled = create_backend("compile", model, probe=random_batch(1, 0))
+    for n in (1, 3):
+        x = random_batch(n, 7)
+        ours, fast = run_forward(model, x), run_forward(model, x, backend=compiled)
+        torch.testing.assert_close(fast.logits, ours.logits, atol=1e-4, rtol=1e-4)
+        targets = ours.logits.argmax(1).tolist()
+        for one, other in zip(attribute_each(ours, targets), attribute_each(fast, targets), strict=True):
+            assert np.abs(one.values - other.values).max() < 1e-4 * np.abs(one.values).max()
+            assert other.settings["engine"] == "compile"
+    # Another size is torch's own.
+    assert run_forward(model, torch.randn(1, 3, 224, 320), backend=compiled).map.shape == (1, 512, 7, 10)
 
 
 def test_the_inference_copy_leaves_the_model_as_it_was(random_batch):
@@ -127,7 +174,8 @@ def test_the_answer_says_what_ran(bundle_folder):
 
     data = (bundle_folder / PROBE_FILE).read_bytes()
     answers = {
-        name: ask(Predictor(bundle_folder, Settings(engine=name)), "explain", data) for name in BACKENDS
+        name: ask(Predictor(bundle_folder, Settings(engine=name)), "explain", data)
+        for name in ("eager", "openvino")
     }
     assert {name: answer.provenance.engine for name, answer in answers.items()} == {
         "eager": "eager",

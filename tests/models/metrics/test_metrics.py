@@ -120,6 +120,7 @@ def test_random_maps_are_as_smooth_as_the_map_and_not_the_map():
     assert not np.array_equal(again[0], random_surrogates(grid, 1, seed=2)[0])
 
 
+@pytest.mark.soak
 def test_random_maps_themselves_land_anywhere_among_random_maps(imagenet, photos):
     """A verdict that is fair: a map that knows nothing is at a middling percentile on average."""
     path = sorted((photos / "hymenoptera/val/bees").glob("*.jpg"))[0]

@@ -128,7 +128,7 @@ def test_cached_weights_are_used_without_a_network(tmp_path, monkeypatch):
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     torch.manual_seed(5)
-    state = row.build().state_dict()
+    state = row.build(1000).state_dict()
     torch.save(state, folder / "squeezenet1_1-b8a52dc0.pth")
     loaded = row.network()
     assert weights != str(tmp_path)

@@ -30,7 +30,7 @@ def test_a_mistake_ends_a_real_process_with_one_sentence(in_tmp):
         (("train", "--data", "nowhere"), "does not exist"),
         (("train", "--backbone", "vgg"), "efficientnet_lite0"),
         (("train", "--preset", "fast"), "quick, default, thorough"),
-        (("train", "--set", "zoom=1"), "choose from: backbone"),
+        (("train", "--set", "zoom=1"), "choose from: preset, backbone"),
         (("train", "--resume", "0123456789"), "there is none in runs"),
         (("compare", "0" * 32, "1" * 32, "--data", "."), "no run"),
         (("promote", "nothing"), "no version"),

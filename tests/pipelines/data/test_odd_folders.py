@@ -105,6 +105,19 @@ def test_a_link_to_another_folder_within_a_class_brings_its_pictures(pets, tmp_p
     assert len(scan_folder(pets).train) == 18
 
 
+@pytest.mark.parametrize("folder", ["/", "/proc", "/proc/self", "/sys/class", "/dev"])
+def test_folders_of_the_system_have_no_end_and_are_refused_at_once(folder):
+    with pytest.raises(DataError, match="folder of the system; name the one with the pictures"):
+        scan_folder(Path(folder))
+
+
+def test_a_link_to_the_root_of_the_system_is_not_entered(pets):
+    before = scan_folder(pets).digest
+    (pets / "train/dogs/all").symlink_to("/")
+    (pets / "train/dogs/processes").symlink_to("/proc")
+    assert scan_folder(pets).digest == before
+
+
 @pytest.mark.parametrize("folder", ["D10_suffixes", "D10b_alljfif"])
 def test_every_picture_is_read_or_named_whatever_its_suffix(cases, folder):
     found = scan_folder(cases / folder)

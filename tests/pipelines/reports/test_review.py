@@ -29,6 +29,7 @@ from pipelines.config.schema import Augmentation, PhaseConfig, TrainConfig
 from pipelines.data.dataset import scan_folder
 from pipelines.errors import RegistryError
 from pipelines.evaluation.classification import embed_samples, evaluate
+from pipelines.evaluation.explanation_drift import on_one_grid
 from pipelines.evaluation.explanations import LocalizationResult
 from pipelines.evaluation.phase_snapshots import (
     PROBE_COUNT,
@@ -41,7 +42,7 @@ from pipelines.evaluation.phase_snapshots import (
 )
 from pipelines.progress import Reporter
 from pipelines.reports.cases import NeighbourIndex
-from pipelines.reports.compare import _on_one_grid, compare_runs
+from pipelines.reports.compare import compare_runs
 from pipelines.reports.review import review_run
 from pipelines.reports.summary import summarize_evaluations
 from pipelines.tracking.registry import fetch_bundle
@@ -109,6 +110,52 @@ def test_a_run_says_what_it_was_made_of(story):
     (top,) = [child for child in children if child.info.run_name == "2 top"]
     assert top.data.params["batch_norm"] == "frozen"
     assert len(client.get_metric_history(top.info.run_id, "val_loss")) == 4
+
+
+def test_runs_are_told_apart_by_name_and_described_with_links_that_lead_somewhere(story):
+    _, (first, second), client, _ = story
+    runs = [client.get_run(trained.run_id) for trained in (first, second)]
+    names = [run.info.run_name for run in runs]
+    assert names[0] != names[1]
+    for number, name in enumerate(names):
+        assert re.match(rf"wings efficientnet_lite0 default seed {number} \d\d \w+ \d\d:\d\d:\d\d$", name)
+    assert runs[0].data.params["preset"] == "default"
+    note = runs[0].data.tags["mlflow.note.content"]
+    assert client.get_model_version("wings", first.version).description == note
+    assert note.startswith("**val: ")
+    assert "pictures right" in note.splitlines()[0]
+    assert "| head | 4 of 4 |" in note
+    assert "The model sees the whole of each picture" in note
+    base = f"#/experiments/{runs[0].info.experiment_id}/runs/{first.run_id}/artifacts/"
+    links = re.findall(r"\]\((.*?)\)", note)
+    assert len(links) == 5
+    for link in links:
+        assert link.startswith(base)
+        assert client.download_artifacts(first.run_id, link.removeprefix(base))
+
+
+def test_the_first_point_of_a_curve_is_of_a_head_that_was_trained(story):
+    _, (first, _), client, _ = story
+    experiment = client.get_run(first.run_id).info.experiment_id
+    children = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{first.run_id}'")
+    head, top = sorted(children, key=lambda child: child.info.run_name)
+    first_steps = {
+        (child.info.run_name, key): client.get_metric_history(child.info.run_id, key)[0].step
+        for child in (head, top)
+        for key in ("val_loss", "val_accuracy", "train_loss", "rate.head")
+    }
+    assert {step for (name, _), step in first_steps.items() if name == "1 head"} == {1}
+    assert first_steps["2 top", "val_loss"] == 0, "what the phase began with, which the head was trained for"
+    assert first_steps["2 top", "train_loss"] == first_steps["2 top", "rate.head"] == 1
+
+
+def test_the_logged_model_names_what_it_takes_and_gives(story):
+    found, (first, _), client, _ = story
+    source = client.get_model_version("wings", first.version).source
+    signature = mlflow.models.get_model_info(source).signature
+    assert [column.name for column in signature.inputs.inputs] == ["image"]
+    outputs = ["label", "score", "accepted", *(f"score_{name}" for name in found.classes)]
+    assert [column.name for column in signature.outputs.inputs] == outputs
 
 
 def test_the_commit_is_that_of_the_repository_around(tmp_path, monkeypatch):
@@ -308,13 +355,13 @@ def test_models_that_cannot_be_compared_are_refused(story):
         compare_runs(first.run_id, second.run_id, replace(found, classes=[*found.classes[:-1], "other"]))
 
 
-def test_maps_of_two_backbones_are_compared_on_one_grid():
+def test_maps_of_two_backbones_are_comparedon_one_grid():
     def of(values):
         return Attribution(Target(0, "a"), "grad_cam", "b", "ok", np.array(values, np.float32))
 
     coarse, fine = of([[1.0, 0.0]]), of([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
     frame = GEOMETRY.frame(300, 200)
-    one, other = _on_one_grid((coarse, frame), (fine, frame))
+    one, other = on_one_grid((coarse, frame), (fine, frame))
     assert np.shape(one) == np.shape(other) == (3, 6)
     assert evidence_moved(one, other) == pytest.approx(0.25)
 
@@ -328,8 +375,8 @@ def test_maps_of_two_views_are_compared_on_the_picture():
     elsewhere = np.zeros((8, 8), np.float32)
     elsewhere[4, 0] = 1.0
     other = Attribution(Target(0, "a"), "grad_cam", "b", "ok", elsewhere)
-    same = evidence_moved(*_on_one_grid((own, crop), (own, whole)))
-    far = evidence_moved(*_on_one_grid((own, crop), (other, whole)))
+    same = evidence_moved(*on_one_grid((own, crop), (own, whole)))
+    far = evidence_moved(*on_one_grid((own, crop), (other, whole)))
     assert same < 0.8 < far == pytest.approx(1.0, abs=0.01)
 
 
@@ -349,7 +396,7 @@ def test_the_summary_names_what_a_reviewer_asks_first(story):
     assert "trained on as well" not in told
     both = summarize_evaluations([test], shared=[("train/a.jpg", "test/b.jpg")])
     assert any("One held-out picture was trained on as well, such as test/b.jpg" in each for each in both)
-    assert "only 10 pictures: one more mistake would move its accuracy by 10.0%" in told
+    assert "only 10 pictures: one more mistake would move its accuracy by 10.0 points" in told
 
 
 def test_the_summary_says_how_much_was_seen_where_it_matters(story):

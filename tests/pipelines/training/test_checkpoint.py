@@ -14,7 +14,8 @@ from pipelines.data.dataset import scan_folder
 from pipelines.errors import TrackerUnavailable, TrainingError
 from pipelines.evaluation.phase_snapshots import PhaseSnapshot
 from pipelines.progress import EpochResult
-from pipelines.tracking.runs import check_run_exists, log_comparison, open_runs, tracking_uri_without_password
+from pipelines.tracking.runs import check_run_exists, log_comparison, open_runs
+from pipelines.tracking.store import tracking_uri_without_password
 from pipelines.training.checkpoint import (
     FinishedPhase,
     RunFolder,

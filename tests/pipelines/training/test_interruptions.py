@@ -93,10 +93,15 @@ class Place:
             "where key not like 'system/%' order by 1, 2, 3"
         )
         assert len({row[:3] for row in metrics}) == len(metrics), "no doubles"
+        # A run's name ends with the time at which it began.
+        metrics = sorted((re.sub(" seed .*", "", row[0]), *row[1:]) for row in metrics)
         return {
             "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
             "metrics": metrics,
-            "states": sorted(self.told("select name, status from runs")),
+            "states": sorted(
+                (re.sub(" seed .*", "", name), status)
+                for name, status in self.told("select name, status from runs")
+            ),
             "versions": self.told("select name, version, current_stage from model_versions"),
             "runs left": self.left(),
         }
@@ -153,14 +158,8 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        "in the top blocks",
-        pytest.param("in the review", marks=pytest.mark.soak),
-        pytest.param("in the registration", marks=pytest.mark.soak),
-    ],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("moment", ["in the top blocks", "in the review", "in the registration"])
 def test_killed_and_resumed_it_comes_to_the_same(place, undisturbed, moment):
     disturbed = place("killed")
     process = disturbed.start()
@@ -211,26 +210,31 @@ def test_the_next_training_marks_a_killed_run_and_leaves_it_resumable(place, und
     assert disturbed.left() == []
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.soak)]
-)
-def test_a_stop_ends_cleanly_and_is_resumable(place, undisturbed, number, code):
+def stop_by(number: int, code: int, place: Callable[..., Place]) -> tuple[Place, str]:
+    """A run that was stopped by a signal in its first phase, and its id."""
     stopped = place("stopped")
     process = stopped.start()
     wait_for(lambda: epoch_of(stopped) >= (0, 3), process, stopped)
     os.kill(process.pid, number)
-    began = time.monotonic()
     assert process.wait(60) == code, stopped.log()
-    print(f"stopped {time.monotonic() - began:.1f} s after the signal")
     assert "Traceback" not in stopped.log()
-    run_id = stopped.plan()["run_id"]
+    return stopped, stopped.plan()["run_id"]
+
+
+def test_ctrl_c_ends_cleanly_and_names_the_command_that_resumes(place):
+    stopped, run_id = stop_by(signal.SIGINT, 130, place)
     assert f"lucida train --resume {run_id}" in re.sub(r"\s+", " ", stopped.log())
-    states = {name: state for name, state in stopped.told("select name, status from runs")}
-    assert states["wings efficientnet_lite0"] == states["1 head"] == "KILLED"
+    rows = stopped.told("select name, status from runs")
+    states = {re.sub(" seed .*", "", name): state for name, state in rows}
+    assert states["wings efficientnet_lite0 default"] == states["1 head"] == "KILLED"
     assert states["2 top"] in ("KILLED", "SCHEDULED"), "it may not have begun"
-    if number == signal.SIGTERM:
-        stopped.finish("--resume", run_id)
-        assert stopped.story() == undisturbed
+
+
+@pytest.mark.soak
+def test_a_stopped_run_resumes_to_the_same(place, undisturbed):
+    stopped, run_id = stop_by(signal.SIGTERM, 143, place)
+    stopped.finish("--resume", run_id)
+    assert stopped.story() == undisturbed
 
 
 def test_what_cannot_be_resumed_says_why(place, butterflies, tmp_path):
@@ -378,7 +382,7 @@ def test_a_server_on_postgres_that_goes_away_and_comes_back(place, undisturbed, 
         runs = client.search_runs([experiment.experiment_id])
         assert {run.info.status for run in runs} == {"FINISHED"}
         told = sorted(
-            (run.info.run_name, metric.key, metric.step, metric.value)
+            (re.sub(" seed .*", "", run.info.run_name), metric.key, metric.step, metric.value)
             for run in runs
             for key in run.data.metrics
             if not key.startswith("system/")

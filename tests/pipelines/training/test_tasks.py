@@ -118,6 +118,7 @@ def test_a_run_that_fails_says_so_and_stays_resumable(in_tmp, butterflies):
     with pytest.raises((ImageError, ConfigError)):
         train_model(found, CONFIG, name="x", reporter=Reporter(say=said.append))
     told = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    assert {run.info.run_name: run.info.status for run in told}["x efficientnet_lite0"] == "FAILED"
+    states = {run.info.run_name.partition(" seed")[0]: run.info.status for run in told}
+    assert states[f"x efficientnet_lite0 {CONFIG.preset}"] == "FAILED"
     assert {run.info.status for run in told} <= {"FAILED", "SCHEDULED"}
     assert "lucida train --resume" in said[-1]

@@ -63,7 +63,8 @@ def drive(url: str, form: httpx.Request, *, seconds: float, rate: float | None, 
     host, port = url.removeprefix("http://").split(":")
     body = form.read()
     request = (
-        f"POST {form.url.path} HTTP/1.1\r\nHost: x\r\nContent-Type: {form.headers['content-type']}\r\n"
+        f"POST {form.url.path} HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Type: {form.headers['content-type']}\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     ).encode() + body
     seen, began = Seen(), time.perf_counter()
@@ -241,7 +242,7 @@ def test_clients_that_hang_up_leave_nothing_behind(start, bundle_folder, bee, co
     form = httpx.Request("POST", own.url, files={"image": bee}, data={"method": "rise", "top_k": "3"})
     body = form.read()
     head = (
-        f"POST /explain HTTP/1.1\r\nHost: x\r\nContent-Type: {form.headers['content-type']}\r\n"
+        f"POST /explain HTTP/1.1\r\nHost: localhost\r\nContent-Type: {form.headers['content-type']}\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     ).encode()
     for _ in range(60):

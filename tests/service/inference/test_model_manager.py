@@ -6,14 +6,18 @@ import json
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 from safetensors.torch import load_file, save_file
 
+from models.errors import BundleError
 from service.inference.model_manager import ModelManager
+from service.inference.predictor import Predictor
 from service.metrics import get_metrics
+from service.operations.trial import try_answers
 from service.settings import Settings
 
 
@@ -77,7 +81,7 @@ def test_a_refused_successor_is_tried_again_when_its_turn_comes_again(
     link, half = tmp_path / "current", Path(shutil.copytree(second, tmp_path / "half"))
     link.symlink_to(bundle_folder, target_is_directory=True)
     (half / "weights.safetensors").unlink()
-    manager = ModelManager(lambda: link, Settings(), get_metrics())
+    manager = ModelManager(lambda: link, Settings(), get_metrics(), try_answers)
     try:
         turned(link, half)
         assert not manager.refresh()
@@ -92,6 +96,20 @@ def test_a_refused_successor_is_tried_again_when_its_turn_comes_again(
         assert manager.folder == half
     finally:
         manager.close()
+
+
+@pytest.mark.parametrize("field", ["model", "run_id"])
+def test_a_model_whose_answers_cannot_be_sent_is_refused_before_it_answers(second, field):
+    """Whatever a check of the bundle may miss: a lone surrogate, put into a loaded one."""
+    predictor = Predictor(second, Settings())
+    try:
+        try_answers(predictor)
+        provenance = replace(predictor.bundle.provenance, **{field: "\ud800"})
+        predictor.bundle = replace(predictor.bundle, provenance=provenance)
+        with pytest.raises(BundleError, match="cannot be sent"):
+            try_answers(predictor)
+    finally:
+        predictor.close()
 
 
 def pickled(folder: Path) -> None:
@@ -126,6 +144,7 @@ def test_a_broken_bundle_ends_the_service_with_one_sentence(start, bundle_folder
     (sentence, *_) = [line for line in log.splitlines() if line.startswith("camera-lucida cannot start")]
     print("\n" + sentence)
     assert sentence.endswith(".")
+    assert "Traceback" not in log
     assert not Path("/tmp/owned").exists()
 
 

@@ -93,8 +93,11 @@ def test_only_a_budget_that_was_asked_for_makes_an_answer_cheaper(predictor, bee
     seconds = 2 * RiseParameters.QUICK["masks"] * predictor.costs.forward_seconds
     with deadline_scope(Deadline(seconds, budget=budget)):
         cut = ask(predictor, "explain", bee, method="rise", flip=True).cut
-    said = [each.split(":")[0] for each in cut]
-    assert said == (["smoothing", "effort"] if budget else ["evidence"])
+    cut = [text.split(":")[0] for text in cut]
+    if budget:  # on a machine that grew slower meanwhile, the evidence may be cut short as well
+        assert cut[:2] == ["smoothing", "effort"]
+    else:
+        assert cut == ["evidence"]
 
 
 def test_a_class_by_name_a_block_by_name(predictor, bee):

@@ -110,6 +110,7 @@ def test_bad_jobs_are_told_at_once(service, bee):
         assert service.get(f"/jobs/{name}").json()["kind"] == "no_such_job"
 
 
+@pytest.mark.soak
 def test_jobs_survive_kills_of_their_process_and_of_the_service(start, bundle_folder, bee, tmp_path):
     own = start(bundle_folder, workers="1", jobs=tmp_path / "jobs")
     job = submit(own, "explain", *[bee] * 6, method="occlusion").json()
@@ -191,7 +192,7 @@ def test_jobs_are_bounded_in_number_and_belong_to_their_key(start, bundle_folder
 
 
 def test_what_ended_long_ago_is_forgotten(tmp_path):
-    store = JobStore(tmp_path)
+    store = JobStore(tmp_path, most_bytes=10**9)
     old, new, waiting = (store.create("explain", {}, [b"x"], None) for _ in range(3))
     store.update(old, state="done", ended=time.time() - 100)
     store.update(new, state="done", ended=time.time())
@@ -201,7 +202,7 @@ def test_what_ended_long_ago_is_forgotten(tmp_path):
 
 
 def test_an_answer_that_a_kill_cut_off_is_dropped(tmp_path):
-    store = JobStore(tmp_path)
+    store = JobStore(tmp_path, most_bytes=10**9)
     job = store.create("explain", {}, [b"x", b"y"], None)
     store.add_answer(job, b'{"whole": 1}')
     with (tmp_path / job.id / "answers.jsonl").open("ab") as lines:
@@ -213,9 +214,9 @@ def test_an_answer_that_a_kill_cut_off_is_dropped(tmp_path):
 
 
 def test_no_two_processes_work_on_one_job(tmp_path):
-    store = JobStore(tmp_path)
+    store = JobStore(tmp_path, most_bytes=10**9)
     job = store.create("explain", {}, [], None)
-    with store.try_lock(job) as first, JobStore(tmp_path).try_lock(job) as second:
+    with store.try_lock(job) as first, JobStore(tmp_path, most_bytes=10**9).try_lock(job) as second:
         assert (first, second) == (True, False)
     with store.try_lock(job) as third:
         assert third
@@ -247,7 +248,7 @@ def test_a_job_of_one_picture_does_not_wait_for_the_end_of_a_longer_one(service,
 
 
 def test_a_picture_that_kills_its_process_is_passed_over_after_two_tries(tmp_path):
-    store = JobStore(tmp_path)
+    store = JobStore(tmp_path, most_bytes=10**9)
     job = store.create("explain", {}, [b"x", b"y"], None)
     assert [store.attempt(job, 0) for _ in range(3)] == [1, 2, 3]
     assert store.attempt(job, 1) == 1
@@ -256,7 +257,7 @@ def test_a_picture_that_kills_its_process_is_passed_over_after_two_tries(tmp_pat
 
 
 def test_only_so_many_ended_jobs_are_kept_and_none_keeps_its_pictures(tmp_path):
-    store = JobStore(tmp_path)
+    store = JobStore(tmp_path, most_bytes=10**9)
     jobs = [store.create("explain", {}, [b"x"], None) for _ in range(4)]
     for job in jobs[:3]:
         store.finish(job, state="done")
@@ -266,7 +267,7 @@ def test_only_so_many_ended_jobs_are_kept_and_none_keeps_its_pictures(tmp_path):
 
 
 def test_a_damaged_job_stops_no_other(tmp_path):
-    store = JobStore(tmp_path)
+    store = JobStore(tmp_path, most_bytes=10**9)
     jobs = [store.create("explain", {}, [b"x"], None) for _ in range(3)]
     (tmp_path / jobs[0].id / "job.json").write_text("")
     (tmp_path / jobs[1].id / "status.json").write_text('{"state": "running", "of another version": 1}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
@@ -99,20 +100,20 @@ def test_malformed_bodies_get_one_sentence(service, name):
 LINES = [
     b"GARBAGE\r\n\r\n",
     b"POST /predict HTTP/1.1\r\n\r\n",
-    b"POST /predict HTTP/9.9\r\nHost: x\r\n\r\n",
-    b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-    b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n",
-    b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-    b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: " + b"y" * 200_000 + b"\r\n\r\n",
+    b"POST /predict HTTP/9.9\r\nHost: localhost\r\n\r\n",
+    b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+    b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999999999\r\n\r\n",
+    b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: " + b"y" * 200_000 + b"\r\n\r\n",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    b"GET /web/../app.py HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    b"GET /web/%2e%2e/app.py HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    b"GET /samples/..%2f..%2fbundle.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    b"GET /jobs/..%2fkeeper.lock HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    b"GET /web/../app.py HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    b"GET /web/%2e%2e/app.py HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    b"GET /samples/..%2f..%2fbundle.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    b"GET /jobs/..%2fkeeper.lock HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
 ]
 
 
@@ -143,7 +144,7 @@ def test_no_more_than_the_limit_is_read_of_a_long_body(service):
             line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
             how = "Content-Length: 400000000" if declared else "Transfer-Encoding: chunked"
             line.sendall(
-                f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n{how}\r\n\r\n".encode()
+                f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n{how}\r\n\r\n".encode()
             )
             taken = 0
             line.settimeout(3)
@@ -170,7 +171,7 @@ def test_a_slow_upload_is_ended_and_holds_up_nobody(start, bundle_folder, corpus
     for _ in range(100):
         line = socket.create_connection((host, int(port)), timeout=20)
         line.sendall(
-            b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
             b"Content-Length: 1000\r\n\r\n--b\r\n"
         )
         lines.append(line)
@@ -301,6 +302,60 @@ def test_ids_and_lines_of_log(service, bee):
     assert max(map(len, map(json.dumps, lines))) < 400, "no picture in the log"
 
 
+NAMES = [
+    b'filename="' + b"n" * 9_000 + b'.jpg"',
+    b'filename="a\nb.jpg"',
+    b'filename="\xff\xfe.jpg"',
+    b'filename="../../\xed\xa0\x80.jpg"',
+    b'filename=""',
+    b"filename*=UTF-8''%E2%82%AC.jpg",
+    b"filename*=no-such-charset''%zz",
+    b'filename*0="a"; filename*1=".jpg"',
+]
+
+
+def test_no_file_name_keeps_a_picture_out_nor_the_job_that_it_is_in(service, bee):
+    named = form(*(part(b'form-data; name="image"; ' + name, bee) for name in NAMES))
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    reply = httpx.post(f"{service.url}/jobs/predict", content=named, headers=headers, trust_env=False)
+    assert (reply.status_code, reply.json()["pictures"]) == (202, len(NAMES))
+
+
+@pytest.mark.parametrize("content", [b"x" * 500, b"x" * 50_000], ids=["short", "long"])
+def test_a_picture_without_a_file_name_is_told_what_it_lacks(service, content):
+    body = form(part(b'form-data; name="image"', content))
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    for route in ("/explain", "/jobs/explain"):
+        reply = httpx.post(f"{service.url}{route}", content=body, headers=headers, trust_env=False)
+        assert reply.status_code in {400, 422}
+        assert "file name" in reply.json()["error"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "x" * 500])
+def test_a_compressed_body_is_refused_by_name(service, bee, encoding):
+    body, headers = gzip.compress(form(part(IMAGE, bee))), {"Content-Type": "multipart/form-data; boundary=b"}
+    for route in ("/predict", "/jobs/predict"):
+        reply = httpx.post(
+            f"{service.url}{route}", content=body, headers=headers | {"Content-Encoding": encoding}, trust_env=False
+        )  # fmt: skip
+        assert (reply.status_code, reply.json()["kind"]) == (415, "unsupported_encoding")
+        assert encoding[:40] in reply.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "route", "allowed"),
+    [
+        ("GET", "/explain", "POST"),
+        ("DELETE", "/model", "GET, HEAD"),
+        ("PUT", "/jobs/" + "a" * 22, "DELETE, GET, HEAD"),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_ones(service, method, route, allowed):
+    reply = httpx.request(method, f"{service.url}{route}", trust_env=False)
+    assert (reply.status_code, reply.json()["kind"]) == (405, "method_not_allowed")
+    assert sorted(re.findall("[A-Z]{3,}", reply.json()["error"])) == allowed.split(", ")
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -310,7 +365,7 @@ def test_ids_and_lines_of_log(service, bee):
         ({"Origin": "null"}, 403),
         ({"Origin": "http://["}, 403),
         ({"Origin": ""}, 403),
-        ({"Origin": "http://ours.example:3000", "Host": "ours.example:3000"}, 200),
+        ({"Origin": "http://10.1.2.3:3000", "Host": "10.1.2.3:3000"}, 200),
         ({"Origin": "http://ours.example", "X-Forwarded-Host": "ours.example"}, 200),
         ({"Sec-Fetch-Site": "same-origin", "Origin": "https://ours.example"}, 200),
     ],
