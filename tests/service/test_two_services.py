@@ -45,6 +45,7 @@ def pair(bundle_folder, second, tmp_path_factory):
     other.stop()
 
 
+@pytest.mark.soak
 def test_jobs_are_worked_on_and_listed_by_the_service_that_took_them(pair, bee):
     for served in pair[:2]:
         model = served.ask("/predict", bee).json()["provenance"]["model"]
@@ -102,6 +103,7 @@ def test_a_folder_of_a_killed_service_is_taken_over(bundle_folder, tmp_path):
     after.stop()
 
 
+@pytest.mark.soak
 def test_without_a_folder_to_write_to_it_says_so_or_serves_without_jobs(bundle_folder, tmp_path):
     settings = environment(tmp_path, bundle_folder, XDG_STATE_HOME="/proc/none")
     words = [BIN / "bentoml", "serve", ".", "--port", str(free_port())]

@@ -130,6 +130,7 @@ def test_an_answer_that_is_no_json_is_refused(places, run, bundle_folder):
         assert "The answer is not JSON" in printed
 
 
+@pytest.mark.soak
 def test_a_reader_that_goes_away_is_no_fault(in_tmp):
     """As `lucida --help | head -1` does, with an output that no pipe holds."""
     command = [

@@ -102,6 +102,7 @@ def test_a_set_without_masks_is_not_located(photos, imagenet):
 # ---------------------------------------------------------------- the commands
 
 
+@pytest.mark.soak
 def test_one_picture_is_put_to_all_the_questions(animals, photos, tmp_path):
     _, _, folder, _ = animals
     loaded = load_bundle(folder)
@@ -189,6 +190,7 @@ def test_a_patch_holds_what_the_channel_answers(animals):
     assert np.mean(lower) >= 0.8
 
 
+@pytest.mark.soak
 def test_the_commands_write_what_they_say(animals, photos, tmp_path, capsys, monkeypatch):
     _, _, folder, _ = animals
     monkeypatch.chdir(tmp_path)
@@ -214,6 +216,7 @@ def test_the_commands_write_what_they_say(animals, photos, tmp_path, capsys, mon
 # ---------------------------------------------------------------- jobs
 
 
+@pytest.mark.soak
 def test_a_job_judges_its_maps_and_keeps_what_made_them(animals, photos, tmp_path):
     import pyarrow.parquet as pq
 

@@ -49,6 +49,7 @@ def pictures(butterflies):
     return [read_image(path) for path in sorted(butterflies.glob("val/*/*"))[::7][:3]]
 
 
+@pytest.mark.soak
 def test_the_highest_classes_of_any_number_of_pictures(bundle_folder, pictures, tmp_path):
     bundle = load_bundle(bundle_folder)
     done = export_onnx(bundle, tmp_path / "model.onnx", top_k=2)

@@ -27,6 +27,7 @@ print(json.dumps({model.info.labels["model"]: model.tag.name for model in bentom
 """
 
 
+@pytest.mark.soak
 def test_each_model_has_a_bento_model_of_its_own_and_a_clone_asks_which(in_tmp, bundle_folder):
     for name in ("wings", "My-Birds"):
         registered(bundle_folder, name, 0.9)

@@ -16,6 +16,7 @@ from tests.support.serving import PROJECT
 OPEN = "from pipelines.tracking.runs import open_runs; print(open_runs('run', ['head'], folder='f')[0])"
 
 
+@pytest.mark.soak
 def test_commands_that_meet_a_new_store_at_once_all_open_their_runs(tmp_path):
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/new.db",

@@ -221,6 +221,7 @@ def stop_by(number: int, code: int, place: Callable[..., Place]) -> tuple[Place,
     return stopped, stopped.plan()["run_id"]
 
 
+@pytest.mark.soak
 def test_ctrl_c_ends_cleanly_and_names_the_command_that_resumes(place):
     stopped, run_id = stop_by(signal.SIGINT, 130, place)
     assert f"lucida train --resume {run_id}" in re.sub(r"\s+", " ", stopped.log())

@@ -182,6 +182,7 @@ def test_a_scan_bomb_holds_up_nobody(service, bee, corpus):
     assert loud <= 3 * quiet + 0.02
 
 
+@pytest.mark.soak
 def test_a_bomb_within_the_limits_is_ended_by_the_deadline(start, bundle_folder, bee, corpus):
     """Fifteen hundred scans of a third of a megapixel may be allowed, and take longer than is given."""
     own = start(bundle_folder, max_scans="100000", deadline_ms="100", workers="1")

@@ -21,6 +21,7 @@ from service.operations.trial import try_answers
 from service.settings import Settings
 
 
+@pytest.mark.soak
 def test_a_new_champion_takes_over_without_a_lost_or_a_mixed_answer(
     start, bundle_folder, second, turned, bee, tmp_path
 ):

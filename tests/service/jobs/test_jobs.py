@@ -222,6 +222,7 @@ def test_no_two_processes_work_on_one_job(tmp_path):
         assert third
 
 
+@pytest.mark.soak
 def test_jobs_run_in_the_order_of_their_submission_and_leave_json_alone(start, bundle_folder, bee, tmp_path):
     own = start(bundle_folder, workers="1", jobs=tmp_path / "jobs")
     names = [submit(own, "predict", bee).json()["id"] for _ in range(4)]
@@ -234,6 +235,7 @@ def test_jobs_run_in_the_order_of_their_submission_and_leave_json_alone(start, b
             assert isinstance(json.loads(line), dict)
 
 
+@pytest.mark.soak
 def test_a_job_of_one_picture_does_not_wait_for_the_end_of_a_longer_one(service, bee):
     long = submit(service, "explain", *[bee] * 6, method="occlusion").json()["id"]
     while service.get(f"/jobs/{long}").json()["state"] == "queued":

@@ -130,6 +130,7 @@ def test_the_folder_is_measured_while_jobs_come_and_go(tmp_path):
     assert max(sizes) > 0
 
 
+@pytest.mark.soak
 def test_a_job_beyond_the_bytes_of_the_folder_is_refused(start, bundle_folder, bee):
     own = start(bundle_folder, workers="1", max_jobs_bytes=str(len(bee) * 5))
     assert submit(own, "predict", *[bee] * 6).json()["kind"] == "jobs_full"
