@@ -1,4 +1,5 @@
-"""A trained model as a folder that anybody can check: bundle.json, weights.safetensors, probe.png.
+"""A trained model as a folder that anybody can check: bundle.json, weights.safetensors, probe.png, and
+reference.safetensors where its validation images were measured.
 
 bundle.json says what the model is (classes, backbone, geometry, Grad-CAM block), where it came from (run,
 data set digest, versions, metrics) and what the other files' digests are. The probe is a drawn image with
@@ -48,6 +49,7 @@ from models.networks.probe import probe_pixels
 from models.networks.scoring import Scoring
 from models.networks.transfer_model import TransferModel, count_outputs
 from models.networks.weights import check_weights_header, parse_weights
+from models.reference import REFERENCE_FILE, Reference
 from models.strict_files import parse_json, read_file
 
 BUNDLE_FORMAT = 1
@@ -61,7 +63,7 @@ REGISTRATION_FILE = "registration.json"
 
 _SMALL_FILE = 64_000
 _MOST_BYTES = {MANIFEST_FILE: 32_000_000, WEIGHTS_FILE: 8_000_000_000, PROBE_FILE: 20_000_000,
-               PROGRAM_FILE: MOST_PROGRAM_BYTES}  # fmt: skip
+               PROGRAM_FILE: MOST_PROGRAM_BYTES, REFERENCE_FILE: 200_000_000}  # fmt: skip
 """Limits on the files of a bundle, in bytes; of those beside it, the small ones."""
 _MOST_CLASSES = 100_000
 
@@ -92,6 +94,8 @@ class Bundle:
     provenance: BundleProvenance
     sanity: RandomizationCheck | None
     """Which methods depend on what this model has learnt; None for a bundle that was saved without."""
+    reference: Reference | None
+    """What its validation images are like; None for a bundle that was saved without."""
 
     @property
     def probe(self) -> tuple[Tensor, Tensor]:
@@ -109,6 +113,7 @@ def save_bundle(
     dataset: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     sanity: RandomizationCheck | None = None,
+    reference: Reference | None = None,
 ) -> str:
     """Write a model as a new bundle folder and return its digest; the model is left in eval mode.
 
@@ -130,6 +135,8 @@ def save_bundle(
     files = {WEIGHTS_FILE: weights, PROBE_FILE: probe}
     if model.backbone.program is not None:
         files[PROGRAM_FILE] = model.backbone.program
+    if reference is not None:
+        files[REFERENCE_FILE] = reference.to_bytes()
     manifest: dict[str, Any] = {
         "format": BUNDLE_FORMAT,
         "name": name,
@@ -206,6 +213,7 @@ def load_bundle(
         model=model,
         provenance=_read_provenance(folder, manifest),
         sanity=RandomizationCheck.from_dict(checked) if checked is not None else None,
+        reference=_read_reference(folder, manifest),
     )
 
 
@@ -277,7 +285,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             raise BundleError(f"{MANIFEST_FILE} lacks a proper {key!r}.")
     names = [WEIGHTS_FILE, PROBE_FILE]
     names += [PROGRAM_FILE] if manifest["backbone"].startswith(EXPORTED_PREFIX) else []
-    if set(manifest["files"]) != set(names):
+    if set(manifest["files"]) - {REFERENCE_FILE} != set(names):
         raise BundleError(
             f"{MANIFEST_FILE} must list exactly {' and '.join(names)}, not {sorted(manifest['files'])}."
         )
@@ -337,6 +345,12 @@ def _read_probe(folder: Path, manifest: Mapping[str, Any], geometry: Geometry) -
         )
     x, _ = geometry.prepare(decode_image(_read_file(folder, PROBE_FILE)))
     return x.unsqueeze(0), torch.tensor([logits], dtype=torch.float64)
+
+
+def _read_reference(folder: Path, manifest: Mapping[str, Any]) -> Reference | None:
+    if REFERENCE_FILE not in manifest["files"]:
+        return None
+    return Reference.from_bytes(_read_file(folder, REFERENCE_FILE), classes=len(manifest["classes"]))
 
 
 def _read_provenance(folder: Path, manifest: Mapping[str, Any]) -> BundleProvenance:

@@ -231,7 +231,7 @@ class Explainer:
     def predict(self, images: Sequence[PreparedImage]) -> list[list[Prediction]]:
         """Return all classes of each image, highest score first; raises ExplanationError for bad logits."""
         logits = predict_logits(self.backend, torch.stack([item.x for item in images]))
-        return [self._rank(item) for item in logits]
+        return [self.rank(item) for item in logits]
 
     def explain(
         self,
@@ -301,8 +301,6 @@ class Explainer:
         if chosen is None:
             return ()
         return find_suggestions(explanation.forward, chosen, disabled=self.disabled)
-
-    # ------------------------------------------------------------ the recipe
 
     def _explain(
         self,
@@ -378,12 +376,13 @@ class Explainer:
             forward=forward,
         )
 
-    def _rank(self, logits: Tensor) -> list[Prediction]:
+    def rank(self, logits: Tensor) -> list[Prediction]:
+        """Return all classes by one image's logits (classes,); raises ExplanationError for bad ones."""
         return rank_classes(logits, self.model.classes, self.model.scoring)
 
     def _rank_or_error(self, logits: Tensor) -> list[Prediction] | LucidaError:
         try:
-            return self._rank(logits)
+            return self.rank(logits)
         except ExplanationError as error:
             return error
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from service.inference.model_manager import ModelManager
     from service.jobs.supervisor import JobSupervisor
     from service.metrics import Metrics
+    from service.monitoring import Monitor
 
 log = logging.getLogger("lucida.service")
 
@@ -55,6 +56,7 @@ class Application:
         self.keys = ApiKeys(settings.api_keys)
         self.models: ModelManager | None = None
         self.metrics: Metrics | None = None
+        self.monitor: Monitor | None = None
         self.rate_limit: RateLimit | None = None
         self.balance: ConnectionBalance | None = None
         self._supervisor: JobSupervisor | None = None
@@ -75,6 +77,7 @@ class Application:
         from service.inference.model_manager import ModelManager
         from service.jobs.supervisor import JobSupervisor
         from service.metrics import get_metrics
+        from service.monitoring import KeptSamples, Monitor
         from service.operations.trial import try_answers
 
         settings = self.settings
@@ -82,7 +85,10 @@ class Application:
         self.balance = _connection_balance(settings)
         self.models = models = ModelManager(source, settings, self.metrics, try_answers)
         admission = AdmissionControl(settings, self._observe_places)
-        state = AppState(settings, models, admission, self.metrics)
+        folder = settings.keep_samples
+        kept = KeptSamples(folder, settings.max_kept_bytes) if folder is not None else None
+        self.monitor = Monitor(settings.jobs, kept)
+        state = AppState(settings, models, admission, self.metrics, self.monitor)
         self._routes = [*operation_routes(state), *read_routes(state), *open_inference_routes(state)]
         if settings.max_jobs:
             self._routes += JobApi(state).routes()
@@ -103,6 +109,8 @@ class Application:
         """End what runs beside the requests."""
         if self.models is not None:
             self.models.close()
+        if self.monitor is not None:
+            self.monitor.close()
         if self._supervisor is not None:
             self._supervisor.close()
 

@@ -8,11 +8,13 @@ that their number does not grow with the classes.
 from __future__ import annotations
 
 import functools
-import math
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from models.metrics.observation import concentration
 from service.schemas import Evidence, ExplainAnswer, PredictAnswer
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -81,26 +83,15 @@ class Metrics:
     def _observe_map(self, evidence: Evidence) -> None:
         self.explanations.labels(evidence.method, evidence.status).inc()
         if evidence.status == "ok":
-            self.concentration.observe(concentration(evidence.grid.values))
+            self.concentration.observe(concentration(np.array(evidence.grid.values)))
             if evidence.border is not None:
                 self.border.observe(evidence.border.mass)
 
 
-def concentration(values: list[list[float]]) -> float:
-    """Return 1 less the entropy of a map's positive part over that of an even map: 0 spread evenly, 1 all in
-    one cell.
+def render_metrics(windows: Any) -> tuple[bytes, str]:
+    """Return the figures of all workers in Prometheus' format, and the media type of that; ``windows`` is a
+    collector of what is held against the model's reference.
     """
-    positive = [value for row in values for value in row if value > 0]
-    cells = sum(len(row) for row in values)
-    total = math.fsum(positive)
-    if cells < 2 or total <= 0:
-        return 1.0
-    entropy = -math.fsum(value / total * math.log(value / total) for value in positive if value / total > 0)
-    return 1.0 - entropy / math.log(cells)
-
-
-def render_metrics() -> tuple[bytes, str]:
-    """Return the figures of all workers in Prometheus' format, and the media type of that."""
     from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -109,7 +100,9 @@ def render_metrics() -> tuple[bytes, str]:
         _forget_the_dead(Path(os.environ[_FOLDER]))
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry), CONTENT_TYPE_LATEST
+    watched = CollectorRegistry()
+    watched.register(windows)
+    return generate_latest(registry) + generate_latest(watched), CONTENT_TYPE_LATEST
 
 
 def _forget_the_dead(folder: Path) -> None:

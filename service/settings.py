@@ -165,6 +165,17 @@ class Settings(BaseSettings):
         "/readyz asks for a key. `lucida key NAME` makes one.",
     )
     key_per_minute: int = Field(600, ge=1, description="Requests of one key in a minute; beyond them 429.")
+    novelty: bool = Field(
+        True, description="Whether answers say how unusual a picture is, where the bundle has a reference."
+    )
+    keep_samples: Path | None = Field(
+        None,
+        description="Folder in which unusual pictures are kept as they were sent, for somebody to look at; "
+        "none are kept without.",
+    )
+    max_kept_bytes: int = Field(
+        100_000_000, ge=1_000, description="Bytes of the pictures kept; beyond them the oldest go."
+    )
     samples: Path | None = Field(
         None,
         description="Folder of pictures that the page offers to try; those packaged with the model without.",

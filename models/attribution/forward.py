@@ -44,6 +44,11 @@ class ForwardPass:
             self._logits = self.model.after(block, layout.from_map(self._map, value))
 
     @property
+    def has_map(self) -> bool:
+        """Whether the block passes a map on."""
+        return self._map is not None
+
+    @property
     def map(self) -> Tensor:
         """The block's output as a map (N, channels, rows, cols), a leaf of autograd; raises ExplanationError
         for a block that passes no map on.
@@ -123,13 +128,22 @@ def run_forward(
 
 def predict_logits(backend: Backend, x: Tensor) -> Tensor:
     """Return logits (N, classes) of images (N, 3, H, W), without autograd, in the host's memory."""
+    return predict_with_value(backend, x)[0]
+
+
+def predict_with_value(backend: Backend, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits as :func:`predict_logits` does, and the value of the Grad-CAM block that they came
+    from.
+    """
     check_deadline()
     model, block = backend.model, backend.model.cam_block
     with torch.no_grad():
         value = backend.until(block, x)
         logits = to_host(model.after(block, value))
         refined = backend.refine_low_margin(block, x, value, logits)
-        return logits if refined is None else to_host(model.after(block, refined))
+        if refined is None:
+            return logits, value
+        return to_host(model.after(block, refined)), refined
 
 
 def score_function(forward: ForwardPass, target: Target) -> Callable[[Tensor], Tensor]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.bundle import load_bundle, save_bundle
+from models.explainer import Explainer
 from models.networks.transfer_model import TransferModel
 from pipelines.data.dataset import Dataset
 from pipelines.data.visibility import describe_view, seen_shares
@@ -21,6 +22,7 @@ from pipelines.evaluation.explanations import (
     measure_localization,
 )
 from pipelines.evaluation.phase_snapshots import choose_probes
+from pipelines.evaluation.reference import measure_reference
 from pipelines.progress import Reporter
 from pipelines.reports.review import log_review
 from pipelines.reports.samples import log_samples
@@ -74,6 +76,7 @@ class RunCompletion:
         sanity = check_methods(model, choose_probes(self.data), self.sanity, progress=self.reporter.step)
         if sanity is not None:
             self.log.file(to_json(sanity.to_dict()), "explanations/sanity.json")
+        reference = measure_reference(Explainer(model), self.data.val, progress=self.reporter.step)
         self.log.tags({"peak_memory_mb": f"{peak_memory_mb():.0f}"})
         log_samples(evaluations["val"], self.log.file)
         trained = TrainedModel(
@@ -97,6 +100,7 @@ class RunCompletion:
                 dataset=self.data.summary(),
                 training=self.settings,
                 sanity=sanity,
+                reference=reference,
             )
             self._review(load_bundle(folder, device=model.device).model, trained, located, digest)
             version = self._register(folder, trained, metrics, ended_ms)

@@ -30,6 +30,9 @@ from service.errors import HTTPError
 from service.inference.predictor import Predictor
 from service.operations import explain, multipart, predict
 from service.operations.explain import ExplainForm
+from service.operations.form import Form
+from service.operations.operation import ImageResponse, Operation
+from service.schemas import Answer
 
 
 def open_inference_routes(state: AppState) -> list[Route]:
@@ -105,11 +108,9 @@ async def _infer(request: Request, state: AppState) -> Response:
         deadline = form_deadline(form, settings)
         form.check(predictor)
         operation = predict.OPERATION if set(inference.outputs) <= OF_PREDICTION else explain.OPERATION
-        work = [partial(operation.run, predictor, data, form) for data in inference.images]
+        work = [partial(_run, state, operation, predictor, data, form) for data in inference.images]
         done = await admission.run(request, deadline, work)
     answers = [item for item in done if isinstance(item, schemas.PredictAnswer | schemas.ExplainAnswer)]
-    for answer in answers:
-        state.metrics.observe(answer)
     if len({len(evidence_of(answer)) for answer in answers}) != 1:
         raise DeadlineExceeded("There was no time for the maps of every picture; send fewer at once.")
     about = {
@@ -125,6 +126,14 @@ async def _infer(request: Request, state: AppState) -> Response:
         return Response(content, media_type="application/json")
     headers = {HEADER_LENGTH: str(header_length)}
     return Response(content, media_type="application/octet-stream", headers=headers)
+
+
+def _run(
+    state: AppState, operation: Operation, predictor: Predictor, data: bytes, form: Form
+) -> Answer | ImageResponse:
+    answer = operation.run(predictor, data, form)
+    state.observe(predictor, answer, data)
+    return answer
 
 
 def _predictor(request: Request, state: AppState) -> Predictor:

@@ -30,6 +30,7 @@ from service.api.routes import AppState, StatefulEndpoint, json_errors
 from service.errors import HTTPError
 from service.inference.model_card import describe_model
 from service.metrics import render_metrics
+from service.monitoring import DriftMonitor
 from service.operations.filters import synthesize
 
 WEB = Path(__file__).parents[1] / "web"
@@ -45,6 +46,7 @@ def read_routes(state: AppState) -> list[Route | Mount]:
     answers: dict[str, StatefulEndpoint] = {
         "/model": _model_card,
         "/anatomy": _anatomy,
+        "/drift": _drift,
         "/filters": FiltersEndpoint(),
         "/colours": _colours,
         "/samples": _samples,
@@ -57,7 +59,7 @@ def read_routes(state: AppState) -> list[Route | Mount]:
         Route("/", _page, methods=["GET"]),
         Mount("/web", StaticFiles(directory=WEB), name="web"),
         Route("/favicon.ico", _icon, methods=["GET"]),
-        Route("/metrics", _metrics, methods=["GET"]),
+        Route("/metrics", json_errors(_metrics, state), methods=["GET"]),
         *(Route(path, json_errors(answer, state), methods=["GET"]) for path, answer in answers.items()),
     ]
 
@@ -70,8 +72,9 @@ async def _icon(request: Request) -> Response:
     return RedirectResponse("web/icon.svg")
 
 
-async def _metrics(request: Request) -> Response:
-    content, media_type = await to_thread.run_sync(render_metrics)
+async def _metrics(request: Request, state: AppState) -> Response:
+    _watched(state)
+    content, media_type = await to_thread.run_sync(render_metrics, state.monitor)
     return Response(content, headers={"Content-Type": media_type})
 
 
@@ -79,6 +82,24 @@ async def _model_card(request: Request, state: AppState) -> Response:
     """Answer with classes, geometry, blocks, methods, metrics and provenance of the served bundle."""
     card = describe_model(state.models.predictor)
     return _json({**card, "refused_successor": state.models.refused})
+
+
+async def _drift(request: Request, state: AppState) -> Response:
+    """Answer with the figures of the last hour and day, beside those of the model's validation images."""
+    monitor = _watched(state)
+    if monitor is None:
+        raise HTTPError(
+            HTTPStatus.NOT_FOUND, "no_reference",
+            "The model's bundle has no reference to hold pictures against; it is made when a model is "
+            "trained, or adopted with labelled data.",
+        )  # fmt: skip
+    return _json(await to_thread.run_sync(monitor.report))
+
+
+def _watched(state: AppState) -> DriftMonitor | None:
+    """Return the watch over the model that answers now."""
+    bundle = state.models.predictor.bundle
+    return state.monitor.watch(bundle.provenance.digest, bundle.reference)
 
 
 async def _anatomy(request: Request, state: AppState) -> Response:

@@ -17,6 +17,7 @@ from service.inference.admission import AdmissionControl
 from service.inference.model_manager import ModelManager
 from service.inference.predictor import Predictor
 from service.metrics import Metrics
+from service.monitoring import Monitor
 from service.operations import multipart
 from service.operations.form import Form
 from service.operations.operation import ImageResponse, Operation
@@ -35,6 +36,14 @@ class AppState:
     models: ModelManager
     admission: AdmissionControl
     metrics: Metrics
+    monitor: Monitor
+
+    def observe(self, predictor: Predictor, answer: Answer | ImageResponse, data: bytes) -> None:
+        """Count what one answer about an encoded image looks like."""
+        self.metrics.observe(answer)
+        observation = getattr(answer, "observation", None)
+        bundle = predictor.bundle
+        self.monitor.observe(bundle.provenance.digest, bundle.reference, observation, data)
 
 
 StatefulEndpoint = Callable[[Request, AppState], Awaitable[Response]]
@@ -102,9 +111,9 @@ def _run_one(
     state: AppState, operation: Operation, predictor: Predictor, data: bytes, form: Form
 ) -> Response:
     answer = operation.run(predictor, data, form)
+    state.observe(predictor, answer, data)
     if isinstance(answer, ImageResponse):
         return Response(answer.data, media_type=answer.media_type, headers=answer.headers)
-    state.metrics.observe(answer)
     return _json(_encode(answer))
 
 
@@ -119,7 +128,7 @@ def _run_among_several(
     except MemoryError:
         return _encode(OUT_OF_MEMORY.body)
     assert isinstance(answer, Answer)
-    state.metrics.observe(answer)
+    state.observe(predictor, answer, data)
     return _encode(answer)
 
 

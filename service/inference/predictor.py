@@ -17,6 +17,8 @@ from models.images.decode import DraftSize, Image, Limits, decode_image
 from models.images.pixel_budget import PixelBudget
 from models.networks.predictions import Prediction
 from models.networks.summary import NetworkSummary, summarize_network
+from models.observer import Novelty, Observer
+from models.reference import Observation
 from service import schemas
 from service.inference.atlas import read_atlas
 from service.inference.batcher import BatchingBackend
@@ -59,6 +61,8 @@ class Predictor:
             self.backend = BatchingBackend(self.backend, most=settings.max_batch, observe=observe_batch)
         try:
             self.explainer = Explainer(self.bundle, self.backend)
+            reference = self.bundle.reference
+            self.observer = Observer(self.explainer, reference) if reference is not None else None
             self.summary: NetworkSummary = summarize_network(self.bundle.model)
             self.atlas = read_atlas(folder, self.bundle.provenance.digest)
             if self.explainer.default_method not in self.explainer.disabled:
@@ -80,10 +84,22 @@ class Predictor:
         with timer.part("prepare"):
             return self.explainer.prepare(image)
 
-    def predict(self, image: PreparedImage, timer: Timer) -> list[Prediction]:
-        """Return all classes of an image, highest score first."""
+    def predict(self, image: PreparedImage, timer: Timer) -> tuple[list[Prediction], Observation | None]:
+        """Return all classes of an image, highest score first, and its figures where they are watched."""
         with timer.part("model"):
-            return self.explainer.predict([image])[0]
+            if self.observer is None:
+                return self.explainer.predict([image])[0], None
+            return self.observer.predict(image)
+
+    def observe(self, explanation: Explanation) -> Observation | None:
+        """Return the figures of an explained image; None where they are not watched."""
+        return self.observer.observe_explanation(explanation) if self.observer is not None else None
+
+    def novelty(self, observation: Observation | None) -> Novelty | None:
+        """Return how unusual an observed image is; None where there is nothing to hold it against."""
+        if observation is None or self.observer is None or not self.settings.novelty:
+            return None
+        return self.observer.novelty(observation)
 
     def explain(
         self, data: bytes, options: ExplainOptions, timer: Timer | None = None, *, partial: bool = False

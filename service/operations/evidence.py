@@ -7,6 +7,7 @@ from models.explainer import Explanation
 from models.images.encode import to_data_uri
 from models.metrics.faithfulness import FaithfulnessResult
 from models.metrics.warnings import audit_border
+from models.observer import Novelty
 from service import schemas
 from service.inference.predictor import Predictor
 
@@ -61,3 +62,13 @@ def suggestion_answers(predictor: Predictor, explanation: Explanation) -> list[s
 def score_answers(explanation: Explanation) -> list[schemas.Score]:
     """Return all classes, highest score first."""
     return [schemas.Score.model_validate(item) for item in explanation.predictions]
+
+
+def novelty_answer(novelty: Novelty | None) -> schemas.NoveltyAnswer | None:
+    """Return how unusual an image is, where that is known."""
+    return schemas.NoveltyAnswer.model_validate(novelty) if novelty is not None else None
+
+
+def unusual_warnings(novelty: Novelty | None) -> list[str]:
+    """Return a sentence about an image that is unlike those of the validation; nothing for any other."""
+    return [novelty.warning] if novelty is not None and novelty.warning is not None else []

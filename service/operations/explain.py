@@ -14,8 +14,10 @@ from service.inference.predictor import Predictor
 from service.inference.timing import Timer
 from service.operations.evidence import (
     evidence_answer,
+    novelty_answer,
     score_answers,
     suggestion_answers,
+    unusual_warnings,
     with_faithfulness,
 )
 from service.operations.form import (
@@ -98,13 +100,16 @@ def _explain(predictor: Predictor, data: bytes, form: ExplainForm) -> schemas.Ex
     if form.faithfulness:
         with timer.part("faithfulness"):
             evidence, skipped = _check_faithfulness(predictor, explanation, evidence, form)
+    observation = predictor.observe(explanation)
+    novelty = predictor.novelty(observation)
     return schemas.ExplainAnswer(
         task=predictor.model.scoring.task,
         predictions=score_answers(explanation),
         evidence=evidence,
         suggestions=suggestion_answers(predictor, explanation),
-        **predictor.about_explanation(explanation, timer, skipped),
-    )
+        novelty=novelty_answer(novelty),
+        **predictor.about_explanation(explanation, timer, skipped, warnings=unusual_warnings(novelty)),
+    ).with_observation(observation)
 
 
 def _check_faithfulness(

@@ -40,7 +40,8 @@ def _heatmap(predictor: Predictor, data: bytes, form: HeatmapForm) -> ImageRespo
     attribution = explanation.attributions[0]
     overlay = explanation.overlay(attribution, max_side=predictor.settings.max_overlay_side)
     headers = {"X-Lucida-Status": attribution.status, "X-Lucida-Label": quote(attribution.target.name)}
-    return ImageResponse(encode_image(overlay, form.encoding), f"image/{form.encoding}", headers)
+    drawn_overlay = encode_image(overlay, form.encoding)
+    return ImageResponse(drawn_overlay, f"image/{form.encoding}", headers, predictor.observe(explanation))
 
 
 OPERATION = Operation(

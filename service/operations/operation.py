@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from models.reference import Observation
 from service.inference.predictor import Predictor
 from service.operations.form import Form
 from service.schemas import Answer
@@ -18,6 +19,8 @@ class ImageResponse:
     data: bytes = field(repr=False)
     media_type: str
     headers: dict[str, str] = field(default_factory=dict)
+    observation: Observation | None = None
+    """Figures of the image, for the service's own watch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ from service.schemas.jobs import (
     JobsAnswer as JobsAnswer,
     SeveralAnswers as SeveralAnswers,
 )
-from service.schemas.predict import PredictAnswer as PredictAnswer
+from service.schemas.predict import NoveltyAnswer as NoveltyAnswer, PredictAnswer as PredictAnswer
 from service.schemas.split import PartAnswer as PartAnswer, SplitAnswer as SplitAnswer
 from service.schemas.trace import TraceAnswer as TraceAnswer, TracedChannel as TracedChannel
 from service.schemas.trust import (

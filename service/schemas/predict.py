@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
 
-from service.schemas.base import About, Score
+from pydantic import Field, PrivateAttr
+
+from models.reference import Observation
+from service.schemas.base import About, Answer, Score
+
+
+class NoveltyAnswer(Answer):
+    """How unlike the pictures that the model was validated on this one is, by the model's features."""
+
+    distance: float = Field(description="Mahalanobis distance, about 1 for a picture like them.")
+    percentile: float = Field(
+        description="Share of the validation pictures that are nearer, in percent; above 99 is unusual."
+    )
 
 
 class PredictAnswer(About):
@@ -15,3 +27,17 @@ class PredictAnswer(About):
         "a score of its own."
     )
     predictions: list[Score]
+    novelty: NoveltyAnswer | None = Field(
+        None, description="null where the model's bundle has no reference, or LUCIDA_NOVELTY is false."
+    )
+    _observation: Observation | None = PrivateAttr(None)
+
+    def with_observation(self, observation: Observation | None) -> Self:
+        """Keep the picture's figures with the answer, for the service's own watch; they are not sent."""
+        self._observation = observation
+        return self
+
+    @property
+    def observation(self) -> Observation | None:
+        """The picture's figures; None where nothing is watched."""
+        return self._observation
