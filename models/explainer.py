@@ -172,6 +172,7 @@ class Explainer:
             self.backend = EagerBackend(source)
         self.model = self.backend.model
         self.provenance = bundle.provenance if bundle is not None else None
+        self.reference = bundle.reference if bundle is not None else None
         self._checks = bundle.sanity.methods if bundle is not None and bundle.sanity is not None else {}
         self.disabled = self._without_map() | {
             name: check.reason for name, check in self._checks.items() if check.disabled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from models.explainer import Explainer, Explanation, PreparedImage
 from models.metrics.feature_distribution import fit_novelty
 from models.metrics.observation import image_figures, map_figures, pool_features, pool_map
 from models.networks.predictions import Prediction
-from models.reference import Observation, Reference, summarize_values
+from models.reference import Observation, Reference, summarize_values, to_unit_length
 
 UNUSUAL_PERCENTILE = 99.0
 """From here on an image is called unusual; of images like those of the validation, 1 in 100."""
@@ -43,8 +43,8 @@ class Novelty:
 class Observer:
     """Turns the answers of one explainer into figures, beside its bundle's reference where there is one."""
 
-    def __init__(self, explainer: Explainer, reference: Reference | None) -> None:
-        self._explainer, self.reference = explainer, reference
+    def __init__(self, explainer: Explainer) -> None:
+        self._explainer, self.reference = explainer, explainer.reference
 
     def observe_explanation(self, explanation: Explanation, place: int = 0) -> Observation:
         """Return the figures of one explained image; those of its map where the question was the reference's:
@@ -52,12 +52,14 @@ class Observer:
         """
         prepared = PreparedImage(explanation.image, explanation.forward.x[place], explanation.frame, ())
         usual = next((item for item in explanation.attributions if self._is_usual(explanation, item)), None)
-        features = self.features(explanation, place)
+        features = self._features(explanation, place)
         observation = self._observe(prepared, explanation.predictions, features)
         if usual is None:
             return observation
-        return Observation(
-            {**observation.figures, **map_figures(usual)}, observation.predicted, usual.status != "ok"
+        return replace(
+            observation,
+            figures={**observation.figures, **map_figures(usual)},
+            empty=usual.status != "ok",
         )
 
     def predict(self, image: PreparedImage) -> tuple[list[Prediction], Observation]:
@@ -77,7 +79,8 @@ class Observer:
         if self.reference is not None and features is not None:
             distance = self.reference.distance(features)
             figures |= {} if distance is None else {"novelty": distance}
-        return Observation(figures, predictions[0].index)
+        unit = to_unit_length(features[None])[0] if features is not None else None
+        return Observation(figures, predictions[0].index, features=unit)
 
     def novelty(self, observation: Observation) -> Novelty | None:
         """Return how unusual an observed image is; None where the bundle has nothing to hold it against."""
@@ -97,7 +100,7 @@ class Observer:
             and "averaged" not in attribution.settings
         )
 
-    def features(self, explanation: Explanation, place: int = 0) -> np.ndarray | None:
+    def _features(self, explanation: Explanation, place: int = 0) -> np.ndarray | None:
         """Return the features (D,) of an explained image, of this place in its batch; another forward where
         another block was read.
         """
@@ -111,14 +114,12 @@ class Observer:
         return features[0] if features is not None else None
 
 
-def build_reference(
-    observations: Sequence[Observation], features: np.ndarray | None, *, classes: int
-) -> Reference:
-    """Make the reference of a model by the observations of its validation images and their features
-    (N, D).
-    """
-    fitted = fit_novelty(features) if features is not None else None
-    names = sorted({name for item in observations for name in item.figures} - {"novelty"})
+def build_reference(observations: Sequence[Observation], *, classes: int) -> Reference:
+    """Make the reference of a model of so many classes by the observations of its validation images."""
+    features = [item.features for item in observations if item.features is not None]
+    complete = bool(features) and len(features) == len(observations)
+    fitted = fit_novelty(np.stack(features)) if complete else None
+    names = sorted({name for item in observations for name in item.figures})
     figures = {
         name: summarize_values(
             np.array([item.figures[name] for item in observations if name in item.figures])

@@ -46,6 +46,8 @@ class Observation:
     """Index of the predicted class."""
     empty: bool | None = None
     """Whether there is no positive evidence; None where no map was made."""
+    features: np.ndarray | None = field(default=None, repr=False, compare=False)
+    """(D,) of unit length; None for a network that passes no map on."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class FeatureDistribution:
     """(K,) along the components."""
     residual_variance: float
     """Along each of the other D - K directions."""
+    total_variance: float
+    total_square: float
+    """Traces of the whole covariance and of its square, by which a shift of the mean is judged."""
+    count: int
+    """Images that it was fitted on."""
 
     def distance(self, features: np.ndarray) -> np.ndarray:
         """Return the Mahalanobis distance of each row of (N, D), per square root of D: about 1 for an image
@@ -132,6 +139,9 @@ class Reference:
                 "features.components": torch.from_numpy(features.components.astype(np.float32)),
                 "features.variances": torch.from_numpy(features.variances.astype(np.float64)),
                 "features.residual": torch.tensor([features.residual_variance], dtype=torch.float64),
+                "features.totals": torch.tensor(
+                    [features.total_variance, features.total_square, features.count], dtype=torch.float64
+                ),
             }
         return bytes(save_tensors({name: value.contiguous() for name, value in tensors.items()}))
 
@@ -178,9 +188,10 @@ def _read_features(arrays: Mapping[str, np.ndarray]) -> FeatureDistribution | No
     shapes = (mean.ndim, components.shape, variances.shape)
     if shapes != (1, (len(variances), len(mean)), (len(variances),)) or len(mean) > _MOST_FEATURES:
         raise ValueError("the shapes of the features")
-    if residual <= 0 or (variances <= 0).any():
+    total, square, count = (float(value) for value in arrays["features.totals"])
+    if min(residual, total, square, count, *variances) <= 0:
         raise ValueError("a variance that is not above 0")
-    return FeatureDistribution(mean, components, variances, residual)
+    return FeatureDistribution(mean, components, variances, residual, total, square, int(count))
 
 
 def summarize_values(values: np.ndarray) -> np.ndarray:

@@ -7,14 +7,14 @@ kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from models.reference import Observation, Reference
+from models.reference import FeatureDistribution, Observation, Reference
 
 _STEPS = 50
 """Bins of a figure with many values; the tests are made at their edges."""
@@ -29,7 +29,10 @@ LARGE_PSI = 0.2
 """What credit scoring calls a shift that matters; below it a difference is not worth an alarm, however
 certain."""
 
-CLASSES, EMPTY = "predicted classes", "no positive evidence"
+LARGE_SHIFT = 0.02
+"""Of the features' mean: its square length beyond what chance explains, as a share of their variance."""
+
+CLASSES, EMPTY, FEATURES = "predicted classes", "no positive evidence", "features"
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Counts:
         self.figures = {name: np.zeros(len(bins.edges) + 1, int) for name, bins in self.bins.items()}
         self.predicted = np.zeros(len(reference.predicted), int)
         self.maps = self.empty = 0
+        size = 0 if reference.features is None else len(reference.features.mean)
+        self.feature_sum, self.feature_images = np.zeros(size), 0
 
     @property
     def images(self) -> int:
@@ -77,6 +82,9 @@ class Counts:
         if observation.empty is not None:
             self.maps += 1
             self.empty += observation.empty
+        if observation.features is not None and len(observation.features) == len(self.feature_sum):
+            self.feature_sum += observation.features
+            self.feature_images += 1
         for name, value in observation.figures.items():
             if name in self.bins and math.isfinite(value):
                 self.figures[name][self.bins[name].place(value)] += 1
@@ -89,6 +97,8 @@ class Counts:
                 if not 0 <= int(place) < len(own):
                     raise ValueError(f"There is no bin {place}.")
                 own[int(place)] += count
+        self.feature_sum += np.array(content["feature_sum"], float)
+        self.feature_images += content["feature_images"]
         self.maps += content["maps"]
         self.empty += content["empty"]
 
@@ -99,6 +109,8 @@ class Counts:
             "predicted": _sparse(self.predicted),
             "maps": self.maps,
             "empty": self.empty,
+            "feature_sum": [round(value, 6) for value in self.feature_sum.tolist()],
+            "feature_images": self.feature_images,
         }
 
 
@@ -112,15 +124,16 @@ class DriftResult:
 
     figure: str
     test: str
-    """Kolmogorov-Smirnov or chi-square."""
+    """Kolmogorov-Smirnov, chi-square, or shift of the mean."""
     images: int
     reference_images: int
     statistic: float
     p_value: float
     psi: float
-    """Population stability index over about ten bins: the sum of (p - q) ln(p / q)."""
+    """Population stability index over about ten bins: the sum of (p - q) ln(p / q); of the features the
+    square shift of their mean as a share of their variance."""
     alarm: bool
-    """Whether the difference is certain beyond the level and its PSI is at least 0.2."""
+    """Whether the difference is certain beyond the level, and large: a PSI of 0.2, a shift of 0.02."""
     enough: bool
     """Whether there are images enough to tell."""
 
@@ -131,41 +144,75 @@ def compare_to_reference(
     """Compare a window with a reference, figure by figure; the level is shared out among them
     (Bonferroni).
     """
-    rows = [(name, "figure", counts.figures[name], counts.bins[name].reference) for name in counts.bins]
-    rows.append((CLASSES, "classes", counts.predicted, reference.predicted))
+    results = [_compare_figure(name, counts.figures[name], counts.bins[name]) for name in counts.bins]
+    results.append(_compare_classes(CLASSES, counts.predicted, reference.predicted))
     if reference.maps:
-        rows.append((EMPTY, "classes", np.array([counts.empty, counts.maps - counts.empty]),
-                     np.array([reference.empty, reference.maps - reference.empty])))  # fmt: skip
-    return _compare(rows, level)
+        own = np.array([counts.empty, counts.maps - counts.empty])
+        before = np.array([reference.empty, reference.maps - reference.empty])
+        results.append(_compare_classes(EMPTY, own, before))
+    if reference.features is not None and counts.feature_images:
+        results.append(_compare_features(counts, reference.features))
+    return [
+        replace(
+            result,
+            alarm=result.enough
+            and result.p_value < level / len(results)
+            and result.psi >= (LARGE_SHIFT if result.figure == FEATURES else LARGE_PSI),
+        )
+        for result in results
+    ]
 
 
-def compare_counts(counts: Counts, other: Counts, *, level: float = DEFAULT_LEVEL) -> list[DriftResult]:
-    """Compare two windows of one reference's bins, the second being what the first is held against."""
-    rows = [(name, "figure", counts.figures[name], other.figures[name]) for name in counts.bins]
-    rows.append((CLASSES, "classes", counts.predicted, other.predicted))
-    rows.append((EMPTY, "classes", np.array([counts.empty, counts.maps - counts.empty]),
-                 np.array([other.empty, other.maps - other.empty])))  # fmt: skip
-    return _compare(rows, level)
+def _result(
+    name: str, test: str, sizes: tuple[int, int], measure: Callable[[], tuple[float, float, float]]
+) -> DriftResult:
+    enough = min(sizes) >= _FEWEST
+    statistic, p_value, psi = measure() if enough else (0.0, 1.0, 0.0)
+    return DriftResult(name, test, *sizes, statistic, p_value, psi, False, enough)
 
 
-def _compare(rows: Iterable[tuple[str, str, np.ndarray, np.ndarray]], level: float) -> list[DriftResult]:
-    rows = list(rows)
-    results = []
-    for name, kind, own, before in rows:
-        count, count_before = int(own.sum()), int(before.sum())
-        enough = min(count, count_before) >= _FEWEST
-        if not enough:
-            statistic, p_value, psi = 0.0, 1.0, 0.0
-        elif kind == "figure":
-            statistic, p_value = kolmogorov_smirnov(own, before)
-            psi = population_stability(own, before)
-        else:
-            statistic, p_value = chi_square(own, before)
-            psi = population_stability(own, before, bins=len(own))
-        alarm = enough and p_value < level / len(rows) and psi >= LARGE_PSI
-        test = "Kolmogorov-Smirnov" if kind == "figure" else "chi-square"
-        results.append(DriftResult(name, test, count, count_before, statistic, p_value, psi, alarm, enough))
-    return results
+def _compare_figure(name: str, own: np.ndarray, bins: Bins) -> DriftResult:
+    before = bins.reference
+    return _result(
+        name, "Kolmogorov-Smirnov", (int(own.sum()), int(before.sum())),
+        lambda: (*kolmogorov_smirnov(own, before), population_stability(own, before)),
+    )  # fmt: skip
+
+
+def _compare_classes(name: str, own: np.ndarray, before: np.ndarray) -> DriftResult:
+    return _result(
+        name, "chi-square", (int(own.sum()), int(before.sum())),
+        lambda: (*chi_square(own, before), population_stability(own, before, bins=len(own))),
+    )  # fmt: skip
+
+
+def _compare_features(counts: Counts, features: FeatureDistribution) -> DriftResult:
+    mean = counts.feature_sum / counts.feature_images
+    return _result(
+        FEATURES, "shift of the mean", (counts.feature_images, features.count),
+        lambda: mean_shift(mean, counts.feature_images, features),
+    )  # fmt: skip
+
+
+def mean_shift(mean: np.ndarray, count: int, features: FeatureDistribution) -> tuple[float, float, float]:
+    """Return the square distance of a window's mean features from the reference's, its p-value, and what of it
+    chance does not explain, as a share of the features' variance.
+
+    Without drift it is a sum of weighted chi-squares, taken as one chi-square of the same mean and variance
+    (Satterthwaite 1946); unlike Hotelling's test it needs no more images than features (Bai and Saranadasa
+    1996).
+    """
+    squared = float(((mean - features.mean) ** 2).sum())
+    by_chance = features.total_variance * (1 / count + 1 / features.count)
+    freedom = features.total_variance**2 / features.total_square
+    p_value = chi_square_survival(freedom * squared / by_chance, freedom)
+    return squared, p_value, max(0.0, squared - by_chance) / features.total_variance
+
+
+def chi_square_survival(statistic: float, freedom: float) -> float:
+    """Return the chance of a chi-square at least as large."""
+    half = torch.tensor([freedom / 2, statistic / 2], dtype=torch.float64)
+    return float(torch.special.gammaincc(half[0], half[1]))
 
 
 def kolmogorov_smirnov(own: np.ndarray, before: np.ndarray) -> tuple[float, float]:
@@ -202,8 +249,7 @@ def chi_square(own: np.ndarray, before: np.ndarray) -> tuple[float, float]:
     if freedom < 1:
         return 0.0, 1.0
     statistic = float(((table - expected) ** 2 / expected).sum())
-    half = torch.tensor([freedom / 2, statistic / 2], dtype=torch.float64)
-    return statistic, float(torch.special.gammaincc(half[0], half[1]))
+    return statistic, chi_square_survival(statistic, freedom)
 
 
 def population_stability(own: np.ndarray, before: np.ndarray, *, bins: int = _PSI_BINS) -> float:

@@ -26,8 +26,18 @@ def fit_features(features: np.ndarray) -> FeatureDistribution:
     residual = variances[kept:].sum() / max(1, size - kept)
     # What never varied in these images must not count without bound in the next.
     floor = max(float(variances.sum()) / size * 1e-3, 1e-12)
+    total = max(float(variances.sum()), 1e-12)
+    # Unbiased, unlike that of the sample (Bai and Saranadasa 1996).
+    square = (float((variances**2).sum()) - total**2 / max(1, count - 1)) * count**2
+    square /= max(1, (count + 2) * (count - 1))
     return FeatureDistribution(
-        mean, directions[:kept], np.maximum(variances[:kept], floor), max(float(residual), floor)
+        mean,
+        directions[:kept],
+        np.maximum(variances[:kept], floor),
+        max(float(residual), floor),
+        total,
+        max(square, total**2 / max(size, 2)),
+        count,
     )
 
 

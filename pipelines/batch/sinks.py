@@ -23,6 +23,19 @@ from models.images.encode import encode_image
 from pipelines.batch.index_page import render_index
 from pipelines.batch.job import ExplainJob
 
+OBSERVED_COLUMNS = (
+    "novelty",
+    "novelty_percentile",
+    "concentration",
+    "centre_x",
+    "centre_y",
+    "brightness",
+    "contrast",
+    "sharpness",
+)
+"""What a picture and its map are like in figures (:data:`models.reference.FIGURES`), for `lucida drift`;
+those of the map, and ``map_empty``, where it is of the predicted class by the default method."""
+
 ROW_SCHEMA = pa.schema(
     [
         pa.field("path", pa.string(), nullable=False),
@@ -47,6 +60,8 @@ ROW_SCHEMA = pa.schema(
         pa.field("settings", pa.string()),
         pa.field("sanity", pa.string()),
         pa.field("border_mass", pa.float64()),
+        *(pa.field(name, pa.float64()) for name in OBSERVED_COLUMNS),
+        pa.field("map_empty", pa.bool_()),
         pa.field("faithfulness", pa.float64()),
         pa.field("faithfulness_percentile", pa.float64()),
         pa.field("verdict", pa.string()),

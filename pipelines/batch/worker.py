@@ -16,10 +16,11 @@ from models.errors import LucidaError
 from models.explainer import Explainer, Explanation, PreparedImage
 from models.images.decode import Image, read_image
 from models.metrics.warnings import audit_border, crop_warning
+from models.observer import Observer
 from models.visualization.overlay import shrink_to_fit
 from pipelines.batch.checks import CHECK_COLUMNS, run_job_checks
 from pipelines.batch.job import ExplainJob
-from pipelines.batch.sinks import ROW_SCHEMA, ImageResult, overlay_name
+from pipelines.batch.sinks import OBSERVED_COLUMNS, ROW_SCHEMA, ImageResult, overlay_name
 
 _OVERLAY_SIDE = 800
 
@@ -29,6 +30,7 @@ class BatchWorker:
 
     def __init__(self, job: ExplainJob, explainer: Explainer, *, batch_size: int = 16) -> None:
         self.job, self.explainer, self.batch_size = job, explainer, batch_size
+        self._observer = Observer(explainer)
 
     def explain_files(self, files: Sequence[str]) -> Iterator[ImageResult]:
         """Yield a result for each of the job's files, in their order."""
@@ -47,11 +49,11 @@ class BatchWorker:
         if not prepared:
             return
         explanations = self.explainer.explain_batch(list(prepared.values()), self.job.options)
-        for name, explanation in zip(prepared, explanations, strict=True):
+        for place, (name, explanation) in enumerate(zip(prepared, explanations, strict=True)):
             if isinstance(explanation, LucidaError):
                 yield self._error_result(name, explanation)
             else:
-                yield self._result(name, explanation)
+                yield self._result(name, explanation, place)
 
     def _prepare(self, name: str) -> PreparedImage:
         """Read an image; its full pixels are freed as soon as its tensor is made."""
@@ -64,7 +66,7 @@ class BatchWorker:
     def _read(self, name: str) -> Image:
         return read_image(self.job.source / name, limits=self.job.limits)
 
-    def _result(self, name: str, explanation: Explanation) -> ImageResult:
+    def _result(self, name: str, explanation: Explanation, place: int) -> ImageResult:
         job = self.job
         columns: dict[str, Any] = {}
         figures: dict[str, PIL.Image.Image] = {}
@@ -73,7 +75,15 @@ class BatchWorker:
             full = self.explainer.explain(self._read(name), job.options)
             columns, figures = run_job_checks(self.explainer, full, checks=job.checks, figures=job.figures)
         overlay = explanation.overlay(max_side=_OVERLAY_SIDE)
-        return ImageResult(name, self._row(name, explanation) | columns, overlay, figures)
+        row = self._row(name, explanation) | self._observed(explanation, place) | columns
+        return ImageResult(name, row, overlay, figures)
+
+    def _observed(self, explanation: Explanation, place: int) -> dict[str, float | None]:
+        observation = self._observer.observe_explanation(explanation, place)
+        novelty = self._observer.novelty(observation)
+        figures = {name: observation.figures.get(name) for name in OBSERVED_COLUMNS}
+        percentile = novelty.percentile if novelty is not None else None
+        return figures | {"novelty_percentile": percentile, "map_empty": observation.empty}
 
     def _row(self, name: str, explanation: Explanation) -> dict[str, Any]:
         image, attribution = explanation.image, explanation.attributions[0]

@@ -22,6 +22,7 @@ from models.errors import LucidaError
 from pipelines.cli import (
     adopt as adopt_commands,
     bench as bench_commands,
+    drift as drift_commands,
     explain as explain_commands,
     export as export_commands,
     networks as networks_commands,
@@ -61,6 +62,7 @@ explain_commands.register_commands(app)
 adopt_commands.register_commands(app)
 networks_commands.register_commands(app)
 bench_commands.register_commands(app)
+drift_commands.register_commands(app)
 export_commands.register_commands(app)
 promote_commands.register_commands(app)
 release_commands.register_commands(app)

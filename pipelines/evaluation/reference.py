@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from models.errors import LucidaError
 from models.explainer import Explainer
 from models.images.decode import read_image
@@ -27,9 +25,8 @@ def measure_reference(
     Raises what explaining one of them raises.
     """
     chosen = sorted(samples, key=lambda sample: sample.sha256)[:_MOST]
-    observer = Observer(explainer, None)
+    observer = Observer(explainer)
     observations: list[Observation] = []
-    features: list[np.ndarray] = []
     for start in range(0, len(chosen), _BATCH):
         part = chosen[start : start + _BATCH]
         images = [explainer.prepare(read_image(sample.path)) for sample in part]
@@ -40,8 +37,5 @@ def measure_reference(
                 if isinstance(explanation, LucidaError):
                     raise explanation
                 observations.append(observer.observe_explanation(explanation, place))
-                own = observer.features(explanation, place)
-                features += [] if own is None else [own]
         progress("measuring the validation pictures", start + len(part), len(chosen))
-    complete = np.stack(features) if features and len(features) == len(chosen) else None
-    return build_reference(observations, complete, classes=len(explainer.model.classes))
+    return build_reference(observations, classes=len(explainer.model.classes))

@@ -61,8 +61,7 @@ class Predictor:
             self.backend = BatchingBackend(self.backend, most=settings.max_batch, observe=observe_batch)
         try:
             self.explainer = Explainer(self.bundle, self.backend)
-            reference = self.bundle.reference
-            self.observer = Observer(self.explainer, reference) if reference is not None else None
+            self.observer = Observer(self.explainer) if self.bundle.reference is not None else None
             self.summary: NetworkSummary = summarize_network(self.bundle.model)
             self.atlas = read_atlas(folder, self.bundle.provenance.digest)
             if self.explainer.default_method not in self.explainer.disabled:
