@@ -29,7 +29,7 @@ LARGE_PSI = 0.2
 """What credit scoring calls a shift that matters; below it a difference is not worth an alarm, however
 certain."""
 
-LARGE_SHIFT = 0.02
+LARGE_SHIFT = 0.005
 """Of the features' mean: its square length beyond what chance explains, as a share of their variance."""
 
 CLASSES, EMPTY, FEATURES = "predicted classes", "no positive evidence", "features"
@@ -133,7 +133,7 @@ class DriftResult:
     """Population stability index over about ten bins: the sum of (p - q) ln(p / q); of the features the
     square shift of their mean as a share of their variance."""
     alarm: bool
-    """Whether the difference is certain beyond the level, and large: a PSI of 0.2, a shift of 0.02."""
+    """Whether the difference is certain beyond the level, and large: a PSI of 0.2, a shift of 0.005."""
     enough: bool
     """Whether there are images enough to tell."""
 
@@ -195,8 +195,8 @@ def _compare_features(counts: Counts, features: FeatureDistribution) -> DriftRes
 
 
 def mean_shift(mean: np.ndarray, count: int, features: FeatureDistribution) -> tuple[float, float, float]:
-    """Return the square distance of a window's mean features from the reference's, its p-value, and what of it
-    chance does not explain, as a share of the features' variance.
+    """Return the square distance of a window's mean features from the reference's, its p-value, and what of
+    it chance does not explain, as a share of the features' variance.
 
     Without drift it is a sum of weighted chi-squares, taken as one chi-square of the same mean and variance
     (Satterthwaite 1946); unlike Hotelling's test it needs no more images than features (Bai and Saranadasa

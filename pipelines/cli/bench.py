@@ -28,7 +28,7 @@ def bench(
     batch: Annotated[
         list[int] | None, typer.Option(min=1, max=256, help="Pictures at once; repeatable. 1 and 8 without.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=0, help="Threads; 0 takes one a core.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads; 0 takes one a core.")] = 0,
     device: Device = "auto",
 ) -> None:
     """Time each engine and precision for a model on this machine, and name the one that auto takes."""
