@@ -22,7 +22,7 @@ UNUSUAL_PERCENTILE = 99.0
 
 @dataclass(frozen=True, slots=True)
 class Novelty:
-    """How unlike the validation images an image is, by its features."""
+    """Distance of an image from those of the validation, by its features."""
 
     distance: float
     """Mahalanobis, about 1 for an image like them."""

@@ -86,8 +86,8 @@ class Application:
         self.models = models = ModelManager(source, settings, self.metrics, try_answers)
         admission = AdmissionControl(settings, self._observe_places)
         folder = settings.keep_samples
-        kept = KeptSamples(folder, settings.max_kept_bytes) if folder is not None else None
-        self.monitor = Monitor(settings.jobs, kept)
+        samples = KeptSamples(folder, settings.max_kept_bytes) if folder is not None else None
+        self.monitor = Monitor(settings.jobs, samples)
         state = AppState(settings, models, admission, self.metrics, self.monitor)
         self._routes = [*operation_routes(state), *read_routes(state), *open_inference_routes(state)]
         if settings.max_jobs:
@@ -251,7 +251,7 @@ def _settings_of_worker(settings: Settings, tag: Tag | None) -> Settings:
                 f"The folder {settings.jobs} for jobs cannot be written ({error.strerror}). Set LUCIDA_JOBS "
                 "to one that can, or LUCIDA_MAX_JOBS=0 for a service without jobs."
             ) from error
-        log.warning("Figures are kept in BentoML's folder, for %s cannot be written.", settings.jobs)
+        log.warning("Figures are samples in BentoML's folder, for %s cannot be written.", settings.jobs)
     return settings
 
 

@@ -184,8 +184,8 @@ class KeptSamples:
 class Monitor:
     """The watch of one worker: over the model that answers now, which may change."""
 
-    def __init__(self, folder: Path, kept: KeptSamples | None = None) -> None:
-        self._folder, self._kept = folder, kept
+    def __init__(self, folder: Path, samples: KeptSamples | None = None) -> None:
+        self._folder, self._samples = folder, samples
         self._lock = threading.Lock()
         self._present: DriftMonitor | None = None
 
@@ -209,10 +209,10 @@ class Monitor:
         if monitor is not None:
             monitor.observe(observation)
         distance = observation.figures.get("novelty")
-        if self._kept is None or distance is None:
+        if self._samples is None or distance is None:
             return
         if reference.percentile(distance) >= UNUSUAL_PERCENTILE:
-            self._kept.add(data)
+            self._samples.add(data)
 
     def close(self) -> None:
         """Write what was counted."""

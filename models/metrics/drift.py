@@ -61,7 +61,7 @@ class Bins:
 
 
 class Counts:
-    """How many images fell into which bin of which figure."""
+    """Numbers of images by the bins of each figure."""
 
     def __init__(self, reference: Reference) -> None:
         self.bins = {name: Bins.of(values) for name, values in reference.figures.items()}

@@ -22,8 +22,8 @@ def fit_features(features: np.ndarray) -> FeatureDistribution:
     mean = rows.mean(axis=0)
     _, scales, directions = np.linalg.svd(rows - mean, full_matrices=False)
     variances = scales**2 / max(1, count - 1)
-    kept = max(1, min(_MOST_COMPONENTS, count // _IMAGES_A_COMPONENT, size - 1))
-    residual = variances[kept:].sum() / max(1, size - kept)
+    leading = max(1, min(_MOST_COMPONENTS, count // _IMAGES_A_COMPONENT, size - 1))
+    residual = variances[leading:].sum() / max(1, size - leading)
     # What never varied in these images must not count without bound in the next.
     floor = max(float(variances.sum()) / size * 1e-3, 1e-12)
     total = max(float(variances.sum()), 1e-12)
@@ -32,8 +32,8 @@ def fit_features(features: np.ndarray) -> FeatureDistribution:
     square /= max(1, (count + 2) * (count - 1))
     return FeatureDistribution(
         mean,
-        directions[:kept],
-        np.maximum(variances[:kept], floor),
+        directions[:leading],
+        np.maximum(variances[:leading], floor),
         max(float(residual), floor),
         total,
         max(square, total**2 / max(size, 2)),

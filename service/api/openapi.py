@@ -187,6 +187,15 @@ def _reads(card: dict[str, Any]) -> dict[str, Any]:
                 "anatomy", "Blocks and layers, shapes and receptive fields.", thing | png, [image], ("422",)
             )
         },
+        "/drift": {
+            "get": _get(
+                "drift",
+                "What was asked in the last hour and day, beside the model's validation pictures.",
+                thing,
+                (),
+                ("404",),
+            )
+        },
         "/filters": {
             "get": _get(
                 "filters",

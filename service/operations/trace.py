@@ -10,7 +10,7 @@ from models.visualization.figures import draw_trace_figure
 from service import schemas
 from service.inference.predictor import Predictor
 from service.inference.timing import Timer
-from service.operations.evidence import evidence_answer, score_answers
+from service.operations.evidence import evidence_answer, novelty_answer, score_answers
 from service.operations.form import Against, AsImage, Block, ExplainFields, Target
 from service.operations.operation import ImageResponse, Operation
 
@@ -33,6 +33,7 @@ def _trace(predictor: Predictor, data: bytes, form: TraceForm) -> schemas.TraceA
     return schemas.TraceAnswer(
         task=predictor.model.scoring.task,
         predictions=score_answers(explanation),
+        novelty=novelty_answer(predictor.novelty(predictor.observe(explanation))),
         logit=trace.logit,
         channels=trace.channels,
         speaking_for=[schemas.TracedChannel.model_validate(item) for item in trace.speaking_for],

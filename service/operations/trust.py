@@ -13,6 +13,7 @@ from service.inference.predictor import Predictor
 from service.inference.timing import Timer
 from service.operations.evidence import (
     evidence_answer,
+    novelty_answer,
     score_answers,
     suggestion_answers,
     with_faithfulness,
@@ -74,6 +75,7 @@ def _trust(predictor: Predictor, data: bytes, form: TrustForm) -> schemas.TrustA
     return schemas.TrustAnswer(
         task=predictor.model.scoring.task,
         predictions=score_answers(explanation),
+        novelty=novelty_answer(predictor.novelty(predictor.observe(explanation))),
         evidence=[with_faithfulness(evidence, audit.faithfulness)],
         suggestions=suggestion_answers(predictor, explanation),
         agreement=_agreement_answer(audit.agreement, dict(audit.left_out)),
@@ -92,6 +94,7 @@ def _without_a_map(predictor: Predictor, explanation: Explanation, timer: Timer)
     return schemas.TrustAnswer(
         task=predictor.model.scoring.task,
         predictions=score_answers(explanation),
+        novelty=novelty_answer(predictor.novelty(predictor.observe(explanation))),
         evidence=[],
         agreement=None,
         shifts=None,

@@ -11,7 +11,7 @@ from service.schemas.base import About, Answer, Score
 
 
 class NoveltyAnswer(Answer):
-    """How unlike the pictures that the model was validated on this one is, by the model's features."""
+    """Distance of a picture from those that the model was validated on, by the model's features."""
 
     distance: float = Field(description="Mahalanobis distance, about 1 for a picture like them.")
     percentile: float = Field(
