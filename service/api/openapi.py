@@ -192,7 +192,7 @@ def _reads(card: dict[str, Any]) -> dict[str, Any]:
                 "drift",
                 "What was asked in the last hour and day, beside the model's validation pictures.",
                 thing,
-                (),
+                [],
                 ("404",),
             )
         },
