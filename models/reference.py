@@ -26,8 +26,8 @@ FIGURES: Mapping[str, str] = {
     "centre_x": "centre of mass of the evidence, as a share of the width",
     "centre_y": "centre of mass of the evidence, as a share of the height",
     "brightness": "mean luminance of what the model sees, 0 to 1",
-    "contrast": "standard deviation of that luminance",
-    "sharpness": "standard deviation of its Laplacian, low where the image is blurred",
+    "contrast": "standard deviation of the luminance",
+    "sharpness": "standard deviation of the luminance's Laplacian, low where the image is blurred",
     "megapixels": "size of the image",
     "aspect": "width over height",
 }
@@ -170,6 +170,8 @@ class Reference:
                 raise ValueError(f"figure {name}")
             if (np.diff(values) < 0).any():
                 raise ValueError(f"figure {name} is not sorted")
+        # A file's names have no order of their own.
+        figures = {name: figures[name] for name in FIGURES if name in figures}
         maps, empty = (int(value) for value in arrays["maps"])
         return cls(figures, arrays["predicted"], maps, empty, _read_features(arrays))
 

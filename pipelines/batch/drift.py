@@ -41,7 +41,8 @@ class BatchDrift:
         if not any(result.enough for result in self.results):
             return "There are too few pictures to tell: both sides need at least 30."
         if self.drifted:
-            return f"{', '.join(self.drifted)} differ from {self.against} beyond chance and by much."
+            names = ", ".join(self.drifted)
+            return f"{names[0].upper()}{names[1:]}: different from {self.against}, beyond chance and by much."
         return f"Nothing differs from {self.against} beyond chance and by much."
 
 
