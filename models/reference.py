@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors, save as save_tensors
+from safetensors.numpy import load as load_arrays, save as save_arrays
 
 from models.errors import BundleError
 
@@ -130,27 +129,25 @@ class Reference:
 
     def to_bytes(self) -> bytes:
         """Return it as a safetensors file."""
-        tensors = {f"figure.{name}": torch.from_numpy(values) for name, values in self.figures.items()}
-        tensors["predicted"] = torch.from_numpy(self.predicted.astype(np.int64))
-        tensors["maps"] = torch.tensor([self.maps, self.empty])
+        arrays = {f"figure.{name}": values for name, values in self.figures.items()}
+        arrays["predicted"] = self.predicted.astype(np.int64)
+        arrays["maps"] = np.array([self.maps, self.empty], np.int64)
         if (features := self.features) is not None:
-            tensors |= {
-                "features.mean": torch.from_numpy(features.mean.astype(np.float32)),
-                "features.components": torch.from_numpy(features.components.astype(np.float32)),
-                "features.variances": torch.from_numpy(features.variances.astype(np.float64)),
-                "features.residual": torch.tensor([features.residual_variance], dtype=torch.float64),
-                "features.totals": torch.tensor(
-                    [features.total_variance, features.total_square, features.count], dtype=torch.float64
-                ),
+            totals = [features.total_variance, features.total_square, features.count]
+            arrays |= {
+                "features.mean": features.mean.astype(np.float32),
+                "features.components": features.components.astype(np.float32),
+                "features.variances": features.variances.astype(np.float64),
+                "features.residual": np.array([features.residual_variance]),
+                "features.totals": np.array(totals, np.float64),
             }
-        return bytes(save_tensors({name: value.contiguous() for name, value in tensors.items()}))
+        return bytes(save_arrays({name: np.ascontiguousarray(value) for name, value in arrays.items()}))
 
     @classmethod
     def from_bytes(cls, data: bytes, *, classes: int) -> Reference:
         """Read what :meth:`to_bytes` wrote, for a model of so many classes; raises BundleError."""
         try:
-            tensors = {name: value.numpy() for name, value in load_tensors(data).items()}
-            reference = cls._from_arrays(tensors)
+            reference = cls._from_arrays(load_arrays(data))
         except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
             raise BundleError(f"{REFERENCE_FILE} is not a proper reference: {error!r}.") from error
         if reference.predicted.shape != (classes,) or reference.predicted.min(initial=0) < 0:

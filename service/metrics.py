@@ -12,9 +12,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from models.metrics.observation import concentration
 from service.schemas import Evidence, ExplainAnswer, PredictAnswer
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -81,6 +78,11 @@ class Metrics:
                 self._observe_map(evidence)
 
     def _observe_map(self, evidence: Evidence) -> None:
+        # Torch comes with it, which the server's supervisor does not need.
+        import numpy as np
+
+        from models.metrics.observation import concentration
+
         self.explanations.labels(evidence.method, evidence.status).inc()
         if evidence.status == "ok":
             self.concentration.observe(concentration(np.array(evidence.grid.values)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, PrivateAttr
 
-from models.reference import Observation
 from service.schemas.base import About, Answer, Score
+
+if TYPE_CHECKING:
+    from models.reference import Observation
 
 
 class NoveltyAnswer(Answer):
@@ -30,7 +32,7 @@ class PredictAnswer(About):
     novelty: NoveltyAnswer | None = Field(
         None, description="null where the model's bundle has no reference, or LUCIDA_NOVELTY is false."
     )
-    _observation: Observation | None = PrivateAttr(None)
+    _observation: Any = PrivateAttr(None)
 
     def with_observation(self, observation: Observation | None) -> Self:
         """Keep the picture's figures with the answer, for the service's own watch; they are not sent."""
@@ -40,4 +42,5 @@ class PredictAnswer(About):
     @property
     def observation(self) -> Observation | None:
         """The picture's figures; None where nothing is watched."""
-        return self._observation
+        observation: Observation | None = self._observation
+        return observation
