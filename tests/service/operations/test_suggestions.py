@@ -60,6 +60,7 @@ def test_an_answer_says_what_the_model_saw(predictor, bee):
     assert not any("cropped away" in text for text in answer["warnings"])
 
 
+@pytest.mark.soak
 def test_checks_that_are_cut_leave_the_map_and_those_that_were_made(predictor, bee):
     with deadline_scope(Deadline(2.0, budget=True)) as deadline:
         answer = plain(ask(predictor, "trust", bee, effort="full", target="bee"))
