@@ -12,7 +12,7 @@ from models.progress import Progress, no_progress
 from models.reference import Observation, Reference
 from pipelines.data.dataset import Sample
 
-_MOST = 2000
+MOST_MEASURED = 2000
 _BATCH = 16
 
 
@@ -24,7 +24,7 @@ def measure_reference(
 
     Raises what explaining one of them raises.
     """
-    chosen = sorted(samples, key=lambda sample: sample.sha256)[:_MOST]
+    chosen = sorted(samples, key=lambda sample: sample.sha256)[:MOST_MEASURED]
     observer = Observer(explainer)
     observations: list[Observation] = []
     for start in range(0, len(chosen), _BATCH):

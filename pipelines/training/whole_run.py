@@ -12,13 +12,13 @@ from models.progress import Progress
 from pipelines.config.schema import PhaseConfig, TrainConfig
 from pipelines.data.dataset import Dataset
 from pipelines.data.listing import MASKS
+from pipelines.evaluation.reference import MOST_MEASURED
 
 LABEL = "whole run, %"
 _SANITY = {"all": 900.0, "block": 150.0, "none": 0.0}
 _LOCATED_IMAGE = 6.0
 _MOST_LOCATED = 200
 _EXPLAINED_IMAGE = 1.5
-_MOST_MEASURED = 2000
 _REVIEW = 60.0
 _REGISTERING = 80.0
 _TRAINED_STEP = 3.0
@@ -58,7 +58,7 @@ def expected_costs(config: TrainConfig, data: Dataset) -> list[tuple[str, float]
         ("evaluating", float(held_out)),
         *((f"locating evidence, {split}", _locating_cost(split, data)) for split in ("val", "test")),
         ("sanity of the methods", _SANITY[config.sanity]),
-        ("measuring the validation pictures", _EXPLAINED_IMAGE * min(len(data.val), _MOST_MEASURED)),
+        ("measuring the validation pictures", _EXPLAINED_IMAGE * min(len(data.val), MOST_MEASURED)),
         ("embedding", float(min(train, 4000))),
         ("explaining mistakes", _REVIEW),
         ("explaining close calls", _REVIEW),
