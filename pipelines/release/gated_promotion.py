@@ -20,6 +20,7 @@ from models.devices import CPU
 from models.explainer import Explainer
 from pipelines.data.dataset import Dataset, match_classes
 from pipelines.errors import RegistryError
+from pipelines.evaluation.data_issues import DATA_ISSUES_FILE, DataIssues
 from pipelines.evaluation.explanation_drift import PictureDrift, explain_truths, measure_drift
 from pipelines.progress import Reporter
 from pipelines.release.gate import Verdict, judge
@@ -143,8 +144,15 @@ def _judge(
             return load_bundle(fetch_bundle(f"{version.name}/{number}", folder).folder, device=device)
 
         own = load(str(version.version), "version")
+        run_id = version.run_id or ""
         measured = judge_version(
-            own, data, policy, number=str(version.version), run_id=version.run_id or "", reporter=reporter
+            own,
+            data,
+            policy,
+            number=str(version.version),
+            run_id=run_id,
+            reporter=reporter,
+            issues=DataIssues.from_json(read_run_file(run_id, DATA_ISSUES_FILE), data),
         )
         if present is None:
             return judge(measured, None, policy)

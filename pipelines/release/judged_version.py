@@ -17,6 +17,7 @@ from models.metrics.faithfulness import measure_faithfulness
 from models.metrics.localization import localize
 from pipelines.data.dataset import Dataset, Sample, match_classes
 from pipelines.evaluation.classification import BINS, evaluate
+from pipelines.evaluation.data_issues import DataIssues, embed_by, inspect_data
 from pipelines.evaluation.explanation_drift import ExplainedSample, explain_truths
 from pipelines.evaluation.explanations import object_region
 from pipelines.evaluation.paired import Figure
@@ -109,9 +110,18 @@ class JudgedVersion:
 
 
 def judge_version(
-    bundle: Bundle, data: Dataset, policy: Policy, *, number: str, run_id: str, reporter: Reporter
+    bundle: Bundle,
+    data: Dataset,
+    policy: Policy,
+    *,
+    number: str,
+    run_id: str,
+    reporter: Reporter,
+    issues: DataIssues | None = None,
 ) -> JudgedVersion:
-    """Measure what the policy asks of a version, on the data's validation and test pictures."""
+    """Measure what the policy asks of a version, on the data's validation and test pictures; ``issues`` are
+    those that its run found in the data, which are looked for where they are missing.
+    """
     metrics = {check.metric for check in policy.checks}
     own = match_classes(data, bundle.model.classes)
     pairs = [(sample, split) for split in ("val", "test") for sample in own.samples(split)]
@@ -137,7 +147,7 @@ def judge_version(
         explained=tuple(explained),
         faithfulness=_faithfulness(explainer, samples, metrics, reporter),
         localization=_localization(own, samples, explained if "localization" in metrics else []),
-        facts=_facts(bundle, data, metrics),
+        facts=_facts(bundle, own, metrics, issues, reporter),
         notes={"barred_methods": ", ".join(explainer.disabled) or "none"},
     )
 
@@ -210,13 +220,21 @@ def _localization(
     return values
 
 
-def _facts(bundle: Bundle, data: Dataset, metrics: set[str]) -> dict[str, float]:
+def _facts(
+    bundle: Bundle, data: Dataset, metrics: set[str], issues: DataIssues | None, reporter: Reporter
+) -> dict[str, float]:
     measures: dict[str, Callable[[], float]] = {
         "size_mb": lambda: (bundle.folder / WEIGHTS_FILE).stat().st_size / 1e6,
         "latency_ms": lambda: _latency(bundle),
         "leaked_pictures": lambda: float(len(data.shared)),
     }
     facts = {name: measure() for name, measure in measures.items() if name in metrics}
+    if {"label_errors", "near_duplicates"} & metrics:
+        if issues is None:
+            embed = embed_by(bundle.model, data, reporter.step)
+            issues = inspect_data(data, embed, progress=reporter.step)
+        facts["label_errors"] = len(issues.label_errors) / issues.inspected
+        facts["near_duplicates"] = float(len(issues.near_duplicates))
     if bundle.sanity is not None:
         facts["barred_methods"] = float(sum(check.disabled for check in bundle.sanity.methods.values()))
     return facts

@@ -65,6 +65,10 @@ METRICS: dict[str, MetricInfo] = {
                                   False, of_images=False, against_champion=False),
     "leaked_pictures": MetricInfo("held-out pictures that are among the training pictures", False,
                                   of_images=False, against_champion=False),
+    "near_duplicates": MetricInfo("held-out pictures that are almost copies of training pictures", False,
+                                  of_images=False, against_champion=False),
+    "label_errors": MetricInfo("share of the labels that the other pictures contradict", False,
+                               of_images=False, against_champion=False),
 }  # fmt: skip
 
 
@@ -146,6 +150,8 @@ DEFAULT_POLICY = Policy(
     (
         Check("changed_classes", max=0),
         Check("leaked_pictures", max=0, severity="warn"),
+        Check("near_duplicates", max=0, severity="warn"),
+        Check("label_errors", max=0.05, severity="warn"),
         Check("accuracy", compare="champion", margin=0.02),
         Check("balanced_accuracy", compare="champion", margin=0.02),
         Check("worst_class_recall", compare="champion", margin=0.1),

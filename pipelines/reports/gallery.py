@@ -16,6 +16,7 @@ from models.images.encode import to_data_uri
 from models.visualization.contact_sheet import Tile, draw_contact_sheet
 from pipelines.evaluation.classification import Evaluation
 from pipelines.reports.cases import ReviewCase
+from pipelines.reports.data_issues import ShownPair
 from pipelines.reports.html import render_template
 
 _MOST_IN_TABLE = 40
@@ -44,6 +45,8 @@ def render_gallery(
     title: str,
     summary: Sequence[str],
     facts: Mapping[str, Any],
+    doubted: Sequence[ReviewCase] = (),
+    pairs: Sequence[ShownPair] = (),
 ) -> str:
     """Render the review as one HTML page without any outside reference; ``facts`` are listed as its
     provenance.
@@ -65,7 +68,13 @@ def render_gallery(
                 "lead": "Right answers, the least sure first: where the next mistakes will come from.",
                 "cases": [_for_page(case) for case in close],
             },
+            {
+                "name": "Labels that may be wrong",
+                "lead": "What the other pictures speak against, the least credible first. A person decides.",
+                "cases": [_for_page(case) for case in doubted],
+            },
         ],
+        pairs=pairs,
         facts=facts,
     )
 

@@ -16,12 +16,14 @@ from models.networks.transfer_model import TransferModel
 from pipelines.data.dataset import Dataset, match_classes
 from pipelines.errors import RegistryError
 from pipelines.evaluation.classification import EvaluatedSample, Evaluation, evaluate
+from pipelines.evaluation.data_issues import DATA_ISSUES_FILE, DataIssues
 from pipelines.evaluation.explanations import LocalizationResult, measure_localization
 from pipelines.progress import Reporter
 from pipelines.reports.cases import NeighbourIndex, ReviewCase, cases_to_columns, explain_samples
+from pipelines.reports.data_issues import explain_label_errors, show_near_duplicates
 from pipelines.reports.gallery import draw_gallery_figure, render_gallery
-from pipelines.reports.summary import summarize_evaluations
-from pipelines.tracking.registry import fetch_bundle, find_run_version
+from pipelines.reports.summary import summarize_data_issues, summarize_evaluations
+from pipelines.tracking.registry import fetch_bundle, find_run_version, read_run_file
 from pipelines.tracking.runs import log_file, log_table
 
 _CLOSE_CALLS = 6
@@ -45,6 +47,7 @@ def log_review(
     keep_table: Callable[[dict[str, list[object]], str], None],
     reporter: Reporter,
     located: Sequence[LocalizationResult] = (),
+    issues: DataIssues | None = None,
 ) -> str:
     """Make the review, keep it as a page, sheets and a table, and return the page."""
     near = NeighbourIndex(model, data.train, reporter.step)
@@ -71,11 +74,15 @@ def log_review(
         "temperature": f"{model.scoring.temperature:.3f}",
         "mistakes shown": f"{len(wrong)} of {sum(len(e.wrong) for e in evaluations)}",
     }
+    doubted = explain_label_errors(model, issues, data, near, reporter) if issues is not None else []
+    summary = summarize_evaluations(
+        evaluations, baseline, shared=data.shared, geometry=model.geometry, located=located
+    )
     html = render_gallery(
         evaluations, wrong, close, title=f"Review of {name}", facts=facts,
-        summary=summarize_evaluations(evaluations, baseline, shared=data.shared, geometry=model.geometry,
-            located=located,
-        ),
+        summary=[*summary, *summarize_data_issues(issues, data)],
+        doubted=doubted,
+        pairs=show_near_duplicates(issues) if issues is not None else [],
     )  # fmt: skip
     keep(html, "review/review.html")
     if wrong:
@@ -152,4 +159,5 @@ def review_run(
         keep_table=partial(log_table, run_id),
         reporter=reporter,
         located=measure_localization(checked.model, data, "val"),
+        issues=DataIssues.from_json(read_run_file(run_id, DATA_ISSUES_FILE), data),
     )

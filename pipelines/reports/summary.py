@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from models.images.geometry import Geometry
+from pipelines.data.dataset import Dataset
 from pipelines.data.visibility import seen_shares
 from pipelines.evaluation.classification import Evaluation
+from pipelines.evaluation.data_issues import DataIssues
 from pipelines.evaluation.explanations import FINE_METHOD, LocalizationResult
 
 _FEW = 50
@@ -55,6 +57,29 @@ def summarize_evaluations(
             f"{last.split} has only {len(last.samples)} pictures: one more mistake would move its "
             f"accuracy by {100 / len(last.samples):.1f} points."
         )
+    return sentences
+
+
+def summarize_data_issues(issues: DataIssues | None, data: Dataset) -> list[str]:
+    """Say what is odd about the data; nothing where nobody looked."""
+    if issues is None:
+        return []
+    sentences = []
+    if issues.label_errors:
+        first = issues.label_errors[0]
+        suggested = " + ".join(data.classes[label] for label in first.suggested) or "none"
+        sentences.append(
+            f"{len(issues.label_errors)} of {issues.inspected} labels may be wrong: the other pictures speak "
+            f"for another class, for {first.sample.name} for {suggested}."
+        )
+    if issues.near_duplicates:
+        sentences.append(
+            f"{len(issues.near_duplicates)} held-out pictures are almost copies of training pictures, such "
+            f"as {issues.near_duplicates[0].held_out.name}."
+        )
+    if issues.too_few:
+        named = ", ".join(data.classes[label] for label in issues.too_few[:5])
+        sentences.append(f"Too few pictures to judge the labels of: {named}.")
     return sentences
 
 

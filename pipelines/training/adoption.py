@@ -22,6 +22,7 @@ from models.networks.transfer_model import TransferModel
 from pipelines.data.dataset import Dataset, match_classes
 from pipelines.errors import TrackerUnavailable
 from pipelines.evaluation.classification import evaluate
+from pipelines.evaluation.data_issues import embed_by, inspect_data
 from pipelines.progress import Reporter
 from pipelines.tracking.registry import check_name, register_version
 from pipelines.tracking.runs import RunLogger, open_runs
@@ -103,7 +104,10 @@ def adopt_model(
                     name=name, run_id=run_id, data=data, log=log, reporter=reporter, folder=folder.path,
                     settings={"adopted": source}, sanity=sanity,
                 )  # fmt: skip
-                trained = completion.complete(model, baseline=None, phases=[], ended_ms=_now_ms())
+                issues = inspect_data(data, embed_by(model, data, reporter.step), progress=reporter.step)
+                trained = completion.complete(
+                    model, baseline=None, issues=issues, phases=[], ended_ms=_now_ms()
+                )
                 version, accuracy = trained.version, trained.evaluations["val"].metrics["accuracy"]
             log.status("FINISHED")
             log.flush(PATIENCE_S)

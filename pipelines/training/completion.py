@@ -15,6 +15,7 @@ from pipelines.data.dataset import Dataset
 from pipelines.data.visibility import describe_view, seen_shares
 from pipelines.errors import TrainingError
 from pipelines.evaluation.classification import Evaluation
+from pipelines.evaluation.data_issues import DATA_ISSUES_FILE, DataIssues
 from pipelines.evaluation.explanations import (
     LocalizationResult,
     check_methods,
@@ -59,6 +60,7 @@ class RunCompletion:
         model: TransferModel,
         *,
         baseline: float | None,
+        issues: DataIssues,
         phases: list[PhaseOutcome],
         ended_ms: int,
     ) -> TrainedModel:
@@ -79,6 +81,7 @@ class RunCompletion:
         reference = measure_reference(Explainer(model), self.data.val, progress=self.reporter.step)
         self.log.tags({"peak_memory_mb": f"{peak_memory_mb():.0f}"})
         log_samples(evaluations["val"], self.log.file)
+        self.log.file(issues.to_json(self.data), DATA_ISSUES_FILE)
         trained = TrainedModel(
             run_id=self.run_id,
             name=self.name,
@@ -102,12 +105,18 @@ class RunCompletion:
                 sanity=sanity,
                 reference=reference,
             )
-            self._review(load_bundle(folder, device=model.device).model, trained, located, digest)
+            checked = load_bundle(folder, device=model.device).model
+            self._review(checked, trained, located, issues, digest)
             version = self._register(folder, trained, metrics, ended_ms)
         return replace(trained, version=version, digest=digest)
 
     def _review(
-        self, model: TransferModel, trained: TrainedModel, located: list[LocalizationResult], digest: str
+        self,
+        model: TransferModel,
+        trained: TrainedModel,
+        located: list[LocalizationResult],
+        issues: DataIssues,
+        digest: str,
     ) -> None:
         """Make the review with the model as it was saved, and wait until MLflow has all that was said."""
         log_review(
@@ -122,6 +131,7 @@ class RunCompletion:
             keep_table=self.log.table,
             reporter=self.reporter,
             located=[result for result in located if result.split == "val"],
+            issues=issues,
         )
         self.log.flush(PATIENCE_S)
 

@@ -1,8 +1,11 @@
-"""The linear probe: what the pretrained features alone can do, the baseline of every run."""
+"""What the pretrained features tell before anything is trained: the accuracy of a linear probe, the baseline
+of every run, and what is odd about the data.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,7 +15,11 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from models.devices import to_host
 from models.networks.transfer_model import HEAD, pool_to_vectors
+from pipelines.data.dataset import Dataset
+from pipelines.evaluation.data_issues import DataIssues, inspect_data
+from pipelines.progress import Reporter
 from pipelines.training.feature_cache import CachedFeatures
 from pipelines.training.features import Features
 
@@ -44,6 +51,23 @@ def fit_linear_probe(features: Features) -> float | None:
         probe.fit(x, targets if several else targets.argmax(1))
     answer = probe.predict(held_out)
     return float(np.mean(answer == truth) if several else np.mean(answer == truth.argmax(1)))
+
+
+def inspect_by_features(features: Features, data: Dataset, reporter: Reporter) -> DataIssues:
+    """Look for wrong labels and near duplicates by the pretrained features, which no label has shaped."""
+    pooled = features.at(HEAD, views=1)
+    stored = {"train": pooled.train[0] if pooled.train else None, "val": pooled.val}
+
+    def embed(split: str, places: Sequence[int]) -> np.ndarray:
+        if (cached := stored.get(split)) is not None:
+            return _vectors(cached, np.asarray(places))
+        samples = [data.samples(split)[place] for place in places]
+        rows = features.stream(samples, [0] * len(samples), pooled.level)
+        return torch.cat([to_host(pool_to_vectors(part)) for part in rows]).numpy()
+
+    issues = inspect_data(data, embed, progress=reporter.step)
+    pooled.release()
+    return issues
 
 
 def _vectors(stored: CachedFeatures, rows: np.ndarray) -> np.ndarray:

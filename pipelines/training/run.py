@@ -37,7 +37,7 @@ from pipelines.training.environment import (
 )
 from pipelines.training.feature_cache import FeatureCache, default_cache_folder
 from pipelines.training.features import Features
-from pipelines.training.linear_probe import fit_linear_probe
+from pipelines.training.linear_probe import fit_linear_probe, inspect_by_features
 from pipelines.training.losses import Objective, make_objective
 from pipelines.training.outcome import TrainedModel, phase_outcomes
 from pipelines.training.run_log import RunRecord
@@ -73,9 +73,14 @@ class TrainingRun:
             )
             features = Features(model, self.data, self.config, store, self.reporter)
             baseline = fit_linear_probe(features)
+            issues = inspect_by_features(features, self.data, self.reporter)
             done = self._phases(model, features, before, checkpoint)
             trained = self._completion().complete(
-                model, baseline=baseline, phases=phase_outcomes(done), ended_ms=done[-1].epochs[-1].ended_ms
+                model,
+                baseline=baseline,
+                issues=issues,
+                phases=phase_outcomes(done),
+                ended_ms=done[-1].epochs[-1].ended_ms,
             )
         self.folder.remove()
         return trained

@@ -19,6 +19,7 @@ _SANITY = {"all": 900.0, "block": 150.0, "none": 0.0}
 _LOCATED_IMAGE = 6.0
 _MOST_LOCATED = 200
 _EXPLAINED_IMAGE = 1.5
+_HASHED_IMAGE = 0.4
 _REVIEW = 60.0
 _REGISTERING = 80.0
 _TRAINED_STEP = 3.0
@@ -54,6 +55,7 @@ def expected_costs(config: TrainConfig, data: Dataset) -> list[tuple[str, float]
     return [
         *views,
         ("validation features", float(len(data.val))),
+        ("looking for near duplicates", _HASHED_IMAGE * (train + held_out)),
         *phases,
         ("evaluating", float(held_out)),
         *((f"locating evidence, {split}", _locating_cost(split, data)) for split in ("val", "test")),
