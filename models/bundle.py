@@ -56,6 +56,8 @@ BUNDLE_FORMAT = 1
 MANIFEST_FILE, WEIGHTS_FILE, PROBE_FILE = "bundle.json", "weights.safetensors", "probe.png"
 ATLAS_FILE = "atlas.json"
 """Written beside a bundle that has one: what its channels look for, as `lucida atlas` found it."""
+CARD_FILE = "card.json"
+"""Beside a bundle that was packaged with its model card."""
 SAMPLES_FOLDER, SAMPLES_FILE = "samples", "samples.json"
 """Beside a bundle that has some: pictures for the service's page to offer, and their labels by file name."""
 REGISTRATION_FILE = "registration.json"

@@ -32,6 +32,7 @@ from service.middleware.connections import limit_connections
 from service.middleware.gateway import BENTOML_ROUTES, Gateway
 from service.middleware.rate_limit import RateLimit
 from service.settings import Settings, device_of_worker
+from service.tracing import start_tracing, stop_tracing
 
 if TYPE_CHECKING:
     from service.inference.model_manager import ModelManager
@@ -82,6 +83,7 @@ class Application:
 
         settings = self.settings
         self.metrics = get_metrics()
+        start_tracing()
         self.balance = _connection_balance(settings)
         self.models = models = ModelManager(source, settings, self.metrics, try_answers)
         admission = AdmissionControl(settings, self._observe_places)
@@ -113,6 +115,7 @@ class Application:
             self.monitor.close()
         if self._supervisor is not None:
             self._supervisor.close()
+        stop_tracing()
 
     def route_name(self, path: str) -> str | None:
         """Return the name under which a path is counted and logged; None for one that is not ours."""

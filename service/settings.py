@@ -83,6 +83,10 @@ class Settings(BaseSettings):
         description="Whether a bundle with an exported program may be loaded: torch's loader of programs is "
         "not safe against a hostile file.",
     )
+    public_key: Path | None = Field(
+        None,
+        description="ed25519 public key in PEM; with one, only a bundle that its owner signed is served.",
+    )
     watch_seconds: float = Field(
         5.0, ge=0, description="How often to look for another bundle to change over to; 0 for never."
     )

@@ -41,6 +41,10 @@ def package(
             help="Add int8 blocks, calibrated on these training pictures and measured on the held-out ones.",
         ),
     ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY", help="ed25519 private key in PEM, to sign the bundle with."),
+    ] = None,
 ) -> None:
     """Turn the champion into a Bento model and build the Bento that serves it."""
     with loading():
@@ -51,7 +55,9 @@ def package(
     reference = model if "@" in model or "/" in model else f"{model}@{CHAMPION_ALIAS}"
     dataset = load_dataset(quantise) if quantise is not None else None
     with progress_reporter() as reporter:
-        packaged = build(reference, atlas=atlas, samples=samples, quantise=dataset, progress=reporter.step)
+        packaged = build(
+            reference, atlas=atlas, samples=samples, quantise=dataset, sign=sign, progress=reporter.step
+        )
     if packaged.int8 is not None:
         console.print(describe_quantization(packaged.int8), highlight=False, soft_wrap=True)
     console.print(

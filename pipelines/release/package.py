@@ -18,12 +18,15 @@ import yaml  # type: ignore[import-untyped]
 
 import models
 from models.backends.quantized import QuantizationFigures
-from models.bundle import ATLAS_FILE, SAMPLES_FOLDER, load_bundle
+from models.bundle import ATLAS_FILE, CARD_FILE, SAMPLES_FOLDER, load_bundle
 from models.networks.library import library_requirements
 from models.progress import Progress, no_progress
+from models.signature import read_private_key, sign_digest
 from pipelines.data.dataset import Dataset
 from pipelines.errors import DataError, RegistryError
 from pipelines.release.quantize import quantize
+from pipelines.release.sbom import SBOM_FILE, ServedModel, make_sbom
+from pipelines.reports.model_card import make_card, read_logged_card
 from pipelines.tracking.namespace import copy_into_namespace
 from pipelines.tracking.registry import fetch_bundle, fetch_samples
 
@@ -52,6 +55,7 @@ def package(
     atlas: Path | None = None,
     samples: bool = True,
     quantise: Dataset | None = None,
+    sign: Path | None = None,
     progress: Progress = no_progress,
 ) -> PackagedModel:
     """Import a registered version's checked bundle as a Bento model and build the Bento that serves it.
@@ -61,9 +65,12 @@ def package(
     The service answers GET /filters from the folder ``atlas``; raises DataError for one of another model.
     With ``samples`` its page offers the few validation pictures that the run has kept for it. With
     ``quantise`` its model has int8 blocks too, calibrated on the data's training pictures, as
-    :func:`pipelines.release.quantize.quantize` makes them.
+    :func:`pipelines.release.quantize.quantize` makes them. ``sign`` is a file with a private key in PEM, by
+    which the bundle's digest is signed. The card that `lucida card` has logged goes along, or else one
+    without its owner's words.
     The Bento holds the model and the code; it needs neither MLflow nor the network to run.
     """
+    key = read_private_key(sign) if sign is not None else None
     bentofile = Path(models.__file__).resolve().parents[1] / "bentofile.yaml"
     with tempfile.TemporaryDirectory() as aside:
         ref = fetch_bundle(reference, Path(aside) / "bundle")
@@ -85,6 +92,12 @@ def package(
                 fetch_samples(ref.run_id, Path(bento_model.path) / SAMPLES_FOLDER)
             if int8 is not None:
                 int8.write(Path(bento_model.path), checked.provenance.digest)
+            card = read_logged_card(ref.run_id) or make_card(f"{ref.name}/{ref.version}", {})[1].files()
+            (Path(bento_model.path) / CARD_FILE).write_text(
+                json.dumps({"digest": checked.provenance.digest, **card}, ensure_ascii=False)
+            )
+            if key is not None:
+                sign_digest(Path(bento_model.path), checked.provenance.digest, key)
             if atlas is not None:
                 _check_atlas(atlas, checked.provenance.digest)
                 shutil.copyfile(atlas / ATLAS_FILE, Path(bento_model.path) / ATLAS_FILE)
@@ -92,6 +105,8 @@ def package(
     if build:
         more = library_requirements(checked.model.backbone.name)
         tag = _build_bento(bentofile, bento_name, str(bento_model.tag), more)
+        served = ServedModel(ref.name, ref.version, checked.provenance.digest, checked.manifest["files"])
+        _write_sbom(tag, served)
     return PackagedModel(
         str(bento_model.tag),
         tag,
@@ -127,6 +142,13 @@ def _build_bento(bentofile: Path, name: str, model_tag: str, more: Sequence[str]
     with tempfile.TemporaryDirectory() as context:
         copy_into_namespace(bentofile.parent, Path(context), ("models", "service"))
         return str(bentoml.bentos.build(**options, build_ctx=context).tag)
+
+
+def _write_sbom(tag: str, served: ServedModel) -> None:
+    """Write what a Bento is made of into it, by its own list of packages."""
+    folder = Path(bentoml.bentos.get(tag).path)
+    listed = (folder / "env/python/requirements.txt").read_text().splitlines()
+    (folder / SBOM_FILE).write_text(make_sbom(listed, served))
 
 
 def tag_name(model: str) -> str:

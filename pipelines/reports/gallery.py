@@ -60,16 +60,19 @@ def render_gallery(
         sections=[
             {
                 "name": "Mistakes",
+                "truth": "true",
                 "lead": "The worst first.",
                 "cases": [_for_page(case) for case in wrong],
             },
             {
                 "name": "Close calls",
+                "truth": "true",
                 "lead": "Right answers, the least sure first: where the next mistakes will come from.",
                 "cases": [_for_page(case) for case in close],
             },
             {
                 "name": "Labels that may be wrong",
+                "truth": "labelled",
                 "lead": "What the other pictures speak against, the least credible first. A person decides.",
                 "cases": [_for_page(case) for case in doubted],
             },

@@ -187,6 +187,21 @@ def _reads(card: dict[str, Any]) -> dict[str, Any]:
                 "anatomy", "Blocks and layers, shapes and receptive fields.", thing | png, [image], ("422",)
             )
         },
+        "/card": {
+            "get": _get(
+                "card",
+                "The model card that was packaged with the model.",
+                {kind: {"schema": {"type": "string"}} for kind in ("text/html", "text/markdown")},
+                [
+                    {
+                        "name": "format",
+                        "in": "query",
+                        "schema": {"type": "string", "enum": ["html", "markdown"], "default": "html"},
+                    }
+                ],
+                ("404", "422"),
+            )
+        },
         "/drift": {
             "get": _get(
                 "drift",

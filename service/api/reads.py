@@ -12,7 +12,7 @@ from typing import Any
 
 from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -34,6 +34,8 @@ from service.monitoring import DriftMonitor
 from service.operations.filters import synthesize
 
 WEB = Path(__file__).parents[1] / "web"
+_CARD_FORMATS = ("html", "markdown")
+_CARD_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
 _MAX_SAMPLES = 24
 _MOST_LABEL_BYTES = 64_000
 _MAX_WAITING = 4
@@ -46,6 +48,7 @@ def read_routes(state: AppState) -> list[Route | Mount]:
     answers: dict[str, StatefulEndpoint] = {
         "/model": _model_card,
         "/anatomy": _anatomy,
+        "/card": _card,
         "/drift": _drift,
         "/filters": FiltersEndpoint(),
         "/colours": _colours,
@@ -82,6 +85,25 @@ async def _model_card(request: Request, state: AppState) -> Response:
     """Answer with classes, geometry, blocks, methods, metrics and provenance of the served bundle."""
     card = describe_model(state.models.predictor)
     return _json({**card, "refused_successor": state.models.refused})
+
+
+async def _card(request: Request, state: AppState) -> Response:
+    """Answer with the model card that was packaged with the model: a page, or Markdown if asked for."""
+    card, form = state.models.predictor.card, request.query_params.get("format", "html")
+    if form not in _CARD_FORMATS:
+        choices = ", ".join(_CARD_FORMATS)
+        raise HTTPError(
+            HTTPStatus.UNPROCESSABLE_ENTITY, "bad_field", f"Field 'format': choose one of: {choices}."
+        )
+    if card is None:
+        raise HTTPError(
+            HTTPStatus.NOT_FOUND, "no_card",
+            "The model was not packaged with a card; `lucida card` writes one, `lucida package` adds it.",
+        )  # fmt: skip
+    if form == "markdown":
+        return Response(card.markdown, media_type="text/markdown; charset=utf-8")
+    # Its style is its own; nothing else may run or be fetched.
+    return HTMLResponse(card.html, headers={"Content-Security-Policy": _CARD_POLICY})
 
 
 async def _drift(request: Request, state: AppState) -> Response:

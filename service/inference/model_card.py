@@ -33,6 +33,8 @@ def describe_model(predictor: Predictor) -> dict[str, Any]:
         },
         "sanity": bundle.sanity.to_dict() if bundle.sanity is not None else None,
         "geometry": model.geometry.to_dict(),
+        "reference_images": bundle.reference.count if bundle.reference is not None else None,
+        "has_card": predictor.card is not None,
         "int8": asdict(predictor.int8) if predictor.int8 is not None else None,
         "metrics": bundle.manifest["metrics"],
         "dataset": bundle.manifest["dataset"],

@@ -19,11 +19,13 @@ from models.networks.predictions import Prediction
 from models.networks.summary import NetworkSummary, summarize_network
 from models.observer import Novelty, Observer
 from models.reference import Observation
+from models.signature import check_signature, read_public_key
 from service import schemas
 from service.inference.atlas import read_atlas
 from service.inference.batcher import BatchingBackend
 from service.inference.costs import CostModel, measure_forward_seconds
 from service.inference.engine_choice import choose_engine
+from service.inference.stored_card import read_card
 from service.inference.timing import Timer
 from service.settings import Settings
 
@@ -43,6 +45,8 @@ class Predictor:
         self.bundle = load_bundle(
             folder, device=resolve_device(settings.device), allow_exported=settings.allow_exported
         )
+        if settings.public_key is not None:
+            check_signature(folder, self.bundle.provenance.digest, read_public_key(settings.public_key))
         self._limits = Limits(
             max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels, max_scans=settings.max_scans
         )
@@ -64,6 +68,7 @@ class Predictor:
             self.observer = Observer(self.explainer) if self.bundle.reference is not None else None
             self.summary: NetworkSummary = summarize_network(self.bundle.model)
             self.atlas = read_atlas(folder, self.bundle.provenance.digest)
+            self.card = read_card(folder, self.bundle.provenance.digest)
             if self.explainer.default_method not in self.explainer.disabled:
                 self.explain(read_probe_file(folder), ExplainOptions()).overlay()
         except BaseException:

@@ -28,6 +28,7 @@ from service.middleware.connection_balance import ConnectionBalance
 from service.middleware.hosts import check_host
 from service.middleware.rate_limit import RateLimit
 from service.settings import Settings
+from service.tracing import request_span
 
 log = logging.getLogger("lucida.requests")
 
@@ -86,9 +87,20 @@ class Gateway:
             await self.app(scope, receive, send)
             return
         answer = _ResponseFilter(scope, receive, send, self._state.balance)
-        owner: str | None = None
         _strip_root_path(scope, self._state.settings.root_path)
         route = self._state.route_name(scope["path"])
+        if route in _QUIET:
+            await self._answer(scope, route, answer)
+            return
+        with request_span(scope["method"], route, Headers(scope=scope)) as end_span:
+            try:
+                await self._answer(scope, route, answer)
+            finally:
+                end_span(answer.status, answer.id)
+
+    async def _answer(self, scope: Scope, route: str | None, answer: _ResponseFilter) -> None:
+        """Answer what is known and allowed, refuse the rest, and tell about it."""
+        owner: str | None = None
         try:
             owner = self._owner(scope)
             if route is None:
@@ -97,13 +109,13 @@ class Gateway:
             app = self._state if route in OWN_ROUTES else self.app
             await app(scope, answer.receive, answer.send)
         except HTTPError as refusal:
-            await refusal.response()(scope, receive, answer.send)
+            await refusal.response()(scope, answer.receive, answer.send)
         except Exception:
             # Whatever went wrong is ours; the id leads from the answer to this line.
             log.exception("request %s failed", answer.id)
             if not answer.begun:
                 failed = HTTPError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", INTERNAL_MESSAGE)
-                await failed.response()(scope, receive, answer.send)
+                await failed.response()(scope, answer.receive, answer.send)
         finally:
             self._tell(scope, route, answer, owner)
 

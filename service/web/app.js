@@ -5,6 +5,7 @@ import { address, read } from "./api.js";
 import { bindCanvas } from "./canvas.js";
 import { bindCover, coverBox } from "./cover.js";
 import { byId, element } from "./dom.js";
+import { bindDrift } from "./drift.js";
 import { bindQuestion, chooseImage, chooseSample } from "./explain.js";
 import { loadModel } from "./question.js";
 import { bindSave } from "./save.js";
@@ -54,6 +55,8 @@ function bindImages() {
 
 async function start() {
   [state.colours] = await Promise.all([read("/colours"), loadModel()]);
+  bindDrift();
+  byId("model-card").hidden = !state.card.has_card;
   const { samples, labels } = await read("/samples");
   for (const name of samples) {
     const url = address(`/samples/${encodeURIComponent(name)}`);

@@ -43,6 +43,22 @@ export interface ModelCard {
   dataset: { name?: string; digest?: string };
   metrics: Record<string, number>;
   limits: { max_body_bytes: number; max_jobs: number };
+  reference_images: number | null;
+  has_card: boolean;
+}
+
+export interface DriftRow {
+  figure: string;
+  psi: number;
+  p_value: number;
+  alarm: boolean;
+  enough: boolean;
+}
+
+export interface DriftWindow {
+  images: number;
+  alarm: boolean;
+  figures: DriftRow[];
 }
 
 export interface Colours {
