@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import shutil
@@ -20,7 +21,7 @@ import pytest
 import torch
 from playwright.sync_api import Browser, sync_playwright
 
-from models.bundle import save_bundle
+from models.bundle import CARD_FILE, load_bundle, save_bundle
 from models.networks.transfer_model import TransferModel
 from pipelines.data.synthetic import SpecimenPlan, write_specimens
 from tests.support.serving import PROJECT, Serve, Served, start_service
@@ -107,6 +108,23 @@ def bundle_folder(imagenet: TransferModel, tmp_path_factory: pytest.TempPathFact
         model.classifier[1].bias.copy_(imagenet.classifier[1].bias[rows])
     folder = tmp_path_factory.mktemp("bundles") / "three"
     save_bundle(model, folder, name="three", run_id="0" * 32, metrics={"val_accuracy": 0.9})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def complete_folder(bundle_folder: Path, butterflies: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as `lucida package` leaves it: with a reference, and with a card beside it."""
+    from models.explainer import Explainer
+    from pipelines.data.dataset import scan_folder
+    from pipelines.evaluation.reference import measure_reference
+
+    bundle = load_bundle(bundle_folder)
+    samples = scan_folder(butterflies)
+    reference = measure_reference(Explainer(bundle), [*samples.train, *samples.val])
+    folder = tmp_path_factory.mktemp("complete") / "three"
+    digest = save_bundle(bundle.model, folder, name="three", run_id="0" * 32, reference=reference)
+    card = {"digest": digest, "html": "<h1>Card of three</h1><style>h1 { color: teal }</style>"}
+    (folder / CARD_FILE).write_text(json.dumps({**card, "markdown": "# Card of three"}))
     return folder
 
 

@@ -49,7 +49,7 @@ class DataIssues:
             "label_errors": [
                 {
                     "name": error.sample.name,
-                    "given": names(error.given),
+                    "labels": names(error.labels),
                     "suggested": names(error.suggested),
                     "score": round(error.score, 6),
                 }
@@ -83,7 +83,9 @@ class DataIssues:
 
         return cls(
             [
-                LabelError(by_name[row["name"]], labels(row["given"]), labels(row["suggested"]), row["score"])
+                LabelError(
+                    by_name[row["name"]], labels(row["labels"]), labels(row["suggested"]), row["score"]
+                )
                 for row in content["label_errors"]
             ],
             [

@@ -30,12 +30,12 @@ class LabelError:
     """A picture whose label may be wrong."""
 
     sample: Sample
-    given: tuple[int, ...]
+    labels: tuple[int, ...]
     """Indices of its classes."""
     suggested: tuple[int, ...]
     """Those that the other pictures suggest."""
     score: float
-    """Of the given class by the other pictures, 0 to 1; of several the lowest that is doubted."""
+    """Of its label by the other pictures, 0 to 1; of several the lowest that is doubted."""
 
 
 def find_label_errors(
@@ -86,9 +86,9 @@ def _several(samples: Sequence[Sample], x: np.ndarray, classes: int) -> list[Lab
             doubts.setdefault(row, []).append((label, float(scores[row, holds[row]])))
     errors = []
     for row, doubted in doubts.items():
-        given = samples[row].labels
-        suggested = tuple(sorted(set(given) ^ {label for label, _ in doubted}))
-        errors.append(LabelError(samples[row], given, suggested, min(score for _, score in doubted)))
+        labels = samples[row].labels
+        suggested = tuple(sorted(set(labels) ^ {label for label, _ in doubted}))
+        errors.append(LabelError(samples[row], labels, suggested, min(score for _, score in doubted)))
     return errors
 
 

@@ -57,8 +57,8 @@ def find_near_duplicates(
     pairs = []
     for start in range(0, len(held_out), _BLOCK):
         block = held_out[start : start + _BLOCK]
-        asked = np.stack([plain for plain, _ in hashes[len(trained) + start :][: len(block)]])
-        bits = np.minimum(_distances(asked, own), _distances(asked, mirrored))
+        hashed = np.stack([plain for plain, _ in hashes[len(trained) + start :][: len(block)]])
+        bits = np.minimum(_distances(hashed, own), _distances(hashed, mirrored))
         cosine = others[start : start + _BLOCK] @ directions.T
         alike = (bits <= _ALIKE_BITS) | ((bits <= _LOOSE_BITS) & (cosine >= _ALIKE_COSINE))
         for row in np.flatnonzero(alike.any(axis=1)).tolist():

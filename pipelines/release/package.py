@@ -28,7 +28,7 @@ from pipelines.release.quantize import quantize
 from pipelines.release.sbom import SBOM_FILE, ServedModel, make_sbom
 from pipelines.reports.model_card import make_card, read_logged_card
 from pipelines.tracking.namespace import copy_into_namespace
-from pipelines.tracking.registry import fetch_bundle, fetch_samples
+from pipelines.tracking.registry import FetchedBundle, fetch_bundle, fetch_samples
 
 _PROJECT_LABEL = "camera-lucida"
 """As in service.app, which looks for models with it where it is not told which to serve."""
@@ -66,8 +66,7 @@ def package(
     With ``samples`` its page offers the few validation pictures that the run has kept for it. With
     ``quantise`` its model has int8 blocks too, calibrated on the data's training pictures, as
     :func:`pipelines.release.quantize.quantize` makes them. ``sign`` is a file with a private key in PEM, by
-    which the bundle's digest is signed. The card that `lucida card` has logged goes along, or else one
-    without its owner's words.
+    which the bundle's digest is signed.
     The Bento holds the model and the code; it needs neither MLflow nor the network to run.
     """
     key = read_private_key(sign) if sign is not None else None
@@ -77,30 +76,23 @@ def package(
         checked = load_bundle(ref.folder)
         int8 = quantize(checked, quantise, progress=progress) if quantise is not None else None
         bento_name = tag_name(ref.name)
-        labels = {
-            "project": _PROJECT_LABEL,
-            "model": ref.name,
-            "version": ref.version,
-            "run_id": ref.run_id[:63],
-            "digest": checked.provenance.digest[:63],
-        }
+        labels = {"project": _PROJECT_LABEL, "model": ref.name, "version": ref.version}
+        labels |= {"run_id": ref.run_id[:63], "digest": checked.provenance.digest[:63]}
         with bentoml.models.create(
             bento_name, labels=labels, metadata=dict(checked.manifest["metrics"])
         ) as bento_model:
             shutil.copytree(ref.folder, bento_model.path, dirs_exist_ok=True)
+            folder, digest = Path(bento_model.path), checked.provenance.digest
             if samples:
-                fetch_samples(ref.run_id, Path(bento_model.path) / SAMPLES_FOLDER)
+                fetch_samples(ref.run_id, folder / SAMPLES_FOLDER)
             if int8 is not None:
-                int8.write(Path(bento_model.path), checked.provenance.digest)
-            card = read_logged_card(ref.run_id) or make_card(f"{ref.name}/{ref.version}", {})[1].files()
-            (Path(bento_model.path) / CARD_FILE).write_text(
-                json.dumps({"digest": checked.provenance.digest, **card}, ensure_ascii=False)
-            )
+                int8.write(folder, digest)
+            _write_card(ref, folder, digest)
             if key is not None:
-                sign_digest(Path(bento_model.path), checked.provenance.digest, key)
+                sign_digest(folder, digest, key)
             if atlas is not None:
-                _check_atlas(atlas, checked.provenance.digest)
-                shutil.copyfile(atlas / ATLAS_FILE, Path(bento_model.path) / ATLAS_FILE)
+                _check_atlas(atlas, digest)
+                shutil.copyfile(atlas / ATLAS_FILE, folder / ATLAS_FILE)
     tag = ""
     if build:
         more = library_requirements(checked.model.backbone.name)
@@ -142,6 +134,14 @@ def _build_bento(bentofile: Path, name: str, model_tag: str, more: Sequence[str]
     with tempfile.TemporaryDirectory() as context:
         copy_into_namespace(bentofile.parent, Path(context), ("models", "service"))
         return str(bentoml.bentos.build(**options, build_ctx=context).tag)
+
+
+def _write_card(ref: FetchedBundle, folder: Path, digest: str) -> None:
+    """Write the version's card beside its bundle: the one that was logged, or else one without its owner's
+    words.
+    """
+    card = read_logged_card(ref.run_id) or make_card(f"{ref.name}/{ref.version}", {})[1].files()
+    (folder / CARD_FILE).write_text(json.dumps({"digest": digest, **card}, ensure_ascii=False))
 
 
 def _write_sbom(tag: str, served: ServedModel) -> None:

@@ -10,6 +10,9 @@ from typing import Literal
 
 from pipelines.reports.intended_use import FIELDS
 
+_OWNERS_SECTION = ("Intended use",)
+"""What only the owner can fill."""
+
 Coverage = Literal["covered", "in part", "not covered"]
 
 
@@ -28,7 +31,8 @@ class AnnexPoint:
 
     def coverage(self, stated: Collection[str]) -> Coverage:
         """Say how far a card covers it whose owner has stated these."""
-        if not self.sections:
+        only_stated = bool(self.stated) and self.sections == _OWNERS_SECTION
+        if not self.sections or (only_stated and not set(self.stated) & set(stated)):
             return "not covered"
         return "in part" if self.missing(stated) else "covered"
 

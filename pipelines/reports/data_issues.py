@@ -46,11 +46,11 @@ def explain_label_errors(
                 cases[case.evaluated.sample.name] = case
     explained = []
     for error in first:
-        given, suggested = (
-            " + ".join(data.classes[label] for label in labels) or "none"
-            for labels in (error.given, error.suggested)
+        labels, suggested = (
+            " + ".join(data.classes[label] for label in indices) or "none"
+            for indices in (error.labels, error.suggested)
         )
-        note = f"Labelled {given} ({error.score:.0%} by the other pictures), which suggest {suggested}."
+        note = f"Labelled {labels} ({error.score:.0%} by the other pictures), which suggest {suggested}."
         case = cases[error.sample.name]
         explained.append(replace(case, notes=(note, *case.notes)))
     return explained

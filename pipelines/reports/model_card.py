@@ -106,6 +106,8 @@ def log_card(version: RegisteredVersion, card: ModelCard) -> None:
 
 def read_logged_card(run_id: str) -> dict[str, str] | None:
     """Return what :func:`log_card` kept with a run; None where it kept nothing."""
+    if not run_id:
+        return None
     html, markdown = (read_run_file(run_id, path) for path in (CARD_HTML, CARD_MARKDOWN))
     return None if html is None or markdown is None else {"html": html, "markdown": markdown}
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 import yaml
 
 from service.metrics import Metrics
@@ -16,6 +18,33 @@ from service.settings import Settings
 
 PROJECT = Path(__file__).resolve().parents[2]
 DEPLOY = PROJECT / "service/deploy"
+RULE_TESTS = """
+rule_files: [alerts.yaml]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - {series: 'lucida_drift_alarm{figure="brightness", window="day"}', values: '1x90'}
+      - {series: 'lucida_drift_alarm{figure="contrast", window="day"}', values: '0x90'}
+      - {series: 'lucida_model{model="wings", version="1", digest="a"}', values: '1x90'}
+      - {series: 'lucida_requests_total{route="/explain", status="200"}', values: '0+100x90'}
+      - {series: 'lucida_requests_total{route="/explain", status="500"}', values: '0+10x90'}
+    alert_rule_test:
+      - {eval_time: 30m, alertname: ModelDrift, exp_alerts: []}
+      - eval_time: 61m
+        alertname: ModelDrift
+        exp_alerts:
+          - exp_labels: {figure: brightness, severity: warning}
+            exp_annotations:
+              summary: "brightness of the last day's pictures differs from the model's validation pictures"
+              description: "GET /drift has the table; docs/how-to/watch-for-drift.md says how to read it."
+      - {eval_time: 61m, alertname: NoModel, exp_alerts: []}
+      - eval_time: 61m
+        alertname: RequestsFail
+        exp_alerts:
+          - exp_labels: {severity: critical}
+            exp_annotations: {summary: "9.091% of the requests fail"}
+"""
 
 
 def pins() -> dict[str, str]:
@@ -48,18 +77,20 @@ for module in {name.split('.')[0] for name in sys.modules}:
     ).stdout
     known = {name.lower().replace("_", "-") for name in pins()} | {"camera-lucida", "setuptools", "pip"}
     # Several distributions may share a module's first name; one that is pinned will do. requests takes
-    # cryptography and brotli where they are there, torch pydot.
+    # cryptography and brotli where they are there, torch pydot, Pillow defusedxml.
     owners = [set(line.lower().replace("_", "-").split()) for line in printed.splitlines() if line.strip()]
-    optional = ("cryptography", "cuda-", "nvidia-", "triton", "pydot", "brotli")
+    optional = ("cryptography", "cuda-", "nvidia-", "triton", "pydot", "brotli", "defusedxml")
     left = [found for found in owners if not found & known and not min(found).startswith(optional)]
     assert left == []
 
 
-def test_the_dashboard_asks_for_figures_that_exist(service, bee):
-    service.ask("/explain", bee)
-    figures = service.get("/metrics").text
+def test_the_dashboard_and_the_alerts_ask_for_figures_that_exist(start, complete_folder, bee):
+    served = start(complete_folder, workers="1")
+    served.ask("/explain", bee)
+    figures = served.get("/metrics").text
     names = set(re.findall(r"^# TYPE (lucida_\w+)", figures, flags=re.MULTILINE))
-    asked = set()
+    rules = yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"][0]["rules"]
+    asked = {name for rule in rules for name in re.findall(r"lucida_\w+", rule["expr"])}
     for panel in json.loads((DEPLOY / "grafana.json").read_text())["panels"]:
         for target in panel["targets"]:
             asked |= set(re.findall(r"lucida_\w+", target["expr"]))
@@ -67,6 +98,23 @@ def test_the_dashboard_asks_for_figures_that_exist(service, bee):
         base = re.sub(r"_(bucket|sum|count|total)$", "", name)
         assert {name, base, f"{base}_total"} & names, name
     assert len(asked) >= 10
+
+
+def test_prometheus_takes_the_configuration_and_the_rules(tmp_path):
+    if shutil.which("promtool") is None:
+        pytest.skip("needs promtool: apt-get install prometheus")
+    for name in ("prometheus.yaml", "alerts.yaml"):
+        shutil.copy(DEPLOY / name, tmp_path / name)
+    for kind, name in (("rules", "alerts.yaml"), ("config", "prometheus.yaml")):
+        done = subprocess.run(
+            ["promtool", "check", kind, tmp_path / name], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    (tmp_path / "tests.yaml").write_text(RULE_TESTS)
+    done = subprocess.run(
+        ["promtool", "test", "rules", tmp_path / "tests.yaml"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_explanations_are_counted_by_what_they_show(service, bee):

@@ -48,7 +48,7 @@ def test_flipped_labels_are_found_and_the_true_class_is_suggested():
     assert {int(error.sample.sha256) for error in errors} == set(flips)
     for error in errors:
         assert error.suggested == samples[int(error.sample.sha256)].labels
-        assert error.given == flips[int(error.sample.sha256)]
+        assert error.labels == flips[int(error.sample.sha256)]
         assert error.score < 0.3
 
 

@@ -20,6 +20,7 @@ from pipelines.release.gate import judge
 from pipelines.release.judged_version import JudgedVersion
 from pipelines.release.policy import DEFAULT_POLICY, Check, Policy
 from pipelines.tracking.registry import claim_promotion, release_claim
+from tests.support.postgres import running_postgres
 from tests.support.small_timm import fitted_network, write_hub_folder
 
 CLASSES = ("ant", "bee", "wasp")
@@ -236,8 +237,33 @@ def test_the_gate_blocks_promotes_overrides_and_demotes(hubs, butterflies, at_on
     assert champion() == "2"
     assert client.get_model_version("wings", "2").tags["gate.override"] == "the boss said so"
 
+    written = at_once("card", "wings/2", "--no-log")
+    assert written.returncode == 0, written.stdout + written.stderr
+    card = (in_tmp / "card" / "card.md").read_text()
+    assert "What blocked was overridden: the boss said so" in card
+    assert "accuracy (held out)" in card
+
     assert at_once("demote", "wings").returncode == 0
     assert champion() == "1"
+
+
+@pytest.mark.soak
+def test_the_gate_keeps_its_evidence_on_postgres(hubs, butterflies, at_once, in_tmp, monkeypatch):
+    with running_postgres(in_tmp / "postgres") as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        mlflow.set_tracking_uri(uri)
+        client = mlflow.MlflowClient()
+        for source in ("good", "bad"):
+            assert at_once("adopt", str(hubs[source]), "--name", "wings", "--sanity", "none").returncode == 0
+        (in_tmp / "policy.toml").write_text(POLICY)
+        common = ("--data", str(butterflies), "--policy", "policy.toml")
+        assert at_once("promote", "wings/1", *common).returncode == 0
+        assert at_once("promote", "wings/2", *common).returncode == 3
+        assert str(client.get_model_version_by_alias("wings", "champion").version) == "1"
+        version = client.get_model_version("wings", "2")
+        assert version.tags["gate.verdict"] == "blocked"
+        assert "gate/report.html" in {item.path for item in client.list_artifacts(version.run_id, "gate")}
+        mlflow.set_tracking_uri(f"sqlite:///{in_tmp}/mlflow.db")
 
 
 def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(hubs, at_once, in_tmp):

@@ -24,6 +24,7 @@ import pytest
 from safetensors import safe_open
 
 from tests.support.forked import Command
+from tests.support.postgres import running_postgres
 from tests.support.serving import free_port
 
 CONFIG = """
@@ -305,34 +306,8 @@ def test_a_full_disk_stops_with_a_clear_word_and_goes_on_when_there_is_room(plac
 @pytest.fixture(scope="module")
 def postgres(tmp_path_factory) -> Iterator[str]:
     """The URI of a Postgres of its own, or a skip that says what is missing."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    found = shutil.which("initdb") or (str(programs[-1]) if programs else None)
-    if found is None:
-        pytest.skip("needs Postgres: apt-get install postgresql")
-    folder, port = tmp_path_factory.mktemp("postgres"), free_port()
-    # Postgres refuses to run as root; Debian's package makes a user for it.
-    root = os.geteuid() == 0
-    become = ["runuser", "-u", "postgres", "--"] if root else []
-    if root:
-        for path in (folder, *list(folder.parents)[:3]):
-            path.chmod(0o755)
-        shutil.chown(folder, "postgres")
-    programs = Path(found).parent
-    data = folder / "data"
-    subprocess.run(
-        [*become, programs / "initdb", "-D", data, "-U", "lucida", "--auth", "trust", "--no-sync"],
-        check=True, capture_output=True, cwd="/",
-    )  # fmt: skip
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    control = [*become, programs / "pg_ctl", "-D", data, "-w"]
-    subprocess.run(
-        [*control, "-l", folder / "log", "-o", options, "start"],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        cwd="/",
-    )
-    yield f"postgresql+psycopg2://lucida@127.0.0.1:{port}/postgres"
-    subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True, cwd="/")
+    with running_postgres(tmp_path_factory.mktemp("postgres")) as uri:
+        yield uri
 
 
 @contextmanager

@@ -447,3 +447,30 @@ def test_names_roles_and_contrast(browser, shown, theme):
     }""")
     assert low == []
     context.close()
+
+
+def test_the_pictures_of_late_and_the_card_are_shown_where_the_model_has_them(
+    browser, start, complete_folder, bee
+):
+    served = start(complete_folder, workers="1")
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    page.goto(served.url)
+    section = page.locator("#drift")
+    expect(section).to_contain_text("0 pictures in the last day: too few to tell.")
+    for _ in range(31):
+        assert served.ask("/predict", bee).status_code == 200
+    page.reload()
+    expect(section).to_contain_text(
+        re.compile(r"31 pictures in the last day, unlike the \d+ validation pictures in: .*brightness")
+    )
+    section.get_by_text("Figure by figure").click()
+    expect(section.get_by_role("row", name=re.compile("^brightness"))).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.get_by_role("link", name="Model card").click()
+    expect(page.get_by_role("heading", name="Card of three")).to_be_visible()
+    page.close()
+
+
+def test_without_a_reference_and_a_card_the_page_says_nothing_of_them(page):
+    expect(page.locator("#drift")).to_be_hidden()
+    expect(page.get_by_role("link", name="Model card")).to_be_hidden()
