@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from models.metrics.drift import DEFAULT_LEVEL, Counts, DriftResult, compare_to_reference
 from models.observer import build_reference
 from models.reference import FIGURES, Observation, Reference
@@ -96,7 +98,7 @@ def read_observations(folder: Path, classes: Sequence[str]) -> tuple[list[Observ
 def _rows(folder: Path) -> list[dict[str, Any]]:
     if not (folder / "_SUCCESS").is_file():
         raise DataError(f"{folder} is no finished batch: `lucida explain` writes _SUCCESS there at its end.")
-    rows = read_rows(folder)
+    rows = read_rows(folder, features=True)
     if not rows:
         raise DataError(f"The batch {folder} has no pictures.")
     return rows
@@ -112,4 +114,5 @@ def _observation(row: dict[str, Any], classes: Sequence[str]) -> Observation:
         {name: float(value) for name, value in figures.items() if value is not None},
         list(classes).index(row["prediction"]),
         row["map_empty"],
+        None if row["features"] is None else np.array(row["features"]),
     )

@@ -38,6 +38,8 @@ class ExplainJob:
     engine: str = "eager"
     precision: str = "fp32"
     """What runs the blocks, as :mod:`models.backends` names it."""
+    features: bool = False
+    """Whether rows keep the features, some kilobytes each."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """How many images of which hidden or system folder are no part of it."""
 
@@ -71,6 +73,8 @@ class ExplainJob:
             "checks": list(self.checks),
             "sheets": list(self.figures),
         }
+        if self.features:
+            plain["features"] = True
         if options.parameters:
             plain["parameters"] = dict(options.parameters)
         if (self.engine, self.precision) != ("eager", "fp32"):
@@ -85,6 +89,7 @@ def plan_job(
     *,
     checks: tuple[str, ...] = (),
     figures: tuple[str, ...] = (),
+    features: bool = False,
     limits: Limits | None = None,
     out: Path | None = None,
 ) -> ExplainJob:
@@ -110,7 +115,7 @@ def plan_job(
     backend = explainer.backend
     return ExplainJob(
         source, files, options, checks, figures, digest, limits or Limits(), backend.name, backend.precision,
-        left_out,
+        features, left_out,
     )  # fmt: skip
 
 

@@ -62,6 +62,7 @@ ROW_SCHEMA = pa.schema(
         pa.field("border_mass", pa.float64()),
         *(pa.field(name, pa.float64()) for name in OBSERVED_COLUMNS),
         pa.field("map_empty", pa.bool_()),
+        pa.field("features", pa.list_(pa.float32())),
         pa.field("faithfulness", pa.float64()),
         pa.field("faithfulness_percentile", pa.float64()),
         pa.field("verdict", pa.string()),
@@ -77,8 +78,8 @@ ROW_SCHEMA = pa.schema(
         pa.field("model_digest", pa.string(), nullable=False),
     ]
 )
-"""One row for each image. ``grid`` holds the signed map row by row; ``status`` is that of the attribution, or
-"error"."""
+"""One row for each image. ``grid`` holds the signed map row by row; ``features``, of unit length, are what
+the head sees, where the job keeps them; ``status`` is that of the attribution, or "error"."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -202,9 +203,12 @@ class IndexPageSink:
         atomic_write(self._out / "index.html", page.encode())
 
 
-def read_rows(out: Path) -> list[dict[str, Any]]:
-    """Return all rows of a job's folder."""
-    rows: list[dict[str, Any]] = pq.read_table(out / "rows", schema=ROW_SCHEMA).to_pylist()
+def read_rows(out: Path, *, features: bool = False) -> list[dict[str, Any]]:
+    """Return all rows of a job's folder, without their ``features`` unless these are wanted, for they are
+    long.
+    """
+    columns = [name for name in ROW_SCHEMA.names if features or name != "features"]
+    rows: list[dict[str, Any]] = pq.read_table(out / "rows", schema=ROW_SCHEMA, columns=columns).to_pylist()
     return rows
 
 

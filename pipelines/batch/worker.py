@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import PIL.Image
 
 from models.errors import LucidaError
@@ -78,12 +79,17 @@ class BatchWorker:
         row = self._row(name, explanation) | self._observed(explanation, place) | columns
         return ImageResult(name, row, overlay, figures)
 
-    def _observed(self, explanation: Explanation, place: int) -> dict[str, float | None]:
+    def _observed(self, explanation: Explanation, place: int) -> dict[str, Any]:
         observation = self._observer.observe_explanation(explanation, place)
         novelty = self._observer.novelty(observation)
         figures = {name: observation.figures.get(name) for name in OBSERVED_COLUMNS}
         percentile = novelty.percentile if novelty is not None else None
-        return figures | {"novelty_percentile": percentile, "map_empty": observation.empty}
+        own = observation.features if self.job.features else None
+        return figures | {
+            "novelty_percentile": percentile,
+            "map_empty": observation.empty,
+            "features": None if own is None else own.astype(np.float32),
+        }
 
     def _row(self, name: str, explanation: Explanation) -> dict[str, Any]:
         image, attribution = explanation.image, explanation.attributions[0]

@@ -96,6 +96,9 @@ def explain(
         list[str] | None,
         typer.Option(help="Draw methods, sweep, trace or split of each picture; repeatable."),
     ] = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="Keep each picture's features in its row, for `lucida drift`.")
+    ] = False,
     on: Annotated[
         BatchRunner, typer.Option(help="This process, or Ray workers (needs the extra 'ray').")
     ] = BatchRunner.local,
@@ -117,8 +120,9 @@ def explain(
             parameters=parse_parameters(parameter or ()),
         )  # fmt: skip
         job = plan_job(
-            source, explainer, options, checks=tuple(check or ()), figures=tuple(sheet or ()), out=out
-        )
+            source, explainer, options, checks=tuple(check or ()), figures=tuple(sheet or ()),
+            features=features, out=out,
+        )  # fmt: skip
         if on is BatchRunner.ray:
             done = _ray_runner()(job, loaded, out, progress=reporter.step)
         else:

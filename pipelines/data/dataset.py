@@ -19,7 +19,7 @@ from models.networks.scoring import Task
 from models.progress import Progress, no_progress
 from pipelines.data.boxes import Box, read_boxes
 from pipelines.data.labels import list_folder
-from pipelines.data.listing import SPLITS, LabelledFile, SkippedFile
+from pipelines.data.listing import MASKS, SPLITS, LabelledFile, SkippedFile
 from pipelines.errors import DataError
 
 
@@ -157,6 +157,11 @@ def with_task(data: Dataset, task: str) -> Dataset:
     if task == "multilabel" and data.task == "binary":
         raise DataError("task is 'multilabel', but the data answers one yes-or-no question; use 'binary'.")
     return replace(data, task=task)  # type: ignore[arg-type]
+
+
+def has_regions(data: Dataset) -> bool:
+    """Return whether a data set says where its objects are, by boxes or masks."""
+    return bool(data.boxes) or (data.root / MASKS).is_dir()
 
 
 def match_classes(data: Dataset, classes: Sequence[str]) -> Dataset:

@@ -18,7 +18,7 @@ import torch
 from models.bundle import Bundle, load_bundle
 from models.devices import CPU
 from models.explainer import Explainer
-from pipelines.data.dataset import Dataset, match_classes
+from pipelines.data.dataset import Dataset, has_regions, match_classes
 from pipelines.errors import RegistryError
 from pipelines.evaluation.data_issues import DATA_ISSUES_FILE, DataIssues
 from pipelines.evaluation.explanation_drift import PictureDrift, explain_truths, measure_drift
@@ -26,7 +26,7 @@ from pipelines.progress import Reporter
 from pipelines.release.gate import Verdict, judge
 from pipelines.release.gate_report import render_verdict, verdict_to_json
 from pipelines.release.judged_version import JudgedVersion, held_out, judge_version
-from pipelines.release.policy import Policy
+from pipelines.release.policy import DEFAULT_POLICY, Policy, without_localization
 from pipelines.tracking.registry import (
     RegisteredVersion,
     claim_promotion,
@@ -72,6 +72,8 @@ def promote_by_gate(
     promotion came first.
     """
     reporter = reporter or Reporter()
+    if policy is DEFAULT_POLICY and not has_regions(data):
+        policy = without_localization(policy)
     version = find_version(reference)
     present = find_champion(version.name)
     verdict = _judge(version, present, data, policy, reporter, device)

@@ -16,7 +16,7 @@ from models.images.decode import read_image
 from models.metrics.faithfulness import measure_faithfulness
 from models.metrics.localization import localize
 from pipelines.data.dataset import Dataset, Sample, match_classes
-from pipelines.evaluation.classification import BINS, evaluate
+from pipelines.evaluation.classification import BINS, EvaluatedSample, evaluate
 from pipelines.evaluation.data_issues import DataIssues, embed_by, inspect_data
 from pipelines.evaluation.explanation_drift import ExplainedSample, explain_truths
 from pipelines.evaluation.explanations import object_region
@@ -43,8 +43,9 @@ class JudgedVersion:
     samples: tuple[Sample, ...] = field(repr=False)
     splits: np.ndarray = field(repr=False)
     """(N,) of "val" and "test"."""
-    labels: np.ndarray = field(repr=False)
-    """(N,) the true class; the first of several."""
+    truths: tuple[tuple[int, ...], ...] = field(repr=False)
+    hits: tuple[tuple[bool, ...], ...] = field(repr=False)
+    """Of each sample its true classes, and whether each of them is answered."""
     right: np.ndarray = field(repr=False)
     """(N,) whether exactly the true classes are answered."""
     confidence: np.ndarray = field(repr=False)
@@ -82,14 +83,15 @@ class JudgedVersion:
         if check.metric in columns:
             values = columns[check.metric][chosen]
             return _mean_of_measured(values) if np.isfinite(values).any() else None
-        right, labels = self.right[chosen].astype(float), self.labels[chosen]
+        right = self.right[chosen].astype(float)
+        recalls = self._recalls(chosen, check)
         truth, confidence = self.truth[chosen], self.confidence[chosen]
         figures: dict[str, Figure] = {
             "accuracy": lambda draw: float(right[draw].mean()),
-            "recall": lambda draw: float(right[draw].mean()),
+            "recall": lambda draw: float(np.mean(recalls(draw))),
             "loss": lambda draw: float(-np.log(np.clip(truth[draw], 1e-12, 1.0)).mean()),
-            "balanced_accuracy": lambda draw: float(np.mean(_recalls(right[draw], labels[draw]))),
-            "worst_class_recall": lambda draw: float(np.min(_recalls(right[draw], labels[draw]))),
+            "balanced_accuracy": lambda draw: float(np.mean(recalls(draw))),
+            "worst_class_recall": lambda draw: float(np.min(recalls(draw))),
             "calibration_error": lambda draw: _calibration_error(right[draw], confidence[draw]),
         }
         return figures[check.metric]
@@ -105,8 +107,31 @@ class JudgedVersion:
         if check.split != "held out":
             keep &= self.splits == check.split
         if check.slice != ALL:
-            keep &= self.labels == self.classes.index(check.slice)
+            place = self.classes.index(check.slice)
+            keep &= np.array([place in labels for labels in self.truths])
         return np.flatnonzero(keep)
+
+    def _recalls(self, chosen: np.ndarray, check: Check) -> Callable[[np.ndarray], np.ndarray]:
+        """Return what gives the recall of each class that a draw of the chosen samples has; of a slice that
+        is a class, of that class alone.
+        """
+        pairs = np.array(
+            [
+                (place, label, hit)
+                for place, n in enumerate(chosen)
+                for label, hit in zip(self.truths[n], self.hits[n], strict=True)
+                if check.slice in (ALL, self.classes[label])
+            ]
+        ).reshape(-1, 3)
+        rows, labels, hit = pairs.T
+
+        def recalls(draw: np.ndarray) -> np.ndarray:
+            weights = np.bincount(draw, minlength=len(chosen))[rows]
+            drawn_counts = np.bincount(labels, weights=weights)
+            hits = np.bincount(labels, weights=weights * hit)
+            return hits[drawn_counts > 0] / drawn_counts[drawn_counts > 0]
+
+        return recalls
 
 
 def judge_version(
@@ -140,7 +165,8 @@ def judge_version(
         classes=tuple(data.classes),
         samples=tuple(samples),
         splits=np.array([split for _, split in pairs]),
-        labels=np.array([to_data[sample.labels[0]] if sample.labels else -1 for sample in samples]),
+        truths=tuple(tuple(to_data[label] for label in sample.labels) for sample in samples),
+        hits=tuple(_hits(item) for item in evaluation.samples),
         right=np.array([item.is_correct for item in evaluation.samples]),
         confidence=np.array([item.top.score for item in evaluation.samples]),
         truth=np.array([item.truth_score for item in evaluation.samples]),
@@ -166,10 +192,10 @@ def _mean_of_measured(values: np.ndarray) -> Figure:
     return mean
 
 
-def _recalls(right: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the recall of each class that is there."""
-    present = np.unique(labels)
-    return np.array([right[labels == label].mean() for label in present])
+def _hits(item: EvaluatedSample) -> tuple[bool, ...]:
+    """Return for each true class of a sample whether it is answered."""
+    answered = {prediction.index for prediction in item.ranking if prediction.accepted}
+    return tuple(label in answered for label in item.sample.labels)
 
 
 def _calibration_error(right: np.ndarray, confidence: np.ndarray) -> float:

@@ -20,7 +20,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -165,6 +165,11 @@ DEFAULT_POLICY = Policy(
         Check("latency_ms", compare="champion", margin=50.0, severity="warn"),
     )
 )
+
+
+def without_localization(policy: Policy) -> Policy:
+    """Return a policy without its checks of localization, for data without masks and boxes."""
+    return replace(policy, checks=tuple(item for item in policy.checks if item.metric != "localization"))
 
 
 def load_policy(path: Path | None) -> Policy:

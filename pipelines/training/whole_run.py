@@ -10,8 +10,7 @@ from models.networks.registry import get_backbone
 from models.networks.transfer_model import HEAD
 from models.progress import Progress
 from pipelines.config.schema import PhaseConfig, TrainConfig
-from pipelines.data.dataset import Dataset
-from pipelines.data.listing import MASKS
+from pipelines.data.dataset import Dataset, has_regions
 from pipelines.evaluation.reference import MOST_MEASURED
 
 LABEL = "whole run, %"
@@ -69,8 +68,7 @@ def expected_costs(config: TrainConfig, data: Dataset) -> list[tuple[str, float]
 
 
 def _locating_cost(split: str, data: Dataset) -> float:
-    has_regions = bool(data.boxes) or (data.root / MASKS).is_dir()
-    return _LOCATED_IMAGE * min(len(data.samples(split)), _MOST_LOCATED) * has_regions
+    return _LOCATED_IMAGE * min(len(data.samples(split)), _MOST_LOCATED) * has_regions(data)
 
 
 def _phase_cost(phase: PhaseConfig, config: TrainConfig, data: Dataset) -> float:

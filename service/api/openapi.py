@@ -23,7 +23,10 @@ _ERRORS = {
     "503": "Too much to do at the moment; Retry-After says when to come again.",
     "504": "The deadline came before there was anything to answer.",
 }
-_JOB_ERRORS = {"404": "There is none: no such job, or the model has no reference or no card.", "507": "There is no room for another job."}
+_JOB_ERRORS = {
+    "404": "There is none: no such job, or the model has no reference or no card.",
+    "507": "There is no room for another job.",
+}
 _READ_ERRORS = ("401", "429")
 _IMAGE = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
 

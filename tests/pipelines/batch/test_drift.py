@@ -27,7 +27,8 @@ def watched(bundle_folder, photos, tmp_path_factory):
             image = PIL.ImageEnhance.Brightness(PIL.Image.open(path).convert("RGB")).enhance(brightness)
             image.save(root / f"{name}_photos/{n:02d}.jpg", quality=92)
         explainer = Explainer(bundle)
-        run_local(plan_job(root / f"{name}_photos", explainer), bundle, root / name, explainer=explainer)
+        job = plan_job(root / f"{name}_photos", explainer, features=name == "dark")
+        run_local(job, bundle, root / name, explainer=explainer)
     return root
 
 
@@ -39,6 +40,9 @@ def test_a_batch_is_held_against_its_models_reference(watched):
     assert like.drifted == ()
     dark = compare_batch(watched / "dark", classes, bundle.reference, against="the validation pictures")
     assert "brightness" in dark.drifted
+    # Its rows keep the features, those of the other batch do not.
+    assert "features" in dark.drifted
+    assert "features" not in {result.figure for result in like.results}
 
 
 def test_two_batches_are_held_against_each_other(watched):

@@ -36,7 +36,8 @@ def judged(right, *, number="2", facts=None, localization=None):
     )
     return JudgedVersion(
         name="m", number=number, run_id="r", bundle=None, classes=CLASSES, samples=samples,
-        splits=np.array(["val", "test"] * count)[:count], labels=labels, right=right,
+        splits=np.array(["val", "test"] * count)[:count], right=right,
+        truths=tuple((int(label),) for label in labels), hits=tuple((bool(hit),) for hit in right),
         confidence=np.where(right, 0.9, 0.6), truth=np.where(right, 0.9, 0.2), explained=(),
         faithfulness=np.full(count, np.nan),
         localization=np.full(count, np.nan) if localization is None else np.asarray(localization, float),
@@ -112,6 +113,30 @@ def test_bounds_slices_splits_and_facts():
         Check("latency_ms", max=100),
     ) == ["passed", "failed", "passed", "passed", "failed", "failed", "passed", "failed", "failed", "passed",
           "failed", "passed", "could not be judged"]  # fmt: skip
+
+
+def test_of_several_labels_each_has_a_recall_of_its_own():
+    version = judged(np.arange(300) % 10 != 0)
+    # Each picture has the next class too, and of the wasps among these none is found.
+    both = tuple((label, (label + 1) % 3) for (label,) in version.truths)
+    hits = tuple((hit, second != 2) for (hit,), (_, second) in zip(version.hits, both, strict=True))
+    version = replace(version, truths=both, hits=hits)
+    everything = np.arange(300)
+    recalls = {name: version.figure(Check("recall", slice=name, min=0.5)) for name in CLASSES}
+    for name, figure in recalls.items():
+        place = CLASSES.index(name)
+        own = [
+            hit
+            for labels, found in zip(both, hits, strict=True)
+            for label, hit in zip(labels, found, strict=True)
+            if label == place
+        ]
+        count = version.count(Check("recall", slice=name, min=0.5))
+        assert count == len(own) == 200
+        assert figure(np.arange(count)) == pytest.approx(np.mean(own))
+    assert recalls["wasp"](np.arange(200)) < 0.5 < recalls["ant"](np.arange(200))
+    worst = version.figure(Check("worst_class_recall", min=0.5))(everything)
+    assert worst == pytest.approx(recalls["wasp"](np.arange(200)))
 
 
 def test_a_slice_that_is_no_class_is_refused_with_the_classes():
