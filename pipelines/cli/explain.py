@@ -52,6 +52,13 @@ Parameter = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="A parameter of the method, such as masks=800; repeatable."),
 ]
+Checks = Annotated[
+    list[str] | None,
+    typer.Option(help="faithfulness, agreement, shifts, sweep or what_if; repeatable, some seconds each."),
+]
+Sheets = Annotated[
+    list[str] | None, typer.Option(help="Draw methods, sweep, trace or split of each picture; repeatable.")
+]
 EngineName = Annotated[
     str,
     typer.Option(
@@ -86,16 +93,8 @@ def explain(
     parameter: Parameter = None,
     flip: Annotated[bool, typer.Option(help="Average over each picture and its mirror image.")] = False,
     noise: Annotated[float, typer.Option(help="Average over noisy pictures; of the picture's range.")] = 0.0,
-    check: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="faithfulness, agreement, shifts, sweep or what_if; repeatable, some seconds each."
-        ),
-    ] = None,
-    sheet: Annotated[
-        list[str] | None,
-        typer.Option(help="Draw methods, sweep, trace or split of each picture; repeatable."),
-    ] = None,
+    check: Checks = None,
+    sheet: Sheets = None,
     features: Annotated[
         bool, typer.Option("--features", help="Keep each picture's features in its row, for `lucida drift`.")
     ] = False,
