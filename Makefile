@@ -18,8 +18,10 @@ demo: $(STAMP)      ## draw specimens, train, register, promote, package, serve 
 
 test: lint types contracts pytest  ## what a change can break: linters, types, contracts, behaviour; 15 minutes on two cores
 
-soak: $(STAMP)      ## what takes long, one after the other: overload, full disks, how-to pages, leaks, three-seed bars, peers, fuzzing
-	$(BIN)/pytest -m soak --durations=25
+# Those of the service one after the other: they measure what load does to it, and need both cores.
+soak: $(STAMP)      ## what takes long: overload, full disks, how-to pages, leaks, three-seed bars, peers, fuzzing
+	$(BIN)/pytest tests/service -m soak --durations=15
+	$(BIN)/pytest tests --ignore tests/service -m soak -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations=25
 
 lint: $(STAMP) page
 	$(BIN)/ruff check .

@@ -120,7 +120,7 @@ def _judge_one(
     if champion is None and of_both and not classes_known:
         return CheckResult(check, "passed", None, None, None, _NO_CHAMPION)
     if check.metric == "explanation_drift":
-        return _judge_drift(check, version, drifts, seed_drifts)
+        return judge_drift(check, version.classes, drifts, seed_drifts)
     if not METRICS[check.metric].of_images:
         return _judge_fact(check, version, champion)
     own = version.figure(check)
@@ -217,20 +217,25 @@ def _judge_fact(check: Check, version: JudgedVersion, champion: JudgedVersion | 
     )
 
 
-def _judge_drift(
+def judge_drift(
     check: Check,
-    version: JudgedVersion,
+    classes: Sequence[str],
     drifts: Sequence[PictureDrift],
     seed_drifts: Sequence[PictureDrift] | None,
 ) -> CheckResult:
-    """Judge by how much more the evidence moved than another seed of the champion's recipe moves it."""
+    """Judge a check of the explanation drift, of one of these classes or of all pictures, by how much more
+    the evidence moved than another seed of the champion's recipe moves it.
+    """
     label = None if check.slice == ALL else check.slice
     yardstick = {item.sha256: item.moved for item in seed_drifts or ()}
+    # Of a picture that the yardstick was not measured on, another seed is taken to move its mean.
+    known = [value for value in yardstick.values() if value is not None]
+    usual = float(np.mean(known)) if known else DEFAULT_SEED_DRIFT
     moved, expected = [], []
     for item in drifts:
         if item.moved is None or (label is not None and item.label != label):
             continue
-        own = yardstick.get(item.sha256) if seed_drifts is not None else DEFAULT_SEED_DRIFT
+        own = yardstick.get(item.sha256, usual)
         if own is not None:
             moved.append(item.moved)
             expected.append(own)
@@ -241,10 +246,10 @@ def _judge_drift(
         )  # fmt: skip
     excess = np.asarray(moved) - np.asarray(expected)
     # Of several classes each is asked, so each is asked more strictly.
-    level = 1 - 0.05 / (len(version.classes) if label is not None else 1)
+    level = 1 - 0.05 / (len(classes) if label is not None else 1)
     interval = bootstrap(lambda chosen: float(excess[chosen].mean()), len(excess), level=level)
     result = _by_bound(check, interval, None)
-    source = "another seed's" if seed_drifts is not None else "by a stand-in a seed moves"
+    source = "another seed's" if known else "by default another seed's"
     return replace(
         result,
         reason=f"{np.mean(moved):.0%} of the evidence moved, {source} {np.mean(expected):.0%} "

@@ -119,15 +119,10 @@ def measure_seed_drift(
     return drifts
 
 
-def read_seed_drift(run_id: str, data: Dataset) -> list[PictureDrift] | None:
-    """Return what :func:`measure_seed_drift` kept for these data; None where there is nothing."""
+def read_seed_drift(run_id: str) -> list[PictureDrift] | None:
+    """Return what :func:`measure_seed_drift` kept, maybe of other pictures; None where there is nothing."""
     text = read_run_file(run_id, SEED_DRIFT)
-    if text is None:
-        return None
-    content = json.loads(text)
-    if content["dataset digest"] != data.digest:
-        return None
-    return [PictureDrift(**item) for item in content["drift"]]
+    return None if text is None else [PictureDrift(**item) for item in json.loads(text)["drift"]]
 
 
 def _judge(
@@ -169,7 +164,7 @@ def _judge(
             before, data, policy, number=str(present.version), run_id=present.run_id or "", reporter=reporter
         )
         drifts = measure_drift(champion.explained, measured.explained, before.model.classes)
-        seed_drifts = read_seed_drift(champion.run_id, data)
+        seed_drifts = read_seed_drift(champion.run_id)
         return judge(measured, champion, policy, drifts=drifts, seed_drifts=seed_drifts)
 
 
