@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from models.devices import to_host
 from models.networks.transfer_model import TransferModel
 from models.progress import Progress, no_progress
 from pipelines.data.dataset import Dataset, Sample
@@ -102,7 +103,8 @@ def embed_by(model: TransferModel, data: Dataset, progress: Progress = no_progre
 
     def embed(split: str, places: Sequence[int]) -> np.ndarray:
         samples = data.samples(split)
-        return embed_samples(model, [samples[place] for place in places], progress=progress).numpy()
+        vectors = embed_samples(model, [samples[place] for place in places], progress=progress)
+        return to_host(vectors).numpy()
 
     return embed
 
