@@ -37,7 +37,7 @@ def judge_set(folder: Path, seed: int) -> None:
     from pipelines.data.synthetic import SpecimenPlan, write_specimens
     from pipelines.training.train import train_model
 
-    plan = SpecimenPlan(train=40, val=16, test=0, seed=seed)
+    plan = SpecimenPlan(train=40, val=24, test=0, seed=seed)
     plain = scan_folder(write_specimens(plan, folder / f"plain{seed}"))
     labelled = scan_folder(
         write_specimens(replace(plan, shortcut_species=SPECIES), folder / f"labelled{seed}")

@@ -210,4 +210,5 @@ def _batch(source: Path, out: Path, name: str, reporter: Reporter) -> Path:
     target = out / f"batch-v{number}"
     explainer = Explainer(loaded)
     job = plan_job(source, explainer)
-    return run_local(job, loaded, target, explainer=explainer, progress=reporter.step).out
+    run_local(job, loaded, target, explainer=explainer, progress=reporter.step)
+    return target

@@ -4,6 +4,7 @@ LucidaError
 ├── DataError               a data set that cannot be trained or explained
 ├── TrainingError           training had to stop
 │   └── LossNotFinite       the loss is NaN or infinite
+├── StoreUnavailable        an object store does not answer, or refuses
 ├── RegistryError           a model, version or run that is not there or not fit
 └── TrackerUnavailable      MLflow does not answer
 """
@@ -31,3 +32,7 @@ class TrackerUnavailable(LucidaError):
 
 class RegistryError(LucidaError):
     """A run, model version or alias that is not there or may not be changed."""
+
+
+class StoreUnavailable(LucidaError):
+    """An object store that does not answer, or refuses."""

@@ -98,7 +98,7 @@ def read_observations(folder: Path, classes: Sequence[str]) -> tuple[list[Observ
 def _rows(folder: Path) -> list[dict[str, Any]]:
     if not (folder / "_SUCCESS").is_file():
         raise DataError(f"{folder} is no finished batch: `lucida explain` writes _SUCCESS there at its end.")
-    rows = read_rows(folder, features=True)
+    rows = read_rows(folder, leave_out=())
     if not rows:
         raise DataError(f"The batch {folder} has no pictures.")
     return rows

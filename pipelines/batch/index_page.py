@@ -15,6 +15,8 @@ from markupsafe import Markup
 
 from models.bundle import Bundle
 from pipelines.batch.job import ExplainJob
+from pipelines.batch.sources import FileSource, Source
+from pipelines.batch.store import LocalStore, Store, scheme_of
 from pipelines.data.visibility import describe_view
 from pipelines.reports.html import render_template
 
@@ -23,12 +25,12 @@ _MOST_CLASSES = 12
 _TEXT_COLUMNS = ("prediction", "target", "against", "status", "verdict", "error")
 
 
-def render_index(job: ExplainJob, bundle: Bundle, rows: Sequence[dict[str, Any]], out: Path) -> str:
+def render_index(job: ExplainJob, bundle: Bundle, rows: Sequence[dict[str, Any]], out: Store | Path) -> str:
     """Return the page for ``out``/index.html: each picture beside its overlay, errors first, then the least
-    sure; with the true class where the folders of the source are named by the classes.
+    sure; with the true class where the source says it or its folders are named by the classes.
     """
     classes = {unicodedata.normalize("NFC", name): name for name in bundle.model.classes}
-    truths = [_true_class(row["path"], classes) for row in rows]
+    truths = [row["truth"] or _true_class(row["path"], classes) for row in rows]
     counts = Counter(row["prediction"] for row in rows if row["prediction"])
     shares = [row["seen_share"] for row in rows if row["seen_share"] is not None]
     origin, options = bundle.provenance, job.options
@@ -70,7 +72,9 @@ def _true_class(path: str, classes: dict[str, str]) -> str | None:
     return None
 
 
-def _columns(rows: Sequence[dict[str, Any]], truths: Sequence[str | None], source: str) -> dict[str, Any]:
+def _columns(
+    rows: Sequence[dict[str, Any]], truths: Sequence[str | None], source: str | None
+) -> dict[str, Any]:
     """Return the rows as columns; a text that many rows have is kept once, and named by its number."""
     numbers: dict[str, int] = {}
 
@@ -94,9 +98,16 @@ def _numbers(texts: Iterable[str], number: Any) -> list[int]:
     return [number(text) for text in texts]
 
 
-def _relative_source(source: Path, out: Path) -> str:
-    """Return the address of the source from the page, for as long as both lie where they do."""
-    return quote(os.path.relpath(source.resolve(), out.resolve()) + "/")
+def _relative_source(source: Source, out: Store | Path) -> str | None:
+    """Return the address of the source from the page, for as long as both lie where they do; None where its
+    pictures are no files that a browser can open from there.
+    """
+    folder = out.folder if isinstance(out, LocalStore) else out
+    if not isinstance(folder, Path) or not isinstance(source, FileSource):
+        return None
+    if not isinstance(source.store, LocalStore) or any(scheme_of(item.place) for item in source.items):
+        return None
+    return quote(os.path.relpath(source.store.folder.resolve(), folder.resolve()) + "/")
 
 
 def _embed(table: dict[str, Any]) -> Markup:

@@ -7,26 +7,25 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from models.attribution.registry import DEFAULT_METHOD
-from models.errors import ExplanationError
+from models.errors import ExplanationError, UnknownChoice
 from models.explainer import Explainer, ExplainOptions
-from models.images.decode import IMAGE_SUFFIXES, Limits
+from models.images.decode import Limits
 from pipelines.batch.checks import check_job_options
-from pipelines.data.listing import count_system_files, list_images
-from pipelines.errors import DataError
+from pipelines.batch.sources import Source, count_left_out, open_source
+from pipelines.batch.store import scheme_of
 
-_DEFAULT_SAMPLES = ExplainOptions().samples
+Overlays = Literal["all", "interesting", "none"]
 
 
 @dataclass(frozen=True)
 class ExplainJob:
     """A job: what is to be explained and how; two jobs with the same key give the same rows."""
 
-    source: Path
-    files: tuple[str, ...]
-    """Paths within the source, sorted."""
+    source: Source
+    """Where the pictures are, and which."""
     options: ExplainOptions
     """As :meth:`models.explainer.Explainer.check` fills them in."""
     checks: tuple[str, ...]
@@ -40,8 +39,15 @@ class ExplainJob:
     """What runs the blocks, as :mod:`models.backends` names it."""
     features: bool = False
     """Whether rows keep the features, some kilobytes each."""
+    overlays: Overlays = "all"
+    """Whose overlays are written: all, the interesting ones, or none."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """How many images of which hidden or system folder are no part of it."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the pictures."""
+        return tuple(item.name for item in self.source.items)
 
     @property
     def block(self) -> str:
@@ -51,12 +57,9 @@ class ExplainJob:
     @property
     def key(self) -> str:
         """Digest of all that decides the rows: model, options, and each image's name, size and time."""
-        parts: list[object] = [self.model_digest, self.settings(), str(self.limits), str(self.source)]
-        for name in self.files:
-            path = self.source / name
-            # A link that leads nowhere becomes an error row; it has no size but its own.
-            status = path.stat() if path.exists() else path.lstat()
-            parts += [name, status.st_size, status.st_mtime_ns]
+        parts: list[object] = [self.model_digest, self.settings(), str(self.limits), self.source.where]
+        for item in self.source.items:
+            parts += [item.place, *item.stamp]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def settings(self) -> dict[str, Any]:
@@ -75,6 +78,8 @@ class ExplainJob:
         }
         if self.features:
             plain["features"] = True
+        if self.overlays != "all":
+            plain["overlays"] = self.overlays
         if options.parameters:
             plain["parameters"] = dict(options.parameters)
         if (self.engine, self.precision) != ("eager", "fp32"):
@@ -83,17 +88,18 @@ class ExplainJob:
 
 
 def plan_job(
-    source: Path,
+    source: Path | str | Source,
     explainer: Explainer,
     options: ExplainOptions | None = None,
     *,
     checks: tuple[str, ...] = (),
     figures: tuple[str, ...] = (),
     features: bool = False,
+    overlays: str = "all",
     limits: Limits | None = None,
-    out: Path | None = None,
+    out: Path | str | None = None,
 ) -> ExplainJob:
-    """Find the images of a folder (or take a single file) and check the options; what lies in the folder
+    """Find the images of a source, by its path or address, and check the options; what lies in the folder
     ``out`` is the job's own and no part of it.
 
     Raises DataError, UnknownChoice, and ExplanationError for a method that is disabled for this model.
@@ -106,34 +112,17 @@ def plan_job(
             f"The sheets {', '.join(sorted(theirs))} show {DEFAULT_METHOD}, which is barred for this model. "
             f"{disabled[DEFAULT_METHOD]}"
         )
-    root = source.resolve()
-    source, files = _list_images(root, out.resolve() if out is not None else None)
-    counts = count_system_files(root) if root.is_dir() else {}
-    left_out = {folder.relative_to(source).as_posix(): count for folder, count in counts.items()}
+    if overlays not in get_args(Overlays):
+        raise UnknownChoice("overlays", overlays, get_args(Overlays))
+    left_out = {}
+    if isinstance(source, Path | str):
+        left_out = count_left_out(source)
+        inner = Path(out) if out is not None and scheme_of(str(out)) is None else None
+        source = open_source(source, out=inner)
     assert explainer.provenance is not None
     digest = explainer.provenance.digest
     backend = explainer.backend
     return ExplainJob(
-        source, files, options, checks, figures, digest, limits or Limits(), backend.name, backend.precision,
-        features, left_out,
+        source, options, checks, figures, digest, limits or Limits(), backend.name, backend.precision,
+        features, overlays, left_out,  # type: ignore[arg-type]
     )  # fmt: skip
-
-
-def _list_images(source: Path, out: Path | None) -> tuple[Path, tuple[str, ...]]:
-    """Return the folder and the paths within it; raises DataError."""
-    if not source.exists():
-        raise DataError(f"There is no file or folder {source}.")
-    if source.is_file():
-        source, files = source.parent, [source.name]
-    else:
-        files = sorted(
-            path.relative_to(source).as_posix()
-            for path in list_images(source)
-            if out is None or not path.is_relative_to(out)
-        )
-    if not files:
-        raise DataError(f"The folder {source} has no pictures ({', '.join(IMAGE_SUFFIXES)}).")
-    names = tuple(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in files)
-    if len(set(names)) != len(names) or list(names) != files:
-        raise DataError("Some file names are not valid UTF-8; rename them first.")
-    return source, names

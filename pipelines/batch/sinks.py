@@ -8,7 +8,10 @@ every sink has it, so a job that was killed goes on with the first part that one
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,12 +20,14 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.atomic_write import atomic_open, atomic_write
 from models.bundle import Bundle
 from models.images.encode import encode_image
 from pipelines.batch.index_page import render_index
 from pipelines.batch.job import ExplainJob
+from pipelines.batch.store import LocalStore, ObjectStore, Store, open_store
 
+ROWS, OVERLAYS = "rows", "overlays"
+"""Folders of a job's results."""
 OBSERVED_COLUMNS = (
     "novelty",
     "novelty_percentile",
@@ -76,10 +81,13 @@ ROW_SCHEMA = pa.schema(
         pa.field("error", pa.string()),
         pa.field("overlay", pa.string()),
         pa.field("model_digest", pa.string(), nullable=False),
+        pa.field("truth", pa.string()),
+        pa.field("extra", pa.string()),
     ]
 )
 """One row for each image. ``grid`` holds the signed map row by row; ``features``, of unit length, are what
-the head sees, where the job keeps them; ``status`` is that of the attribution, or "error"."""
+the head sees, where the job keeps them; ``truth`` and ``extra`` (JSON) are what the source says; ``status``
+is that of the attribution, or "error"."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -118,21 +126,23 @@ class Sink(Protocol):
         ...
 
 
-def default_sinks(job: ExplainJob, bundle: Bundle, out: Path) -> list[Sink]:
+def default_sinks(job: ExplainJob, bundle: Bundle, out: Path | str) -> list[Sink]:
     """Return the sinks of ``lucida explain``: overlays, rows, and the page."""
-    return [OverlaySink(out / "overlays"), ParquetSink(out / "rows"), IndexPageSink(job, bundle, out)]
+    store = open_store(out)
+    return [OverlaySink(store), ParquetSink(store, job), IndexPageSink(job, bundle, store)]
 
 
 class ParquetSink:
     """A sink that writes one Parquet file for each part."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, store: Store, job: ExplainJob) -> None:
+        self._store = store
+        self._schema = ROW_SCHEMA.with_metadata({"camera_lucida.job": json.dumps(job.settings())})
         self._rows: list[dict[str, Any]] = []
 
     def has_part(self, part: str) -> bool:
         """Return whether the part's file is there."""
-        return self._path(part).exists()
+        return self._store.exists(f"{ROWS}/{part}.parquet")
 
     def add(self, result: ImageResult) -> None:
         """Keep a row for the part's file."""
@@ -141,15 +151,12 @@ class ParquetSink:
     def end_part(self, part: str) -> None:
         """Write the part's file."""
         rows, self._rows = self._rows, []
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with atomic_open(self._path(part)) as file:
-            pq.write_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), file)
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=self._schema), buffer)
+        self._store.write(f"{ROWS}/{part}.parquet", buffer.getvalue())
 
     def finish(self) -> None:
         """Do nothing more: the files are complete."""
-
-    def _path(self, part: str) -> Path:
-        return self._folder / f"{part}.parquet"
 
 
 class OverlaySink:
@@ -157,8 +164,8 @@ class OverlaySink:
     again.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
     def has_part(self, part: str) -> bool:
         """Return True: files are named by their images, not by parts."""
@@ -166,12 +173,11 @@ class OverlaySink:
 
     def add(self, result: ImageResult) -> None:
         """Write the files of one image."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        file = self._folder / overlay_name(result.name)
+        name = f"{OVERLAYS}/{overlay_name(result.name)}"
         if result.overlay is not None:
-            file.write_bytes(encode_image(result.overlay))
-        for name, figure in result.figures.items():
-            file.with_name(f"{file.stem}-{name}.jpg").write_bytes(encode_image(figure))
+            self._store.write(name, encode_image(result.overlay))
+        for figure, drawing in result.figures.items():
+            self._store.write(f"{name.removesuffix('.jpg')}-{figure}.jpg", encode_image(drawing))
 
     def end_part(self, part: str) -> None:
         """Do nothing more: the files are there."""
@@ -183,8 +189,8 @@ class OverlaySink:
 class IndexPageSink:
     """A sink that writes index.html from the rows, once they are all there."""
 
-    def __init__(self, job: ExplainJob, bundle: Bundle, out: Path) -> None:
-        self._job, self._bundle, self._out = job, bundle, out
+    def __init__(self, job: ExplainJob, bundle: Bundle, store: Store) -> None:
+        self._job, self._bundle, self._store = job, bundle, store
 
     def has_part(self, part: str) -> bool:
         """Return True: the page is made from the rows."""
@@ -198,17 +204,23 @@ class IndexPageSink:
 
     def finish(self) -> None:
         """Write the page."""
-        rows = read_rows(self._out)
-        page = render_index(self._job, self._bundle, rows, self._out)
-        atomic_write(self._out / "index.html", page.encode())
+        rows = read_rows(self._store, leave_out=("grid", "features", "scores"))
+        page = render_index(self._job, self._bundle, rows, self._store)
+        self._store.write("index.html", page.encode())
 
 
-def read_rows(out: Path, *, features: bool = False) -> list[dict[str, Any]]:
-    """Return all rows of a job's folder, without their ``features`` unless these are wanted, for they are
-    long.
+def read_rows(
+    out: Store | Path | str, *, leave_out: Sequence[str] = ("features",), only: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Return all rows of a job's folder, in the order of its parts: with these columns only, or with all but
+    those left out.
     """
-    columns = [name for name in ROW_SCHEMA.names if features or name != "features"]
-    rows: list[dict[str, Any]] = pq.read_table(out / "rows", schema=ROW_SCHEMA, columns=columns).to_pylist()
+    store = out if isinstance(out, LocalStore | ObjectStore) else open_store(out)  # type: ignore[arg-type]
+    columns = [name for name in only or ROW_SCHEMA.names if only or name not in leave_out]
+    rows: list[dict[str, Any]] = []
+    for name in sorted(file.name for file in store.files(ROWS) if file.name.endswith(".parquet")):
+        with store.open(name) as file:
+            rows += pq.read_table(file, schema=ROW_SCHEMA, columns=columns).to_pylist()
     return rows
 
 

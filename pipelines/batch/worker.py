@@ -6,24 +6,27 @@ An image that cannot be used becomes a result with its error; it never stops the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import PIL.Image
 
-from models.errors import LucidaError
+from models.errors import LucidaError, UnreadableImage
 from models.explainer import Explainer, Explanation, PreparedImage
-from models.images.decode import Image, read_image
+from models.images.decode import Image, decode_image
 from models.metrics.warnings import audit_border, crop_warning
-from models.observer import Observer
+from models.observer import UNUSUAL_PERCENTILE, Observer
 from models.visualization.overlay import shrink_to_fit
 from pipelines.batch.checks import CHECK_COLUMNS, run_job_checks
 from pipelines.batch.job import ExplainJob
 from pipelines.batch.sinks import OBSERVED_COLUMNS, ROW_SCHEMA, ImageResult, overlay_name
+from pipelines.batch.sources import SourceItem
 
 _OVERLAY_SIDE = 800
+_UNSURE, _MUCH_AT_BORDER = 0.6, 0.6
+"""Scores below and evidence at the border above which a picture is interesting."""
 
 
 class BatchWorker:
@@ -33,51 +36,63 @@ class BatchWorker:
         self.job, self.explainer, self.batch_size = job, explainer, batch_size
         self._observer = Observer(explainer)
 
-    def explain_files(self, files: Sequence[str]) -> Iterator[ImageResult]:
-        """Yield a result for each of the job's files, in their order."""
-        for start in range(0, len(files), self.batch_size):
-            batch = files[start : start + self.batch_size]
-            results = {result.name: result for result in self._explain_batch(batch)}
-            yield from (results[name] for name in batch)
+    def explain_items(
+        self, items: Sequence[SourceItem], *, begun: Callable[[str], object] = lambda name: None
+    ) -> Iterator[ImageResult]:
+        """Yield a result for each of the job's pictures, in their order; ``begun`` is told each name before
+        the picture is read.
+        """
+        for start in range(0, len(items), self.batch_size):
+            batch = items[start : start + self.batch_size]
+            results = {result.name: result for result in self._explain_batch(batch, begun)}
+            yield from (results[item.name] for item in batch)
 
-    def _explain_batch(self, files: Sequence[str]) -> Iterator[ImageResult]:
-        prepared: dict[str, PreparedImage] = {}
-        for name in files:
+    def failed(self, item: SourceItem, reason: str) -> ImageResult:
+        """Return the result of a picture that cannot be read, whose reason is known already."""
+        return self._error_result(item, UnreadableImage(reason))
+
+    def _explain_batch(
+        self, items: Sequence[SourceItem], begun: Callable[[str], object]
+    ) -> Iterator[ImageResult]:
+        prepared: dict[SourceItem, PreparedImage] = {}
+        for item in items:
+            begun(item.name)
             try:
-                prepared[name] = self._prepare(name)
+                prepared[item] = self._prepare(item)
             except LucidaError as error:
-                yield self._error_result(name, error)
+                yield self._error_result(item, error)
         if not prepared:
             return
         explanations = self.explainer.explain_batch(list(prepared.values()), self.job.options)
-        for place, (name, explanation) in enumerate(zip(prepared, explanations, strict=True)):
+        for place, (item, explanation) in enumerate(zip(prepared, explanations, strict=True)):
             if isinstance(explanation, LucidaError):
-                yield self._error_result(name, explanation)
+                yield self._error_result(item, explanation)
             else:
-                yield self._result(name, explanation, place)
+                yield self._result(item, explanation, place)
 
-    def _prepare(self, name: str) -> PreparedImage:
+    def _prepare(self, item: SourceItem) -> PreparedImage:
         """Read an image; its full pixels are freed as soon as its tensor is made."""
-        image = self._read(name)
+        image = self._read(item)
         prepared = self.explainer.prepare(image)
         small, _ = shrink_to_fit(image.pil, prepared.frame, _OVERLAY_SIDE)
         size = (image.width, image.height)
         return replace(prepared, image=replace(image, pil=small, full_size=size))
 
-    def _read(self, name: str) -> Image:
-        return read_image(self.job.source / name, limits=self.job.limits)
+    def _read(self, item: SourceItem) -> Image:
+        return decode_image(self.job.source.read(item, self.job.limits), limits=self.job.limits)
 
-    def _result(self, name: str, explanation: Explanation, place: int) -> ImageResult:
+    def _result(self, item: SourceItem, explanation: Explanation, place: int) -> ImageResult:
         job = self.job
         columns: dict[str, Any] = {}
         figures: dict[str, PIL.Image.Image] = {}
         if job.checks or job.figures:
             # The batch freed the full image; only these checks need it again.
-            full = self.explainer.explain(self._read(name), job.options)
+            full = self.explainer.explain(self._read(item), job.options)
             columns, figures = run_job_checks(self.explainer, full, checks=job.checks, figures=job.figures)
-        overlay = explanation.overlay(max_side=_OVERLAY_SIDE)
-        row = self._row(name, explanation) | self._observed(explanation, place) | columns
-        return ImageResult(name, row, overlay, figures)
+        row = self._row(item, explanation) | self._observed(explanation, place) | columns
+        if not _shows_overlay(job, row):
+            return ImageResult(item.name, row | {"overlay": None}, None, figures)
+        return ImageResult(item.name, row, explanation.overlay(max_side=_OVERLAY_SIDE), figures)
 
     def _observed(self, explanation: Explanation, place: int) -> dict[str, Any]:
         observation = self._observer.observe_explanation(explanation, place)
@@ -91,11 +106,13 @@ class BatchWorker:
             "features": None if own is None else own.astype(np.float32),
         }
 
-    def _row(self, name: str, explanation: Explanation) -> dict[str, Any]:
+    def _row(self, item: SourceItem, explanation: Explanation) -> dict[str, Any]:
         image, attribution = explanation.image, explanation.attributions[0]
         top = explanation.predictions[0]
         return {
-            "path": name,
+            "path": item.name,
+            "truth": item.truth,
+            "extra": item.extra,
             "digest": image.sha256,
             "width": image.width,
             "height": image.height,
@@ -122,11 +139,28 @@ class BatchWorker:
             "warnings": [text for text in explanation.warnings if text != crop_warning(explanation.frame)],
             "status": attribution.status,
             "error": None,
-            "overlay": f"overlays/{overlay_name(name)}",
+            "overlay": f"overlays/{overlay_name(item.name)}",
             "model_digest": self.job.model_digest,
         }
 
-    def _error_result(self, name: str, error: LucidaError) -> ImageResult:
+    def _error_result(self, item: SourceItem, error: LucidaError) -> ImageResult:
         row: dict[str, Any] = dict.fromkeys(ROW_SCHEMA.names)
-        row |= {"path": name, "status": "error", "error": str(error), "model_digest": self.job.model_digest}
-        return ImageResult(name, row)
+        row |= {"path": item.name, "truth": item.truth, "extra": item.extra}
+        row |= {"status": "error", "error": str(error), "model_digest": self.job.model_digest}
+        return ImageResult(item.name, row)
+
+
+def _shows_overlay(job: ExplainJob, row: Mapping[str, Any]) -> bool:
+    """Return whether a picture's overlay is written: of the interesting ones, those that a person would look
+    at first: wrong, unsure, unusual, with evidence at the border or none.
+    """
+    if job.overlays != "interesting":
+        return job.overlays == "all"
+    percentile = row["novelty_percentile"]
+    return (
+        (row["truth"] is not None and row["truth"] != row["prediction"])
+        or row["score"] < _UNSURE
+        or row["status"] != "ok"
+        or row["border_mass"] > _MUCH_AT_BORDER
+        or (percentile is not None and percentile >= UNUSUAL_PERCENTILE)
+    )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -19,15 +19,17 @@ from pipelines.cli.terminal import (
     Device,
     check_out_file,
     check_out_folder,
+    check_out_place,
     console,
     load_dataset,
     loading,
+    local_path,
     progress_reporter,
 )
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
-    from pipelines.batch.local import BatchResult
+    from pipelines.batch.parts import BatchResult
 
 
 class BatchRunner(StrEnum):
@@ -68,6 +70,37 @@ EngineName = Annotated[
 Precision = Annotated[
     str, typer.Option(envvar="LUCIDA_PRECISION", help="Of the engine: auto, fp32, bf16 or int8.")
 ]
+Flip = Annotated[bool, typer.Option(help="Average over each picture and its mirror image.")]
+Noise = Annotated[float, typer.Option(help="Average over noisy pictures; of the picture's range.")]
+Features = Annotated[
+    bool, typer.Option("--features", help="Keep each picture's features in its row, for `lucida drift`.")
+]
+SourcePlace = Annotated[
+    str,
+    typer.Argument(
+        help="Folder, picture, pattern, list (.txt), table (.csv, .jsonl, .parquet) or archive (.zip, .tar), "
+        "here or at s3://, gs://, az://."
+    ),
+]
+ResultPlace = Annotated[
+    str,
+    typer.Option(
+        help="New folder for rows, overlays and index.html, here or at s3://, gs://, az://.",
+        callback=check_out_place,
+    ),
+]
+PictureColumn = Annotated[str | None, typer.Option(help="Column of a table with the paths or the pictures.")]
+TruthColumn = Annotated[str | None, typer.Option(help="Column of a table with the true class.")]
+AllowHttp = Annotated[
+    bool, typer.Option("--allow-http", help="Fetch the addresses of the web that a list or a table names.")
+]
+WhichOverlays = Annotated[
+    str, typer.Option(help="all, none, or interesting: wrong, unsure, unusual, at the border, empty.")
+]
+Processes = Annotated[
+    int | None, typer.Option(min=1, help="Worker processes on this machine; one a core for a long job.")
+]
+Runner = Annotated[BatchRunner, typer.Option(help="This machine, or Ray workers (needs the extra 'ray').")]
 Method = Annotated[
     str, typer.Option(help="grad_cam, hires_cam, layer_cam, integrated_gradients, occlusion, rise …")
 ]
@@ -80,10 +113,8 @@ def register_commands(app: typer.Typer) -> None:
 
 
 def explain(
-    source: Annotated[Path, typer.Argument(help="Folder of pictures, or one picture.")],
-    out: Annotated[
-        Path, typer.Option(help="New folder for rows, overlays and index.html.", callback=check_out_folder)
-    ],
+    source: SourcePlace,
+    out: ResultPlace,
     model: Registered = None,
     bundle: Folder = None,
     target: Target = None,
@@ -91,26 +122,28 @@ def explain(
     block: Block = None,
     method: Method = "grad_cam",
     parameter: Parameter = None,
-    flip: Annotated[bool, typer.Option(help="Average over each picture and its mirror image.")] = False,
-    noise: Annotated[float, typer.Option(help="Average over noisy pictures; of the picture's range.")] = 0.0,
+    flip: Flip = False,
+    noise: Noise = 0.0,
     check: Checks = None,
     sheet: Sheets = None,
-    features: Annotated[
-        bool, typer.Option("--features", help="Keep each picture's features in its row, for `lucida drift`.")
-    ] = False,
-    on: Annotated[
-        BatchRunner, typer.Option(help="This process, or Ray workers (needs the extra 'ray').")
-    ] = BatchRunner.local,
+    column: PictureColumn = None,
+    truth: TruthColumn = None,
+    allow_http: AllowHttp = False,
+    features: Features = False,
+    overlays: WhichOverlays = "all",
+    on: Runner = BatchRunner.local,
+    processes: Processes = None,
     engine: EngineName = "auto",
     precision: Precision = "auto",
     device: Device = "auto",
 ) -> None:
-    """Explain a folder of pictures into Parquet rows, overlays and a page to look at."""
+    """Explain pictures into Parquet rows, overlays and a page to look at."""
     with loading():
         from models.explainer import ExplainOptions
         from pipelines.batch.engine import make_explainer
         from pipelines.batch.job import plan_job
         from pipelines.batch.local import run_local
+        from pipelines.batch.sources import SourceOptions, count_left_out, open_source
 
     with bundle_of(model, bundle, device) as loaded, progress_reporter() as reporter:
         explainer = make_explainer(loaded, out, engine=engine, precision=precision)
@@ -118,21 +151,28 @@ def explain(
             target=target, against=against, block=block, method=method, flip=flip, noise=noise,
             parameters=parse_parameters(parameter or ()),
         )  # fmt: skip
+        pictures = open_source(source, SourceOptions(column, truth, allow_http), out=local_path(out))
         job = plan_job(
-            source, explainer, options, checks=tuple(check or ()), figures=tuple(sheet or ()),
-            features=features, out=out,
+            pictures, explainer, options, checks=tuple(check or ()), figures=tuple(sheet or ()),
+            features=features, overlays=overlays,
         )  # fmt: skip
         if on is BatchRunner.ray:
             done = _ray_runner()(job, loaded, out, progress=reporter.step)
         else:
-            done = run_local(job, loaded, out, explainer=explainer, progress=reporter.step)
+            done = run_local(
+                job, loaded, out, explainer=explainer, processes=processes, progress=reporter.step
+            )
+    _print_batch(done, count_left_out(source))
+
+
+def _print_batch(done: BatchResult, left_out: Mapping[str, int]) -> None:
     already = f", {done.resumed} of them done before" if done.resumed else ""
     console.print(f"{done.pictures} pictures{already}, {done.errors} could not be used.")
-    for folder, count in job.left_out.items():
+    for folder, count in left_out.items():
         console.print(
             f"{count} pictures in {folder} were left out: hidden, or left behind by a system.", markup=False
         )
-    console.print(f"Look at {done.out / 'index.html'}", highlight=False)
+    console.print(f"Look at {done.page}", highlight=False)
 
 
 def inspect(

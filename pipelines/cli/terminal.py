@@ -75,6 +75,20 @@ def check_out_folder(path: Path | None) -> Path | None:
     return path
 
 
+def check_out_place(place: str) -> str:
+    """Refuse, before any work, a place to write to that cannot be one, here or in an object store."""
+    if not place.strip():
+        raise ConfigError("--out is empty; name a folder.")
+    if (path := local_path(place)) is not None:
+        check_out_folder(path)
+    return place
+
+
+def local_path(place: str) -> Path | None:
+    """Return the path of a folder of this machine; None for an address such as s3://bucket/folder."""
+    return None if "://" in place else Path(place)
+
+
 def check_out_file(path: Path | None) -> Path | None:
     """Refuse, before any work, a file to write that cannot be one: a callback of ``--out``."""
     if path is None:

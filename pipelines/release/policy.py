@@ -159,7 +159,7 @@ DEFAULT_POLICY = Policy(
         Check("calibration_error", max=0.15, severity="warn"),
         Check("faithfulness", min=60.0, severity="warn"),
         Check("localization", compare="champion", margin=0.05, severity="warn"),
-        Check("explanation_drift", max=0.15, slice=EACH_CLASS),
+        Check("explanation_drift", max=0.10, slice=EACH_CLASS),
         Check("barred_methods", max=4, severity="warn"),
         Check("size_mb", compare="champion", margin=100.0, severity="warn"),
         Check("latency_ms", compare="champion", margin=50.0, severity="warn"),

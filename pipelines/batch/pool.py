@@ -1,0 +1,188 @@
+"""Worker processes of a batch job on this machine: one a core, each with the model and one thread.
+
+A worker says which picture it begins. One that dies, or says nothing for two minutes, is replaced, and its
+part begun again picture by picture; a picture that ends a worker so becomes an error row and stops no other.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from models.errors import LucidaError
+from pipelines.batch.job import ExplainJob
+from pipelines.batch.parts import JobPart, write_part
+from pipelines.batch.store import LocalStore, open_store
+from pipelines.errors import DataError
+
+HANG_SECONDS = 120.0
+_CONTEXT = multiprocessing.get_context("spawn")
+_BEGUN, _DONE, _FAILED, _READY = "begun", "done", "failed", "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """What a worker needs to begin."""
+
+    bundle: Path
+    job: ExplainJob
+    out: str
+
+
+@dataclass
+class _Worker:
+    """A worker process with the part that it is at."""
+
+    process: Any
+    pipe: Connection
+    part: JobPart | None = None
+    picture: str | None = None
+    """The last one that it began."""
+    heard: float = field(default_factory=time.monotonic)
+
+
+class WorkerPool:
+    """So many worker processes; close it to end them."""
+
+    def __init__(self, plan: WorkerPlan, count: int, *, hang_seconds: float = HANG_SECONDS) -> None:
+        self._plan, self._hang = plan, hang_seconds
+        self._workers = [self._start() for _ in range(count)]
+        self._blamed: dict[str, dict[str, str]] = {}
+        """By part: the pictures that ended a worker, and how."""
+        self._careful: set[str] = set()
+
+    def write(self, parts: Sequence[JobPart]) -> Iterator[JobPart]:
+        """Write the parts, in any order, and yield each that is done; raises what a worker raises."""
+        waiting = deque(parts)
+        left = len(parts)
+        while left:
+            for worker in self._workers:
+                if worker.part is None and waiting:
+                    self._give(worker, waiting.popleft())
+            for worker in self._ready():
+                done = self._hear(worker, waiting)
+                if done is not None:
+                    left -= 1
+                    yield done
+            for worker in list(self._workers):
+                if worker.part is not None and time.monotonic() - worker.heard > self._hang:
+                    worker.process.kill()
+                    worker.process.join()
+                    self._replace(worker, waiting, f"said nothing for {self._hang:.0f} s")
+
+    def close(self) -> None:
+        """End the workers, at once."""
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join(5)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+            worker.pipe.close()
+
+    def _start(self) -> _Worker:
+        ours, theirs = _CONTEXT.Pipe()
+        process = _CONTEXT.Process(target=_work, args=(theirs, self._plan), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def _give(self, worker: _Worker, part: JobPart) -> None:
+        worker.part, worker.picture, worker.heard = part, None, time.monotonic()
+        message = (part, self._blamed.get(part.name, {}), part.name in self._careful)
+        try:
+            worker.pipe.send(message)
+        except OSError:
+            # It died while it waited; its end is heard of next.
+            return
+
+    def _ready(self) -> list[_Worker]:
+        pipes = {worker.pipe: worker for worker in self._workers}
+        heard = multiprocessing.connection.wait(list(pipes), timeout=0.5)
+        return [pipes[pipe] for pipe in heard]  # type: ignore[index]
+
+    def _hear(self, worker: _Worker, waiting: deque[JobPart]) -> JobPart | None:
+        try:
+            kind, what = worker.pipe.recv()
+        except (EOFError, OSError):
+            worker.process.join()
+            code = worker.process.exitcode
+            how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+            self._replace(worker, waiting, f"ended with {how}")
+            return None
+        worker.heard = time.monotonic()
+        if kind == _BEGUN:
+            worker.picture = what
+        elif kind == _FAILED:
+            raise what
+        elif kind == _DONE:
+            done, worker.part = worker.part, None
+            return done
+        return None
+
+    def _replace(self, worker: _Worker, waiting: deque[JobPart], how: str) -> None:
+        """Put a new worker in the place of one that is gone, and its part back in front."""
+        part, picture = worker.part, worker.picture
+        worker.pipe.close()
+        self._workers[self._workers.index(worker)] = self._start()
+        if part is None:
+            return
+        if picture is None:
+            raise DataError(f"A worker {how} before it began a picture; there may be too little memory.")
+        if part.name in self._careful:
+            # Alone with this picture: it is the cause.
+            reason = f"The process that read it {how}."
+            self._blamed.setdefault(part.name, {})[picture] = reason
+        self._careful.add(part.name)
+        waiting.appendleft(part)
+
+
+def _work(pipe: Connection, plan: WorkerPlan) -> None:
+    """Be a worker: write the parts that come through the pipe, until it is closed."""
+    # Ctrl-C goes to all processes of a terminal; the parent ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        import torch
+
+        from models.bundle import load_bundle
+        from models.explainer import Explainer
+        from pipelines.batch.sinks import default_sinks
+        from pipelines.batch.worker import BatchWorker
+
+        torch.set_num_threads(1)
+        bundle = load_bundle(plan.bundle)
+        job = plan.job
+        explainer = Explainer(bundle, job.engine, precision=job.precision, threads=1)
+        worker, alone = BatchWorker(job, explainer), BatchWorker(job, explainer, batch_size=1)
+        sinks = default_sinks(job, bundle, plan.out)
+        pipe.send((_READY, None))
+        while True:
+            part, blamed, careful = pipe.recv()
+            write_part(
+                alone if careful else worker, part, sinks, blamed=blamed,
+                begun=lambda name: pipe.send((_BEGUN, name)),
+            )  # fmt: skip
+            pipe.send((_DONE, part.name))
+    except (EOFError, BrokenPipeError):
+        return
+    except (LucidaError, OSError) as error:
+        pipe.send((_FAILED, error))
+
+
+def remove_leftovers(out: str | Path) -> None:
+    """Remove what writers that were ended have left half-written in a folder of this machine."""
+    store = open_store(out)
+    if isinstance(store, LocalStore):
+        for leftover in store.folder.rglob(".*.part"):
+            leftover.unlink(missing_ok=True)
