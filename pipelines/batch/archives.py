@@ -132,7 +132,9 @@ def _stem(name: str) -> tuple[str, str]:
 
 def _is_picture(name: str) -> bool:
     parts = PurePosixPath(name).parts
-    return name.lower().endswith(tuple(IMAGE_SUFFIXES)) and not any(is_system_name(part) for part in parts)
+    return name.lower().endswith(tuple(IMAGE_SUFFIXES)) and not any(
+        is_system_name(part) for part in parts if part != ".."
+    )
 
 
 def _named(item: SourceItem, prefix: str) -> SourceItem:

@@ -31,7 +31,7 @@ _BEGUN, _DONE, _FAILED, _READY = "begun", "done", "failed", "ready"
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlan:
-    """What a worker needs to begin."""
+    """The job of a worker, its model, and where its results go."""
 
     bundle: Path
     job: ExplainJob

@@ -111,7 +111,7 @@ def check_size(size: int, limits: Limits) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """How a source is to be read."""
+    """Options of reading a source."""
 
     column: str | None = None
     """Column of a table that holds the path or the bytes; found by its usual names without."""

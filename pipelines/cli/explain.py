@@ -89,7 +89,7 @@ ResultPlace = Annotated[
         callback=check_out_place,
     ),
 ]
-PictureColumn = Annotated[str | None, typer.Option(help="Column of a table with the paths or the pictures.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column of a table with the paths or the pictures.")]
 TruthColumn = Annotated[str | None, typer.Option(help="Column of a table with the true class.")]
 AllowHttp = Annotated[
     bool, typer.Option("--allow-http", help="Fetch the addresses of the web that a list or a table names.")
@@ -126,7 +126,7 @@ def explain(
     noise: Noise = 0.0,
     check: Checks = None,
     sheet: Sheets = None,
-    column: PictureColumn = None,
+    column: ImageColumn = None,
     truth: TruthColumn = None,
     allow_http: AllowHttp = False,
     features: Features = False,
