@@ -88,10 +88,21 @@ def _columns(
         # An error has no score, and comes first.
         "score": [-1 if row["score"] is None else round(row["score"], 4) for row in rows],
         "truth": [number(truth) for truth in truths],
+        "unusual": [_rounded(row["novelty_percentile"]) for row in rows],
+        "border": [_rounded(row["border_mass"]) for row in rows],
+        "faithless": [_missing(row["faithfulness_percentile"], of=100.0) for row in rows],
         "warnings": [_numbers(row["warnings"] or (), number) for row in rows],
     }
     columns |= {name: [number(row[name]) for row in rows] for name in _TEXT_COLUMNS}
     return columns | {"texts": list(numbers)}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def _missing(value: float | None, *, of: float) -> float | None:
+    return None if value is None else _rounded(of - value)
 
 
 def _numbers(texts: Iterable[str], number: Any) -> list[int]:

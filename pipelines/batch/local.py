@@ -73,9 +73,11 @@ def _run_in_processes(
         for part in pool.write(waiting):
             done += len(part.items)
             progress("explaining", done, len(job.source.items))
-    finally:
+    except BaseException:
         pool.close()
         remove_leftovers(out)
+        raise
+    pool.close(at_once=False)
 
 
 def _count_processes(bundle: Bundle, waiting: Sequence[JobPart]) -> int:

@@ -6,9 +6,7 @@ part begun again picture by picture; a picture that ends a worker so becomes an 
 
 from __future__ import annotations
 
-import multiprocessing
 import multiprocessing.connection
-import os
 import signal
 import time
 from collections import deque
@@ -21,11 +19,11 @@ from typing import Any
 from models.errors import LucidaError
 from pipelines.batch.job import ExplainJob
 from pipelines.batch.parts import JobPart, write_part
+from pipelines.batch.processes import worker_context
 from pipelines.batch.store import LocalStore, open_store
 from pipelines.errors import DataError
 
 HANG_SECONDS = 120.0
-_CONTEXT = multiprocessing.get_context("spawn")
 _BEGUN, _DONE, _FAILED, _READY = "begun", "done", "failed", "ready"
 
 
@@ -54,7 +52,7 @@ class WorkerPool:
     """So many worker processes; close it to end them."""
 
     def __init__(self, plan: WorkerPlan, count: int, *, hang_seconds: float = HANG_SECONDS) -> None:
-        self._plan, self._hang = plan, hang_seconds
+        self._plan, self._hang, self._context = plan, hang_seconds, worker_context()
         self._workers = [self._start() for _ in range(count)]
         self._blamed: dict[str, dict[str, str]] = {}
         """By part: the pictures that ended a worker, and how."""
@@ -79,10 +77,13 @@ class WorkerPool:
                     worker.process.join()
                     self._replace(worker, waiting, f"said nothing for {self._hang:.0f} s")
 
-    def close(self) -> None:
-        """End the workers, at once."""
+    def close(self, *, at_once: bool = True) -> None:
+        """End the workers: at once, or those that wait in their own time."""
         for worker in self._workers:
-            worker.process.terminate()
+            if at_once:
+                worker.process.terminate()
+            else:
+                worker.pipe.close()
         for worker in self._workers:
             worker.process.join(5)
             if worker.process.is_alive():
@@ -91,8 +92,10 @@ class WorkerPool:
             worker.pipe.close()
 
     def _start(self) -> _Worker:
-        ours, theirs = _CONTEXT.Pipe()
-        process = _CONTEXT.Process(target=_work, args=(theirs, self._plan), daemon=True)
+        ours, theirs = self._context.Pipe()
+        process: Any = self._context.Process(  # type: ignore[attr-defined]
+            target=_work, args=(theirs, self._plan), daemon=True
+        )
         process.start()
         theirs.close()
         return _Worker(process, ours)
@@ -151,9 +154,9 @@ def _work(pipe: Connection, plan: WorkerPlan) -> None:
     """Be a worker: write the parts that come through the pipe, until it is closed."""
     # Ctrl-C goes to all processes of a terminal; the parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = "1"
     try:
         import torch
+        from threadpoolctl import threadpool_limits
 
         from models.bundle import load_bundle
         from models.explainer import Explainer
@@ -161,6 +164,8 @@ def _work(pipe: Connection, plan: WorkerPlan) -> None:
         from pipelines.batch.worker import BatchWorker
 
         torch.set_num_threads(1)
+        # A thread of numpy's own that waits for work spins, on a core that is another worker's.
+        threadpool_limits(1)
         bundle = load_bundle(plan.bundle)
         job = plan.job
         explainer = Explainer(bundle, job.engine, precision=job.precision, threads=1)

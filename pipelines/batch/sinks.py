@@ -175,9 +175,10 @@ class OverlaySink:
         """Write the files of one image."""
         name = f"{OVERLAYS}/{overlay_name(result.name)}"
         if result.overlay is not None:
-            self._store.write(name, encode_image(result.overlay))
+            self._store.write(name, encode_image(result.overlay), whole=False)
         for figure, drawing in result.figures.items():
-            self._store.write(f"{name.removesuffix('.jpg')}-{figure}.jpg", encode_image(drawing))
+            file = f"{name.removesuffix('.jpg')}-{figure}.jpg"
+            self._store.write(file, encode_image(drawing), whole=False)
 
     def end_part(self, part: str) -> None:
         """Do nothing more: the files are there."""

@@ -51,8 +51,11 @@ class Store(Protocol):
         """Open a file to be read at any place; raises OSError."""
         ...
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file, whole or not at all; raises OSError."""
+    def write(self, name: str, data: bytes, *, whole: bool = True) -> None:
+        """Write a file, whole or not at all; without ``whole`` a cut may leave half of it, which is faster.
+
+        Raises OSError.
+        """
         ...
 
     def exists(self, name: str) -> bool:
@@ -87,11 +90,14 @@ class LocalStore:
         """Open a file to be read."""
         return (self.folder / name).open("rb")
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file beside its place and rename it."""
+    def write(self, name: str, data: bytes, *, whole: bool = True) -> None:
+        """Write a file beside its place, flush and rename it."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, data)
+        if whole:
+            atomic_write(path, data)
+        else:
+            path.write_bytes(data)
 
     def exists(self, name: str) -> bool:
         """Return whether there is such a file."""
@@ -130,8 +136,8 @@ class ObjectStore:
         """Open an object to be read at any place, by ranges."""
         return self._tried(lambda system, root: system.open_input_file(_join(root, name)))
 
-    def write(self, name: str, data: bytes) -> None:
-        """Upload an object."""
+    def write(self, name: str, data: bytes, *, whole: bool = True) -> None:
+        """Upload an object, which is always whole."""
 
         def save(system: Any, root: str) -> None:
             with system.open_output_stream(_join(root, name)) as file:

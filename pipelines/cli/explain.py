@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipelines.batch.processes import import_beside
 from pipelines.cli.terminal import (
     SPECIMENS,
     Device,
@@ -138,6 +139,8 @@ def explain(
     device: Device = "auto",
 ) -> None:
     """Explain pictures into Parquet rows, overlays and a page to look at."""
+    if on is BatchRunner.local and processes != 1:
+        import_beside()
     with loading():
         from models.explainer import ExplainOptions
         from pipelines.batch.engine import make_explainer

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -21,6 +24,7 @@ from pipelines.release.judged_version import JudgedVersion
 from pipelines.release.policy import DEFAULT_POLICY, Check, Policy
 from pipelines.tracking.registry import claim_promotion, release_claim
 from tests.support.postgres import running_postgres
+from tests.support.serving import PROJECT
 from tests.support.small_timm import fitted_network, write_hub_folder
 
 CLASSES = ("ant", "bee", "wasp")
@@ -338,3 +342,15 @@ def test_another_seed_of_the_recipe_is_the_yardstick(butterflies, at_once, in_tm
     done = at_once(*words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "moved, another seed&#39;s" in (in_tmp / "gate.html").read_text()
+
+
+@pytest.mark.soak
+def test_a_label_planted_on_one_species_is_caught_and_another_seed_passes(tmp_path):
+    command = [sys.executable, PROJECT / "benchmarks/gate.py", "--sets", "1"]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "a third seed, yardstick measured: passes" in done.stdout
+    assert "with the label, yardstick measured: blocked by cincta" in done.stdout
