@@ -63,7 +63,8 @@ class ProjectCopy:
             elif language == "bash" and not note:
                 for line in text.splitlines():
                     words = shlex.split(line)
-                    printed.append(self._run([str(BIN / words[0]), *words[1:]]))
+                    program = BIN / words[0] if (BIN / words[0]).exists() else Path(words[0])
+                    printed.append(self._run([str(program), *words[1:]]))
         return printed
 
     def _apply(self, text: str) -> None:
@@ -149,6 +150,31 @@ def test_promote_by_a_policy(copy: ProjectCopy) -> None:
     assert "is champion" in first
     assert "Look at gate.html" in again
     assert "May butterflies version 1 go live?" in (copy.folder / "gate.html").read_text()
+
+
+@pytest.mark.soak
+def test_explain_in_batches(copy: ProjectCopy) -> None:
+    first, again, table = copy.follow("how-to/explain-in-batches.md")
+    assert "2 pictures, 0 could not be used" in first
+    assert "2 of them done before" in again
+    assert table.strip() == "2"
+
+
+@pytest.mark.soak
+def test_document_a_model(copy: ProjectCopy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bentoml"))
+    copy.follow("how-to/document-a-model.md")
+    card = (copy.folder / "card/card.md").read_text()
+    assert "Museum of Butterflies" in card
+    assert "| 1 (a) | intended purpose, provider, version and earlier versions |" in card
+    (bento,) = (tmp_path / "bentoml/bentos/butterflies").glob("*/sbom.cdx.json")
+    assert '"machine-learning-model"' in bento.read_text()
+    (signature,) = (tmp_path / "bentoml/models/butterflies").glob("*/signature.json")
+    assert json.loads(signature.read_text())["algorithm"] == "ed25519"
+    settings = {"PYTHONPATH": str(copy.folder), "LUCIDA_PUBLIC_KEY": str(copy.folder / "public.pem")}
+    settings["BENTOML_HOME"] = str(tmp_path / "bentoml")
+    with run_service(copy.folder, tmp_path, settings) as served:
+        assert "Museum of Butterflies" in served.get("/card").text
 
 
 @pytest.mark.soak

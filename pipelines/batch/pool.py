@@ -7,6 +7,7 @@ part begun again picture by picture; a picture that ends a worker so becomes an 
 from __future__ import annotations
 
 import multiprocessing.connection
+import os
 import signal
 import time
 from collections import deque
@@ -34,6 +35,8 @@ class WorkerPlan:
     bundle: Path
     job: ExplainJob
     out: str
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
+    """The process that workers are copied from may have begun before a variable was set."""
 
 
 @dataclass
@@ -154,6 +157,7 @@ def _work(pipe: Connection, plan: WorkerPlan) -> None:
     """Be a worker: write the parts that come through the pipe, until it is closed."""
     # Ctrl-C goes to all processes of a terminal; the parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(plan.environment)
     try:
         import torch
         from threadpoolctl import threadpool_limits
