@@ -9,9 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
-from torchmetrics.functional import classification as tm
 
 from models.devices import to_host
 from models.networks.predictions import Prediction, rank_classes
@@ -255,6 +253,8 @@ def fit_temperature(evaluation: Evaluation, scoring: Scoring) -> float:
         return nll * decisions + (log_temperature / _PRIOR_WIDTH) ** 2 / 2
 
     bounds = tuple(math.log(temperature) for temperature in _TEMPERATURES)
+    from scipy.optimize import minimize_scalar
+
     minimum = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
     return float(math.exp(minimum.x))
 
@@ -294,6 +294,9 @@ def _mean_over(values: Tensor, counted: Tensor) -> Tensor:
 
 
 def _single(scores: Tensor, truth: Tensor, scoring: Scoring) -> _Figures:
+    # Its import takes a second, which commands that measure nothing need not wait for.
+    from torchmetrics.functional import classification as tm
+
     count = scores.shape[1]
     image_counts = torch.bincount(truth, minlength=count)
     recall = tm.multiclass_recall(scores, truth, average="none", num_classes=count)
@@ -320,6 +323,8 @@ def _single(scores: Tensor, truth: Tensor, scoring: Scoring) -> _Figures:
 
 
 def _multilabel(scores: Tensor, truth: Tensor) -> _Figures:
+    from torchmetrics.functional import classification as tm
+
     count = scores.shape[1]
     image_counts = truth.sum(0)
     mixed = (image_counts > 0) & (image_counts < len(truth))

@@ -11,10 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from cleanlab.filter import find_label_issues
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from pipelines.data.dataset import Sample
 
@@ -94,6 +90,11 @@ def _several(samples: Sequence[Sample], x: np.ndarray, classes: int) -> list[Lab
 
 def _out_of_fold(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return (N, classes) the scores of each row by a regression that has not seen it."""
+    # The imports take a second, which commands that judge no labels need not wait for.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     with warnings.catch_warnings():
         # Stopped early it ranks the labels as well as it would later.
@@ -103,4 +104,6 @@ def _out_of_fold(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _doubted(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    from cleanlab.filter import find_label_issues
+
     return np.asarray(find_label_issues(labels, scores, filter_by="prune_by_class", n_jobs=1), dtype=bool)

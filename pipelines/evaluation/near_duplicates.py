@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import imagehash
 import numpy as np
 import PIL.Image
 
@@ -84,6 +83,8 @@ def _hash_all(samples: Sequence[Sample], progress: Progress) -> list[tuple[np.nd
 
 def _hash(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     """Return (8,) uint8 of a picture and of its mirror image."""
+    import imagehash
+
     small = read_image(sample.path).pil.convert("L")
     small.thumbnail((_HASHED_SIDE, _HASHED_SIDE))
     turned = small.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)

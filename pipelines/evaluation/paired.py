@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
 
 Figure = Callable[[np.ndarray], float]
 """Indices of pictures, possibly repeated, to a figure; NaN where they do not allow one."""
@@ -78,5 +77,7 @@ def count_flips(before: Sequence[bool], after: Sequence[bool]) -> Flips:
     """Return the flips between the right answers of two models on the same pictures, tested by McNemar."""
     broken = sum(one and not other for one, other in zip(before, after, strict=True))
     fixed = sum(other and not one for one, other in zip(before, after, strict=True))
+    from scipy.stats import binomtest
+
     p_value = float(binomtest(broken, broken + fixed).pvalue) if broken + fixed else 1.0
     return Flips(broken, fixed, p_value)

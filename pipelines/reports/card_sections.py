@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scipy.stats import binomtest
-
 from models.attribution.registry import METHODS
 from models.bundle import WEIGHTS_FILE, Bundle
 from models.explainer import Explainer
@@ -228,6 +226,8 @@ def _stated_facts(stated: Stated, names: Sequence[str]) -> dict[str, str]:
 def _interval(share: float, count: int) -> str:
     if not count:
         return NOTHING
+    from scipy.stats import binomtest
+
     low, high = binomtest(round(share * count), count).proportion_ci(method="wilson")
     return f"{low:.3f} to {high:.3f} ({count} pictures)"
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from scipy.stats import binomtest
 
 from models.bundle import save_bundle
 from models.devices import CPU, to_host
@@ -128,6 +127,8 @@ def compare_normalisations(model: TransferModel, data: Dataset) -> list[str]:
     (an exact McNemar test on the same pictures, p < 0.01).
     """
     samples = sorted(data.val, key=lambda sample: sample.sha256)[:_MOST_TRIED]
+    from scipy.stats import binomtest
+
     own = model.geometry
     right = _correct(model, own, samples)
     sentences = []

@@ -9,11 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.multiclass import OneVsRestClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from models.devices import to_host
 from models.networks.transfer_model import HEAD, pool_to_vectors
@@ -32,6 +27,13 @@ def fit_linear_probe(features: Features) -> float | None:
 
     For several labels, one regression each, and the share of label decisions that is right.
     """
+    # The imports take a second, which commands that train nothing need not wait for.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     pooled = features.at(HEAD, views=1)
     if not pooled.train or pooled.val is None:
         return None
