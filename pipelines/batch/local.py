@@ -47,7 +47,7 @@ def run_local(
         own = default_sinks(job, bundle, out) if sinks is None else sinks
         waiting = missing_parts(job, own)
         done = resumed = len(job.source.items) - sum(len(part.items) for part in waiting)
-        count = processes or _count_processes(bundle, waiting)
+        count = processes or count_processes(bundle, waiting)
         if sinks is not None or count == 1:
             worker = BatchWorker(job, explainer or Explainer(bundle, job.engine, precision=job.precision))
             for part in waiting:
@@ -80,7 +80,8 @@ def _run_in_processes(
     pool.close(at_once=False)
 
 
-def _count_processes(bundle: Bundle, waiting: Sequence[JobPart]) -> int:
+def count_processes(bundle: Bundle, waiting: Sequence[JobPart]) -> int:
+    """Return how many worker processes a job with these parts gets on this machine."""
     pictures = sum(len(part.items) for part in waiting)
     if bundle.model.device != CPU or pictures < _FEWEST_FOR_PROCESSES:
         return 1

@@ -50,7 +50,7 @@ def missing_parts(job: ExplainJob, sinks: Sequence[Sink]) -> list[JobPart]:
         JobPart(f"part-{start // PART_SIZE:05d}", items[start : start + PART_SIZE])
         for start in range(0, len(items), PART_SIZE)
     ]
-    return [part for part in parts if not all(sink.has_part(part.name) for sink in sinks)]
+    return [part for part in parts if not sinks or not all(sink.has_part(part.name) for sink in sinks)]
 
 
 def write_part(

@@ -101,6 +101,9 @@ WhichOverlays = Annotated[
 Processes = Annotated[
     int | None, typer.Option(min=1, help="Worker processes on this machine; one a core for a long job.")
 ]
+Estimate = Annotated[
+    bool, typer.Option("--estimate", help="Say what it will take, by a sample, and write nothing.")
+]
 Runner = Annotated[BatchRunner, typer.Option(help="This machine, or Ray workers (needs the extra 'ray').")]
 Method = Annotated[
     str, typer.Option(help="grad_cam, hires_cam, layer_cam, integrated_gradients, occlusion, rise …")
@@ -134,6 +137,7 @@ def explain(
     overlays: WhichOverlays = "all",
     on: Runner = BatchRunner.local,
     processes: Processes = None,
+    estimate: Estimate = False,
     engine: EngineName = "auto",
     precision: Precision = "auto",
     device: Device = "auto",
@@ -144,6 +148,7 @@ def explain(
     with loading():
         from models.explainer import ExplainOptions
         from pipelines.batch.engine import make_explainer
+        from pipelines.batch.estimate import estimate_job
         from pipelines.batch.job import plan_job
         from pipelines.batch.local import run_local
         from pipelines.batch.sources import SourceOptions, count_left_out, open_source
@@ -159,6 +164,10 @@ def explain(
             pictures, explainer, options, checks=tuple(check or ()), figures=tuple(sheet or ()),
             features=features, overlays=overlays,
         )  # fmt: skip
+        if estimate:
+            expected = estimate_job(job, loaded, processes=processes, progress=reporter.step)
+            console.print(str(expected), highlight=False, soft_wrap=True)
+            return
         if on is BatchRunner.ray:
             done = _ray_runner()(job, loaded, out, progress=reporter.step)
         else:

@@ -233,6 +233,14 @@ def test_results_in_an_object_store_are_those_of_a_folder(pictures, loaded, undi
         assert run_local(job, loaded, out).resumed == 200
 
 
+def test_an_estimate_counts_all_and_writes_nothing(pictures, bundle_folder, at_once, in_tmp):
+    done = at_once("explain", str(pictures), "--out", "out", "--bundle", str(bundle_folder), "--estimate")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "200 pictures: about" in done.stdout
+    assert "By 64 of them, of which 1 could not be used" in done.stdout
+    assert not (in_tmp / "out").exists()
+
+
 def test_a_plan_can_be_sent(pictures, loaded):
     import pickle
 
