@@ -73,11 +73,14 @@ def find_near_duplicates(
 
 def _hash_all(samples: Sequence[Sample], progress: Progress) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return each picture's hash and its mirror image's; decoding leaves the interpreter, so threads help."""
-    hashes = []
-    with ThreadPoolExecutor() as threads:
+    hashes, threads = [], ThreadPoolExecutor()
+    try:
         for done, pair in enumerate(threads.map(_hash, samples), start=1):
             hashes.append(pair)
             progress("looking for near duplicates", done, len(samples))
+    finally:
+        # Stopped by Ctrl-C, what has not begun is left.
+        threads.shutdown(cancel_futures=True)
     return hashes
 
 
