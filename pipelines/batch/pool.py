@@ -25,6 +25,7 @@ from pipelines.batch.store import LocalStore, open_store
 from pipelines.errors import DataError
 
 HANG_SECONDS = 120.0
+_MOST_EARLY = 3
 _BEGUN, _DONE, _FAILED, _READY = "begun", "done", "failed", "ready"
 
 
@@ -60,6 +61,8 @@ class WorkerPool:
         self._blamed: dict[str, dict[str, str]] = {}
         """By part: the pictures that ended a worker, and how."""
         self._careful: set[str] = set()
+        self._early = 0
+        """Workers that ended before they began a picture, since the last part that was done."""
 
     def write(self, parts: Sequence[JobPart]) -> Iterator[JobPart]:
         """Write the parts, in any order, and yield each that is done; raises what a worker raises."""
@@ -132,7 +135,7 @@ class WorkerPool:
         elif kind == _FAILED:
             raise what
         elif kind == _DONE:
-            done, worker.part = worker.part, None
+            done, worker.part, self._early = worker.part, None, 0
             return done
         return None
 
@@ -144,7 +147,14 @@ class WorkerPool:
         if part is None:
             return
         if picture is None:
-            raise DataError(f"A worker {how} before it began a picture; there may be too little memory.")
+            self._early += 1
+            if self._early > _MOST_EARLY:
+                raise DataError(
+                    f"{self._early} workers in a row ended before they began a picture, the last {how}; "
+                    "there may be too little memory."
+                )
+            waiting.appendleft(part)
+            return
         if part.name in self._careful:
             # Alone with this picture: it is the cause.
             reason = f"The process that read it {how}."
