@@ -61,6 +61,8 @@ class WorkerPool:
         self._blamed: dict[str, dict[str, str]] = {}
         """By part: the pictures that ended a worker, and how."""
         self._careful: set[str] = set()
+        self._suspected: dict[str, int] = {}
+        """How many workers ended while they were alone with a picture."""
         self._early = 0
         """Workers that ended before they began a picture, since the last part that was done."""
 
@@ -156,9 +158,11 @@ class WorkerPool:
             waiting.appendleft(part)
             return
         if part.name in self._careful:
-            # Alone with this picture: it is the cause.
-            reason = f"The process that read it {how}."
-            self._blamed.setdefault(part.name, {})[picture] = reason
+            # Alone with this picture: it is the cause if it is so twice, and not somebody's kill.
+            self._suspected[picture] = self._suspected.get(picture, 0) + 1
+            if self._suspected[picture] > 1:
+                reason = f"The process that read it {how}."
+                self._blamed.setdefault(part.name, {})[picture] = reason
         self._careful.add(part.name)
         waiting.appendleft(part)
 
