@@ -25,7 +25,7 @@ from pipelines.batch.store import LocalStore, open_store
 from pipelines.errors import DataError
 
 HANG_SECONDS = 120.0
-_MOST_EARLY = 3
+_MOST_EARLY = 8
 _BEGUN, _DONE, _FAILED, _READY = "begun", "done", "failed", "ready"
 
 

@@ -159,7 +159,7 @@ def test_killed_at_random_moments_a_job_comes_to_the_same(pictures, bundle_folde
     while workers < 10:
         process = start(pictures, bundle_folder, out)
         while process.poll() is None and workers < 10:
-            time.sleep(draw.uniform(1, 3))
+            time.sleep(draw.uniform(2.5, 5))
             # The copies of the process that has done the imports.
             children = psutil.Process(process.pid).children() if process.poll() is None else []
             copies = [copy for child in children for copy in child.children()]
