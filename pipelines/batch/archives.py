@@ -10,12 +10,12 @@ import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from models.errors import UnreadableImage
 from models.images.decode import IMAGE_SUFFIXES, Limits
 from pipelines.batch.sources import SourceItem, check_size
-from pipelines.batch.store import Store, open_store, scheme_of
+from pipelines.batch.store import open_parent
 from pipelines.data.listing import is_system_name
 from pipelines.errors import DataError
 
@@ -37,7 +37,7 @@ class ArchiveSource:
     def read(self, item: SourceItem, limits: Limits) -> bytes:
         """Return a member's content; raises UnreadableImage."""
         archive, _, member = item.place.partition("\n")
-        store, name = _store_of(archive)
+        store, name = open_parent(archive)
         try:
             with store.open(name) as file:
                 if archive.endswith(".zip"):
@@ -81,7 +81,7 @@ def _read_zip(file: object, number: int, limits: Limits) -> bytes:
 
 
 def _zip_items(archive: str) -> Iterator[SourceItem]:
-    store, name = _store_of(archive)
+    store, name = open_parent(archive)
     with store.open(name) as file, zipfile.ZipFile(file) as members:
         for number, info in enumerate(members.infolist()):
             if not info.is_dir() and _is_picture(info.filename):
@@ -90,7 +90,7 @@ def _zip_items(archive: str) -> Iterator[SourceItem]:
 
 def _tar_items(archive: str) -> Iterator[SourceItem]:
     """Yield the pictures of a tar file, with what lies beside them under the same stem."""
-    store, name = _store_of(archive)
+    store, name = open_parent(archive)
     notes: dict[str, dict[str, str]] = {}
     images: list[tuple[str, str, int]] = []
     with store.open(name) as file, tarfile.open(fileobj=file, mode="r:") as members:
@@ -151,11 +151,3 @@ def _distinct(items: Sequence[SourceItem]) -> tuple[SourceItem, ...]:
         name = item.name if counts[item.name] == 1 else f"{item.name}#{counts[item.name]}"
         distinct.append(SourceItem(name, item.place, item.stamp, item.truth, item.extra))
     return tuple(distinct)
-
-
-def _store_of(archive: str) -> tuple[Store, str]:
-    if scheme_of(archive) is None:
-        path = Path(archive)
-        return open_store(path.parent), path.name
-    folder, _, name = archive.rpartition("/")
-    return open_store(folder), name

@@ -43,6 +43,9 @@ def _locked(store: LocalStore) -> Iterator[None]:
         except BlockingIOError as error:
             owner = os.read(handle, 200).decode(errors="replace") or "another process"
             raise DataError(f"{store.url} is being written by {owner}; wait for it.") from error
+        if not path.exists() or not os.path.samestat(os.fstat(handle), path.stat()):
+            # The owner before ended, and took the file away, while this one was being opened.
+            raise DataError(f"{store.url} was being written until now; try again.")
         os.truncate(handle, 0)
         os.write(handle, _owner().encode())
         try:

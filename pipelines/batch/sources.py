@@ -17,7 +17,7 @@ import httpx
 
 from models.errors import ImageTooLarge, UnreadableImage
 from models.images.decode import IMAGE_SUFFIXES, Limits
-from pipelines.batch.store import LocalStore, Store, open_store, scheme_of
+from pipelines.batch.store import LocalStore, Store, open_parent, open_store, scheme_of
 from pipelines.data.listing import count_system_files, list_images
 from pipelines.errors import DataError
 
@@ -74,7 +74,7 @@ class FileSource:
         scheme = scheme_of(item.place)
         if scheme in WEB:
             return self._fetch(item.place, limits)
-        store, name = (self.store, item.place) if scheme is None else _parent(item.place)
+        store, name = (self.store, item.place) if scheme is None else open_parent(item.place)
         try:
             # The file says how long it is before it is read.
             if isinstance(store, LocalStore):
@@ -196,7 +196,7 @@ def _open_prefix(url: str) -> FileSource:
     """Return the pictures below a prefix of an object store, or the single one that it names."""
     store = open_store(url)
     if _is_image_name(url):
-        store, name = _parent(url)
+        store, name = open_parent(url)
         return FileSource(url, store, (SourceItem(name, name),))
     files = sorted((file for file in store.files() if _is_image_name(file.name)), key=lambda file: file.name)
     if not files:
@@ -234,11 +234,6 @@ def _listed(where: str, places: Sequence[str], options: SourceOptions) -> FileSo
         return FileSource(where, LocalStore(base), file_items(base, names))
     items = tuple(SourceItem(place, place) for place in places)
     return FileSource(where, open_store(where.rpartition("/")[0]), items, options.allow_http)
-
-
-def _parent(place: str) -> tuple[Store, str]:
-    folder, _, name = place.rpartition("/")
-    return open_store(folder), name
 
 
 def _is_image_name(name: str) -> bool:

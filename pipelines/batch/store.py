@@ -214,6 +214,15 @@ def open_store(place: str | Path) -> Store:
     return ObjectStore(text.rstrip("/"))
 
 
+def open_parent(place: str) -> tuple[Store, str]:
+    """Return the store of the folder that a file's path or address is in, and the file's name there."""
+    if scheme_of(place) is None:
+        path = Path(place)
+        return LocalStore(path.parent), path.name
+    folder, _, name = place.rpartition("/")
+    return open_store(folder), name
+
+
 def scheme_of(place: str) -> str | None:
     """Return the scheme of an address, such as s3; None for a path."""
     scheme, separator, _ = place.partition("://")

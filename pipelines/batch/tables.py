@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from models.errors import UnreadableImage
 from models.images.decode import Limits
 from pipelines.batch.sources import FileSource, Source, SourceItem, SourceOptions, check_size
-from pipelines.batch.store import Store, open_store, scheme_of
+from pipelines.batch.store import Store, open_parent
 from pipelines.errors import DataError
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -37,7 +37,7 @@ def find_table(folder: Path) -> Path | None:
 
 def open_list(place: str, options: SourceOptions) -> Source:
     """Return the source of a text file with a path or an address on each line, relative to the list."""
-    store, name = _store_of(place)
+    store, name = open_parent(place)
     lines = _text(store, name, place).splitlines()
     paths = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not paths:
@@ -50,7 +50,7 @@ def open_table(place: str, options: SourceOptions) -> Source:
 
     Raises DataError for a table that cannot be read, is empty, or lacks the column.
     """
-    store, name = _store_of(place)
+    store, name = open_parent(place)
     try:
         if name.endswith(".parquet"):
             return _open_parquet(place, store, name, options)
@@ -186,14 +186,6 @@ def _path(value: Any) -> str:
     if isinstance(value, Mapping):
         value = value.get("path")
     return "" if value is None else str(value)
-
-
-def _store_of(place: str) -> tuple[Store, str]:
-    if scheme_of(place) is None:
-        path = Path(place)
-        return open_store(path.parent), path.name
-    folder, _, name = place.rpartition("/")
-    return open_store(folder), name
 
 
 def _text(store: Store, name: str, place: str) -> str:
