@@ -262,6 +262,13 @@ def _read_file(folder: Path, name: str) -> bytes:
     return read_file(folder / name, most=_MOST_BYTES.get(name, _SMALL_FILE))
 
 
+def read_digest(folder: Path) -> str:
+    """Return the digest of a bundle's manifest, which has it, before anything else is read; raises
+    BundleError.
+    """
+    return str(_read_manifest(folder)["digest"])
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
     manifest = parse_json(_read_file(folder, MANIFEST_FILE), MANIFEST_FILE)
     if not isinstance(manifest, dict) or manifest.get("format") != BUNDLE_FORMAT:

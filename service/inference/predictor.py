@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from models.backends.base import Backend
-from models.bundle import load_bundle, read_probe_file
+from models.bundle import load_bundle, read_digest, read_probe_file
 from models.devices import describe_device, resolve_device
 from models.errors import UnknownChoice
 from models.explainer import Explainer, ExplainOptions, Explanation, PreparedImage
@@ -42,11 +42,12 @@ class Predictor:
         """Load and check the bundle and explain its probe once; raises BundleError when anything is off."""
         torch.set_num_threads(settings.torch_threads)
         self.settings = settings
+        if settings.public_key is not None:
+            # Before a program of the bundle's is taken apart.
+            check_signature(folder, read_digest(folder), read_public_key(settings.public_key))
         self.bundle = load_bundle(
             folder, device=resolve_device(settings.device), allow_exported=settings.allow_exported
         )
-        if settings.public_key is not None:
-            check_signature(folder, self.bundle.provenance.digest, read_public_key(settings.public_key))
         self._limits = Limits(
             max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels, max_scans=settings.max_scans
         )
