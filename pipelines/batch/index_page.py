@@ -30,7 +30,7 @@ def render_index(job: ExplainJob, bundle: Bundle, rows: Sequence[dict[str, Any]]
     sure; with the true class where the source says it or its folders are named by the classes.
     """
     classes = {unicodedata.normalize("NFC", name): name for name in bundle.model.classes}
-    truths = [row["truth"] or _true_class(row["path"], classes) for row in rows]
+    truths = [row["truth"] or true_class(row["path"], classes) for row in rows]
     counts = Counter(row["prediction"] for row in rows if row["prediction"])
     shares = [row["seen_share"] for row in rows if row["seen_share"] is not None]
     origin, options = bundle.provenance, job.options
@@ -64,7 +64,7 @@ def render_index(job: ExplainJob, bundle: Bundle, rows: Sequence[dict[str, Any]]
     )
 
 
-def _true_class(path: str, classes: dict[str, str]) -> str | None:
+def true_class(path: str, classes: dict[str, str]) -> str | None:
     """Return the class that a folder of the path is named by, the innermost first; None without one."""
     for folder in reversed(Path(path).parent.parts):
         if (name := classes.get(unicodedata.normalize("NFC", folder))) is not None:

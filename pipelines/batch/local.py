@@ -17,7 +17,7 @@ from pipelines.batch.job import ExplainJob
 from pipelines.batch.parts import BatchResult, JobPart, finish_job, missing_parts, write_part
 from pipelines.batch.pool import WorkerPlan, WorkerPool, remove_leftovers
 from pipelines.batch.sinks import Sink, default_sinks
-from pipelines.batch.store import LocalStore, open_store
+from pipelines.batch.store import LocalStore, open_store, scheme_of
 from pipelines.batch.worker import BatchWorker
 from pipelines.errors import DataError
 
@@ -89,6 +89,11 @@ def count_processes(bundle: Bundle, waiting: Sequence[JobPart]) -> int:
     return min(cores, len(waiting))
 
 
+def _absolute(place: str) -> str:
+    """Return a place so that it can be found from anywhere."""
+    return place if scheme_of(place) is not None else str(Path(place).absolute())
+
+
 def note_job(job: ExplainJob, out: Path | str) -> None:
     """Make ``out`` this job's folder, or find that it is already; raises DataError when it is another's."""
     store = open_store(out)
@@ -97,6 +102,7 @@ def note_job(job: ExplainJob, out: Path | str) -> None:
             "key": job.key,
             "model_digest": job.model_digest,
             **job.settings(),
+            "source": _absolute(job.source.where),
             "pictures": len(job.source.items),
         },
         indent=2,

@@ -29,6 +29,7 @@ from pipelines.cli import (
     networks as networks_commands,
     promote as promote_commands,
     release as release_commands,
+    shortcuts as shortcuts_commands,
 )
 from pipelines.cli.terminal import (
     DEVICE_OPTION,
@@ -68,6 +69,7 @@ drift_commands.register_commands(app)
 export_commands.register_commands(app)
 promote_commands.register_commands(app)
 release_commands.register_commands(app)
+shortcuts_commands.register_commands(app)
 
 Data = Annotated[
     str, typer.Option(help="Image folder (train/ and val/, or one folder of classes), or 'specimens'.")

@@ -75,6 +75,13 @@ def check_out_folder(path: Path | None) -> Path | None:
     return path
 
 
+def check_new_folder(path: Path | None) -> Path | None:
+    """Refuse, before any work, a folder that is there already."""
+    if path is not None and path.exists():
+        raise ConfigError(f"{path} exists already; name a new folder.")
+    return check_out_folder(path)
+
+
 def check_out_place(place: str) -> str:
     """Refuse, before any work, a place to write to that cannot be one, here or in an object store."""
     if not place.strip():

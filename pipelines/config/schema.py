@@ -121,6 +121,9 @@ class Augmentation:
     """Brightness, contrast and saturation, as a share."""
     erase: float = 0.0
     """Largest share of the crop that is covered by a grey box, half of the time (Zhong et al. 2020)."""
+    mitigation: str = ""
+    """Folder that `lucida shortcuts --mitigate` wrote: found parts are erased from pictures that have them,
+    and laid into others, half of the time each."""
 
     def __post_init__(self) -> None:
         """Refuse values that would leave no image."""

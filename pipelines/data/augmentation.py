@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -26,6 +27,7 @@ from models.images.geometry import Geometry
 from models.visualization.contact_sheet import Tile, draw_contact_sheet
 from pipelines.config.schema import Augmentation, TrainConfig
 from pipelines.data.dataset import Dataset, Sample
+from pipelines.data.mitigation import load_mitigation
 
 _ASPECT = (3 / 4, 4 / 3)
 """Narrowest and widest crop, width to height before it is resized to the model's input."""
@@ -48,6 +50,8 @@ class AugmentedView:
     contrast: float
     saturation: float
     erased: tuple[float, float, float, float] | None
+    mitigation: tuple[float, float]
+    """What decides whether a found part is taken out or laid in, and which one."""
 
 
 def draw_view(policy: Augmentation, rng: np.random.Generator, aspect: float) -> AugmentedView:
@@ -73,6 +77,7 @@ def draw_view(policy: Augmentation, rng: np.random.Generator, aspect: float) -> 
         contrast=float(contrast),
         saturation=float(saturation),
         erased=hole if policy.erase and covered else None,
+        mitigation=(float(rng.random()), float(rng.random())),
     )
 
 
@@ -93,6 +98,7 @@ class Augmenter:
 
     def __init__(self, geometry: Geometry, policy: Augmentation, *, seed: int) -> None:
         self.geometry, self.policy, self.seed = geometry, policy, seed
+        self.mitigation = load_mitigation(Path(policy.mitigation)) if policy.mitigation else None
 
     def view(self, sample: Sample, number: int, aspect: float) -> AugmentedView:
         """Return what view ``number`` (from 1) does to an image of that width to height.
@@ -109,7 +115,11 @@ class Augmenter:
         image = read_image(sample.path)
         if number == 0:
             return self.geometry.see(image)[0]
-        return self._vary(image.pil, self.view(sample, number, image.width / image.height))
+        view = self.view(sample, number, image.width / image.height)
+        varied = image.pil
+        if self.mitigation is not None:
+            varied = self.mitigation.apply(varied, sample.sha256, view.mitigation)
+        return self._vary(varied, view)
 
     def tensor(self, sample: Sample, number: int) -> Tensor:
         """Return (3, H, W) float32."""

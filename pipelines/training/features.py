@@ -74,8 +74,11 @@ class Features:
         self.views = min(config.views, int(room)) if self.cached else 0
         self._weights = self._digest(0, self.lowest)
         self._below = frozen_prefix(model, self.lowest)
+        # View 0 is the picture as it is served, with all that a mitigation takes away.
+        self._first_view = 0 if self.augmenter.mitigation is None else 1
         self.train = [
-            self._base(data.train, view, "training features", reporter) for view in range(self.views)
+            self._base(data.train, self._first_view + view, "training features", reporter)
+            for view in range(self.views)
         ]
         self.val = self._base(data.val, 0, "validation features", reporter) if self.cached else None
 
@@ -93,7 +96,7 @@ class Features:
             level,
             [
                 self._raised(base, view, "train", level, digest)
-                for view, base in enumerate(self.train[:views])
+                for view, base in enumerate(self.train[:views], start=self._first_view)
             ],
             self._raised(self.val, 0, "val", level, digest) if self.val is not None else None,
             own=True,
@@ -102,7 +105,11 @@ class Features:
     # ------------------------------------------------------------ computing and keeping
 
     def _base(self, samples: Sequence[Sample], view: int, what: str, reporter: Reporter) -> CachedFeatures:
-        label = f"{what}, view {view + 1} of {self.views}" if samples is self.data.train else what
+        label = (
+            f"{what}, view {view + 1 - self._first_view} of {self.views}"
+            if samples is self.data.train
+            else what
+        )
 
         def fill(put: Callable[[int, Tensor], None]) -> None:
             done = 0
@@ -158,6 +165,8 @@ class Features:
     def _key(self, samples: Sequence[Sample], view: int, level: int, *, between: str = "") -> str:
         """Return all that decides a feature's bits; batch size, threads and device are among it."""
         varied = {"policy": asdict(self.config.augmentation), "seed": self.config.seed} if view else {}
+        if view and self.augmenter.mitigation is not None:
+            varied["mitigation"] = self.augmenter.mitigation.digest
         return make_key(
             {
                 "format": 2,

@@ -1,0 +1,1 @@
+"""What a model relies on that is not its object: proposed from its maps, decided by covering and pasting."""

@@ -1,0 +1,197 @@
+"""Parts that repeat: the same pixels at the same place of several pictures, as those of a stamp, a label or a
+frame do, and as those of living things do not.
+
+All is measured on small grey copies without their slow changes of light, each pair of pictures at its best
+shift of some pixels, by the normalised correlation (Lewis 1995).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import PIL.Image
+
+from pipelines.shortcuts.evidence import SeenImage
+from pipelines.shortcuts.repeated_windows import find_shared_windows
+
+_SIDE = 112
+_SHIFT = 6
+"""Pixels of the small copies by which two pictures may be out of place."""
+_PAIRS = 40
+_MARGIN, _WIDER = 2, 8
+_CONSISTENT = 0.4
+"""Share of the energy of the structure that is common to the pictures, from which on a pixel repeats."""
+_LEAST, _ABOVE_OTHERS = 0.4, 0.15
+"""Correlation from which on a picture has a part, and how far above the usual one by chance."""
+
+Box = tuple[int, int, int, int]
+"""top, bottom, left, right in the small copies."""
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A part that repeats, and the pictures that have it."""
+
+    correlation: float
+    """Mean over pairs of the pictures that have it."""
+    by_chance: float
+    """Median over pictures of other classes, at the same place."""
+    masks: dict[str, np.ndarray] = field(repr=False)
+    """By the name of each picture that has it, of any class: where, boolean (H, W)."""
+
+
+class StructureIndex:
+    """The fine structure of all pictures of a search."""
+
+    def __init__(self, images: Sequence[SeenImage]) -> None:
+        self.images = images
+        self._fine = {image.name: _structure(image.pixels) for image in images}
+
+    def shared_windows(self, label: int, *, seed: int = 0) -> list[tuple[list[str], np.ndarray]]:
+        """Return (names, mask) of windows that pictures of a class share, wherever the map lies."""
+        own = [image for image in self.images if image.label == label]
+        others = [image for image in self.images if image.label != label]
+        if not own or not others:
+            return []
+        stacks = [np.stack([self._fine[image.name] for image in group]) for group in (own, others)]
+        windows = []
+        for window in find_shared_windows(*stacks, seed=seed):
+            inner = np.ones((window.side, window.side), dtype=bool)
+            box = (window.top, window.top + window.side, window.left, window.left + window.side)
+            mask = _placed(inner, box, (0, 0), own[0].pixels.shape[:2])
+            windows.append(([own[n].name for n in window.members], mask))
+        return windows
+
+    def correlation(self, names: Sequence[str], mask: np.ndarray, *, seed: int = 0) -> float:
+        """Return the mean correlation of what lies under a mask (H, W), over pairs of these pictures."""
+        pairs = [(one, other) for n, one in enumerate(names) for other in names[n + 1 :]]
+        if not pairs:
+            return 0.0
+        chosen = np.random.default_rng(seed).choice(len(pairs), min(_PAIRS, len(pairs)), replace=False)
+        box = _box(mask, _MARGIN)
+        return float(np.mean([self._match(pairs[n][0], pairs[n][1], box)[0] for n in chosen]))
+
+    def find(self, names: Sequence[str], mask: np.ndarray, label: int) -> Repeated | None:
+        """Return the part that pictures of a class repeat under a mask, with all pictures that have it; None
+        where they repeat nothing.
+        """
+        box = _box(mask, _MARGIN)
+        typical = max(names, key=lambda one: self._mean_match(one, names, box))
+        box, inner = self._narrow(typical, names, box)
+        if inner is None:
+            return None
+        matches = {image.name: self._match(typical, image.name, box) for image in self.images}
+        chance = float(
+            np.median([matches[image.name][0] for image in self.images if image.label != label] or [0.0])
+        )
+        edge = max(_LEAST, chance + _ABOVE_OTHERS)
+        shape = self.images[0].pixels.shape[:2]
+        masks = {
+            name: _placed(inner, box, shift, shape)
+            for name, (value, shift) in matches.items()
+            if value >= edge
+        }
+        own = [image.name for image in self.images if image.name in masks and image.label == label]
+        pairs = [matches[name][0] for name in own if name != typical]
+        return Repeated(float(np.mean(pairs)) if pairs else 0.0, chance, masks)
+
+    def _narrow(self, typical: str, names: Sequence[str], box: Box) -> tuple[Box, np.ndarray | None]:
+        """Return the box of what repeats, and its mask there; None where nothing does."""
+        from scipy import ndimage
+
+        matches = [self._match(typical, name, box) for name in names]
+        shifts = [shift for value, shift in matches if value >= _LEAST]
+        wide = _widened(box, _WIDER)
+        stack = [
+            _cut(self._fine[name], wide, shift)
+            for name, (value, shift) in zip(names, matches, strict=True)
+            if value >= _LEAST
+        ]
+        if len(shifts) < 3:
+            return box, None
+        aligned = np.stack(stack)
+        common = ndimage.gaussian_filter(aligned.mean(axis=0) ** 2, 1.5)
+        energy = ndimage.gaussian_filter((aligned**2).mean(axis=0), 1.5)
+        repeats = (common / (energy + 1e-6) > _CONSISTENT) & (energy > np.median(energy) * 0.5)
+        numbered, count = ndimage.label(ndimage.binary_closing(repeats, iterations=2))
+        if not count:
+            return box, None
+        largest = 1 + int(np.argmax(ndimage.sum(repeats, numbered, range(1, count + 1))))
+        rows, cols = (np.flatnonzero((numbered == largest).any(axis=axis)) for axis in (1, 0))
+        narrow = (wide[0] + rows[0], wide[0] + rows[-1] + 1, wide[2] + cols[0], wide[2] + cols[-1] + 1)
+        return narrow, ndimage.binary_fill_holes(numbered == largest)[
+            rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1
+        ]
+
+    def _mean_match(self, one: str, names: Sequence[str], box: Box) -> float:
+        return float(np.mean([self._match(one, name, box)[0] for name in names]))
+
+    def _match(self, one: str, other: str, box: Box) -> tuple[float, tuple[int, int]]:
+        """Return the best correlation of a picture's box with another picture, and the shift (down, across)
+        at which it is.
+        """
+        top, bottom, left, right = box
+        fixed, moving = _standard(self._fine[one][top:bottom, left:right]), self._fine[other]
+        best, at = -1.0, (0, 0)
+        for down in range(max(-_SHIFT, -top), min(_SHIFT, _SIDE - bottom) + 1):
+            for across in range(max(-_SHIFT, -left), min(_SHIFT, _SIDE - right) + 1):
+                moved = _standard(moving[top + down : bottom + down, left + across : right + across])
+                value = float((fixed * moved).mean())
+                if value > best:
+                    best, at = value, (down, across)
+        return best, at
+
+
+def _structure(pixels: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
+    grey = PIL.Image.fromarray(pixels).convert("L").resize((_SIDE, _SIDE), PIL.Image.Resampling.BOX)
+    values = np.asarray(grey, dtype=np.float32)
+    fine: np.ndarray = values - ndimage.gaussian_filter(values, 6)
+    return fine
+
+
+def _box(mask: np.ndarray, margin: int) -> Box:
+    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    down, across = _SIDE / mask.shape[0], _SIDE / mask.shape[1]
+    inner = (
+        int(rows[0] * down), int(np.ceil((rows[-1] + 1) * down)),
+        int(cols[0] * across), int(np.ceil((cols[-1] + 1) * across)),
+    )  # fmt: skip
+    return _widened(inner, margin)
+
+
+def _widened(box: Box, margin: int) -> Box:
+    top, bottom, left, right = box
+    return (
+        max(0, top - margin),
+        min(_SIDE, bottom + margin),
+        max(0, left - margin),
+        min(_SIDE, right + margin),
+    )
+
+
+def _cut(fine: np.ndarray, box: Box, shift: tuple[int, int]) -> np.ndarray:
+    """Return a box of a picture, moved; zeros where that reaches beyond the picture."""
+    padded = np.pad(fine, _SHIFT)
+    top, bottom, left, right = box
+    down, across = shift[0] + _SHIFT, shift[1] + _SHIFT
+    return padded[top + down : bottom + down, left + across : right + across]
+
+
+def _placed(inner: np.ndarray, box: Box, shift: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:
+    """Return a mask of a box, moved, in the size of the model's input."""
+    small = np.zeros((_SIDE, _SIDE), dtype=np.uint8)
+    rows, cols = np.nonzero(inner)
+    rows, cols = rows + box[0] + shift[0], cols + box[2] + shift[1]
+    inside = (rows >= 0) & (rows < _SIDE) & (cols >= 0) & (cols < _SIDE)
+    small[rows[inside], cols[inside]] = 255
+    enlarged = PIL.Image.fromarray(small).resize((shape[1], shape[0]), PIL.Image.Resampling.NEAREST)
+    return np.asarray(enlarged) > 127
+
+
+def _standard(values: np.ndarray) -> np.ndarray:
+    deviation = float(values.std())
+    return (values - values.mean()) / deviation if deviation > 1e-6 else np.zeros_like(values)
