@@ -7,18 +7,23 @@ shift of some pixels, by the normalised correlation (Lewis 1995).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import PIL.Image
+import torch
+from torch.nn import functional as F
 
 from pipelines.shortcuts.evidence import SeenImage
 from pipelines.shortcuts.repeated_windows import find_shared_windows
 
 _SIDE = 112
-_SHIFT = 6
-"""Pixels of the small copies by which two pictures may be out of place."""
+_SHIFT, _FAR = 6, 18
+"""Pixels of the small copies by which two pictures may be out of place: while it is looked whether anything
+repeats, and once it is known what; crops and shapes move a mark.
+"""
 _PAIRS = 40
 _MARGIN, _WIDER = 2, 8
 _CONSISTENT = 0.4
@@ -71,7 +76,11 @@ class StructureIndex:
             return 0.0
         chosen = np.random.default_rng(seed).choice(len(pairs), min(_PAIRS, len(pairs)), replace=False)
         box = _box(mask, _MARGIN)
-        return float(np.mean([self._match(pairs[n][0], pairs[n][1], box)[0] for n in chosen]))
+        others: dict[str, list[str]] = defaultdict(list)
+        for n in chosen:
+            others[pairs[n][0]].append(pairs[n][1])
+        values = [value for one, group in others.items() for value, _ in self._matches(one, group, box)]
+        return float(np.mean(values))
 
     def find(self, names: Sequence[str], mask: np.ndarray, label: int) -> Repeated | None:
         """Return the part that pictures of a class repeat under a mask, with all pictures that have it; None
@@ -82,7 +91,8 @@ class StructureIndex:
         box, inner = self._narrow(typical, names, box)
         if inner is None:
             return None
-        matches = {image.name: self._match(typical, image.name, box) for image in self.images}
+        everyone = [image.name for image in self.images]
+        matches = dict(zip(everyone, self._matches(typical, everyone, box, reach=_FAR), strict=True))
         chance = float(
             np.median([matches[image.name][0] for image in self.images if image.label != label] or [0.0])
         )
@@ -101,7 +111,7 @@ class StructureIndex:
         """Return the box of what repeats, and its mask there; None where nothing does."""
         from scipy import ndimage
 
-        matches = [self._match(typical, name, box) for name in names]
+        matches = self._matches(typical, names, box)
         shifts = [shift for value, shift in matches if value >= _LEAST]
         wide = _widened(box, _WIDER)
         stack = [
@@ -126,22 +136,31 @@ class StructureIndex:
         ]
 
     def _mean_match(self, one: str, names: Sequence[str], box: Box) -> float:
-        return float(np.mean([self._match(one, name, box)[0] for name in names]))
+        return float(np.mean([value for value, _ in self._matches(one, names, box)]))
 
-    def _match(self, one: str, other: str, box: Box) -> tuple[float, tuple[int, int]]:
-        """Return the best correlation of a picture's box with another picture, and the shift (down, across)
-        at which it is.
+    def _matches(
+        self, one: str, names: Sequence[str], box: Box, *, reach: int = _SHIFT
+    ) -> list[tuple[float, tuple[int, int]]]:
+        """Return for each of these pictures the best correlation with a picture's box, and the shift (down,
+        across) at which it is; at most ``reach`` pixels.
         """
         top, bottom, left, right = box
-        fixed, moving = _standard(self._fine[one][top:bottom, left:right]), self._fine[other]
-        best, at = -1.0, (0, 0)
-        for down in range(max(-_SHIFT, -top), min(_SHIFT, _SIDE - bottom) + 1):
-            for across in range(max(-_SHIFT, -left), min(_SHIFT, _SIDE - right) + 1):
-                moved = _standard(moving[top + down : bottom + down, left + across : right + across])
-                value = float((fixed * moved).mean())
-                if value > best:
-                    best, at = value, (down, across)
-        return best, at
+        fixed = torch.from_numpy(_standard(self._fine[one][top:bottom, left:right]))
+        # Beyond the edges there is nothing: a mark that the view cuts off is found by what is left of it.
+        rows, cols = slice(top, bottom + 2 * reach), slice(left, right + 2 * reach)
+        around = torch.from_numpy(np.stack([np.pad(self._fine[name], reach)[rows, cols] for name in names]))
+        around = around[:, None]
+        size = tuple(fixed.shape)
+        covariance = F.conv2d(around, fixed[None, None]) / fixed.numel()
+        mean = F.avg_pool2d(around, size, 1)
+        variance = (F.avg_pool2d(around**2, size, 1) - mean**2).clamp(min=1e-3)
+        values = (covariance / variance.sqrt())[:, 0]
+        best, places = values.flatten(1).max(dim=1)
+        width = values.shape[2]
+        return [
+            (float(value), (place // width - reach, place % width - reach))
+            for value, place in zip(best.tolist(), places.tolist(), strict=True)
+        ]
 
 
 def _structure(pixels: np.ndarray) -> np.ndarray:
@@ -193,5 +212,4 @@ def _placed(inner: np.ndarray, box: Box, shift: tuple[int, int], shape: tuple[in
 
 
 def _standard(values: np.ndarray) -> np.ndarray:
-    deviation = float(values.std())
-    return (values - values.mean()) / deviation if deviation > 1e-6 else np.zeros_like(values)
+    return np.asarray((values - values.mean()) / max(float(values.std()), 1e-3), dtype=np.float32)
