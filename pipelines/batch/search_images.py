@@ -1,40 +1,22 @@
-"""The pictures of a search for shortcuts: of a data set, of a source, or of a batch that was explained."""
+"""The pictures of a source, or of a batch that was explained, to be searched for shortcuts."""
 
 from __future__ import annotations
 
 import json
 import unicodedata
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from models.bundle import Bundle
-from models.errors import UnreadableImage
-from models.images.decode import Image, Limits, decode_image
+from models.images.decode import Image, Limits
 from pipelines.batch.engine import JOB_NOTE
 from pipelines.batch.index_page import true_class
 from pipelines.batch.sinks import read_rows
 from pipelines.batch.sources import Source, SourceItem, SourceOptions, open_source
 from pipelines.batch.store import open_store
-from pipelines.data.dataset import Dataset, Sample
 from pipelines.errors import DataError, StoreUnavailable
-from pipelines.evaluation.explanations import object_region
 from pipelines.shortcuts.evidence import SearchImage
-
-
-def dataset_images(data: Dataset, most: int) -> list[SearchImage]:
-    """Return training and validation pictures of a data set, with the regions of their objects where they are
-    known; those without exactly one class are left out.
-    """
-    images = [
-        SearchImage(
-            sample.name, partial(_read_file, sample), sample.label, partial(object_region, data, sample)
-        )
-        for split in ("train", "val")
-        for sample in data.samples(split)
-        if len(sample.labels) == 1
-    ]
-    return _spread(images, most)
+from pipelines.shortcuts.samples import decoded, spread
 
 
 def source_images(place: str, classes: Sequence[str], options: SourceOptions, most: int) -> list[SearchImage]:
@@ -79,33 +61,8 @@ def _of_source(
 
     chosen = [item for item in source.items if not truths or item.name in truths]
     images = [SearchImage(item.name, partial(_read_item, source, item), label(item)) for item in chosen]
-    return _spread(images, most)
-
-
-def _spread(images: Sequence[SearchImage], most: int) -> list[SearchImage]:
-    """Return at most so many pictures: evenly chosen ones, as many of each class as of the others."""
-    by_class: dict[int | None, list[SearchImage]] = defaultdict(list)
-    for image in images:
-        by_class[image.truth].append(image)
-    share = max(1, most // max(1, len(by_class)))
-    spread: list[SearchImage] = []
-    for group in by_class.values():
-        step = max(1.0, len(group) / share)
-        spread += [group[int(n * step)] for n in range(min(share, len(group)))]
-    return spread
-
-
-def _read_file(sample: Sample) -> tuple[Image, bytes]:
-    return _decoded(sample.path.read_bytes)
+    return spread(images, most)
 
 
 def _read_item(source: Source, item: SourceItem) -> tuple[Image, bytes]:
-    return _decoded(lambda: source.read(item, Limits()))
-
-
-def _decoded(read: Callable[[], bytes]) -> tuple[Image, bytes]:
-    try:
-        data = read()
-    except OSError as error:
-        raise UnreadableImage(f"The file cannot be read: {error.strerror}.") from error
-    return decode_image(data), data
+    return decoded(lambda: source.read(item, Limits()))

@@ -116,8 +116,9 @@ def _images(
     bundle: Bundle, pictures: str | None, data: str | None, options: SourceOptions, most: int
 ) -> tuple[str, list[SearchImage]]:
     """Return what the pictures are, for people, and as many of each class as there may be."""
-    from pipelines.batch.search_images import batch_images, dataset_images, is_batch, source_images
+    from pipelines.batch.search_images import batch_images, is_batch, source_images
     from pipelines.data.dataset import match_classes
+    from pipelines.shortcuts.samples import dataset_images
 
     classes = bundle.model.classes
     if data is not None:

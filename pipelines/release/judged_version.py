@@ -23,11 +23,15 @@ from pipelines.evaluation.explanations import object_region
 from pipelines.evaluation.paired import Figure
 from pipelines.progress import Reporter
 from pipelines.release.policy import ALL, Check, Policy
+from pipelines.shortcuts.finder import find_shortcuts
+from pipelines.shortcuts.samples import dataset_images
 
 _MOST_EXPLAINED = 400
 _MOST_FAITHFUL, _RANDOM_MAPS, _STEPS = 20, 9, 5
 """A picture takes (random maps + 2) x 2 x steps forwards."""
 _TIMED = 9
+_MOST_SEARCHED = 300
+"""Pictures that are searched for shortcuts."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,7 @@ def judge_version(
     explained = []
     if {"explanation_drift", "localization"} & metrics and explainer.default_method not in explainer.disabled:
         explained = explain_truths(explainer, held_out(own), progress=reporter.step)
+    shortcut_facts, shortcut_notes = _shortcuts(explainer, own, metrics, reporter)
     to_data = [data.classes.index(name) for name in bundle.model.classes]
     return JudgedVersion(
         name=bundle.provenance.model,
@@ -173,8 +178,8 @@ def judge_version(
         explained=tuple(explained),
         faithfulness=_faithfulness(explainer, samples, metrics, reporter),
         localization=_localization(own, samples, explained if "localization" in metrics else []),
-        facts=_facts(bundle, own, metrics, issues, reporter),
-        notes={"barred_methods": ", ".join(explainer.disabled) or "none"},
+        facts=_facts(bundle, own, metrics, issues, reporter) | shortcut_facts,
+        notes={"barred_methods": ", ".join(explainer.disabled) or "none", **shortcut_notes},
     )
 
 
@@ -264,6 +269,21 @@ def _facts(
     if bundle.sanity is not None:
         facts["barred_methods"] = float(sum(check.disabled for check in bundle.sanity.methods.values()))
     return facts
+
+
+def _shortcuts(
+    explainer: Explainer, data: Dataset, metrics: set[str], reporter: Reporter
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Return how many shortcuts a search finds, and their names."""
+    if "shortcut_findings" not in metrics:
+        return {}, {}
+    images = dataset_images(data, _MOST_SEARCHED)
+    search = find_shortcuts(explainer, images, progress=reporter.step)
+    titles = (
+        f"{explainer.model.classes[item.suspicion.label]}: {item.suspicion.kind}" for item in search.findings
+    )
+    name = "shortcut_findings"
+    return {name: float(len(search.findings))}, {name: ", ".join(titles) or "none"}
 
 
 def _latency(bundle: Bundle) -> float:

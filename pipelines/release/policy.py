@@ -67,6 +67,8 @@ METRICS: dict[str, MetricInfo] = {
                                   of_images=False, against_champion=False),
     "near_duplicates": MetricInfo("held-out pictures that are almost copies of training pictures", False,
                                   of_images=False, against_champion=False),
+    "shortcut_findings": MetricInfo("marks, parts beside the objects and light that the version answers by",
+                                    False, of_images=False, against_champion=False),
     "label_errors": MetricInfo("share of the labels that the other pictures contradict", False,
                                of_images=False, against_champion=False),
 }  # fmt: skip
@@ -152,6 +154,7 @@ DEFAULT_POLICY = Policy(
         Check("leaked_pictures", max=0, severity="warn"),
         Check("near_duplicates", max=0, severity="warn"),
         Check("label_errors", max=0.05, severity="warn"),
+        Check("shortcut_findings", max=0, severity="warn"),
         Check("accuracy", compare="champion", margin=0.02),
         Check("balanced_accuracy", compare="champion", margin=0.02),
         Check("worst_class_recall", compare="champion", margin=0.1),
@@ -167,9 +170,9 @@ DEFAULT_POLICY = Policy(
 )
 
 
-def without_localization(policy: Policy) -> Policy:
-    """Return a policy without its checks of localization, for data without masks and boxes."""
-    return replace(policy, checks=tuple(item for item in policy.checks if item.metric != "localization"))
+def without_metric(policy: Policy, metric: str) -> Policy:
+    """Return a policy without its checks of a metric: of localization for data without masks and boxes."""
+    return replace(policy, checks=tuple(item for item in policy.checks if item.metric != metric))
 
 
 def load_policy(path: Path | None) -> Policy:

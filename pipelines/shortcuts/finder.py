@@ -18,7 +18,7 @@ from pipelines.shortcuts.statistics import holm
 from pipelines.shortcuts.suspicions import Suspicion, suspect
 
 LEVEL = 0.05
-_LEAST_EFFECT = 0.25
+_LEAST_EFFECT = 0.3
 """Nats of log odds beyond the control, below which a shortcut is not worth telling."""
 _FEWEST_OTHERS = 5
 

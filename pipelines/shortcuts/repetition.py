@@ -25,7 +25,7 @@ _SHIFT, _FAR = 6, 18
 repeats, and once it is known what; crops and shapes move a mark.
 """
 _PAIRS = 40
-_MARGIN, _WIDER = 2, 8
+_MARGIN, _WIDER, _ROUNDS, _CLOSED = 2, 8, 4, 4
 _CONSISTENT = 0.4
 """Share of the energy of the structure that is common to the pictures, from which on a pixel repeats."""
 _LEAST, _ABOVE_OTHERS = 0.4, 0.15
@@ -88,24 +88,42 @@ class StructureIndex:
         """
         box = _box(mask, _MARGIN)
         typical = max(names, key=lambda one: self._mean_match(one, names, box))
-        box, inner = self._narrow(typical, names, box)
-        if inner is None:
-            return None
-        everyone = [image.name for image in self.images]
-        matches = dict(zip(everyone, self._matches(typical, everyone, box, reach=_FAR), strict=True))
-        chance = float(
-            np.median([matches[image.name][0] for image in self.images if image.label != label] or [0.0])
-        )
-        edge = max(_LEAST, chance + _ABOVE_OTHERS)
+        # A mark may reach beyond the window that it was noticed in; the whole of it is the best template.
+        inner = None
+        for _ in range(_ROUNDS):
+            before = box
+            box, inner = self._narrow(typical, names, box)
+            if inner is None:
+                return None
+            if box == before:
+                break
+        assert inner is not None
+        matches, chance = self._present(typical, names, box, label)
         shape = self.images[0].pixels.shape[:2]
-        masks = {
-            name: _placed(inner, box, shift, shape)
-            for name, (value, shift) in matches.items()
-            if value >= edge
-        }
+        masks = {name: _placed(inner, box, shift, shape) for name, (_, shift) in matches.items()}
         own = [image.name for image in self.images if image.name in masks and image.label == label]
         pairs = [matches[name][0] for name in own if name != typical]
         return Repeated(float(np.mean(pairs)) if pairs else 0.0, chance, masks)
+
+    def _present(
+        self, typical: str, names: Sequence[str], box: Box, label: int
+    ) -> tuple[dict[str, tuple[float, tuple[int, int]]], float]:
+        """Return the matches of the pictures that have what is in a box, by name, and the usual correlation
+        of pictures of other classes.
+
+        A crop may move a mark far; the farther one looks, the more must it be alike.
+        """
+        everyone = [image.name for image in self.images]
+        present: dict[str, tuple[float, tuple[int, int]]] = {}
+        by_chance = []
+        for reach, above in ((_SHIFT, _ABOVE_OTHERS), (_FAR, 2 * _ABOVE_OTHERS)):
+            matches = dict(zip(everyone, self._matches(typical, everyone, box, reach=reach), strict=True))
+            others = [matches[image.name][0] for image in self.images if image.label != label]
+            by_chance.append(float(np.median(others or [0.0])))
+            usual = float(np.median([matches[name][0] for name in names]))
+            edge = max(_LEAST, by_chance[-1] + above, (by_chance[-1] + usual) / 2)
+            present = {name: match for name, match in matches.items() if match[0] >= edge} | present
+        return present, by_chance[0]
 
     def _narrow(self, typical: str, names: Sequence[str], box: Box) -> tuple[Box, np.ndarray | None]:
         """Return the box of what repeats, and its mask there; None where nothing does."""
@@ -125,15 +143,18 @@ class StructureIndex:
         common = ndimage.gaussian_filter(aligned.mean(axis=0) ** 2, 1.5)
         energy = ndimage.gaussian_filter((aligned**2).mean(axis=0), 1.5)
         repeats = (common / (energy + 1e-6) > _CONSISTENT) & (energy > np.median(energy) * 0.5)
-        numbered, count = ndimage.label(ndimage.binary_closing(repeats, iterations=2))
+        numbered, count = ndimage.label(
+            ndimage.binary_closing(np.pad(repeats, _CLOSED), iterations=_CLOSED)[
+                _CLOSED:-_CLOSED, _CLOSED:-_CLOSED
+            ]
+        )
         if not count:
             return box, None
         largest = 1 + int(np.argmax(ndimage.sum(repeats, numbered, range(1, count + 1))))
         rows, cols = (np.flatnonzero((numbered == largest).any(axis=axis)) for axis in (1, 0))
         narrow = (wide[0] + rows[0], wide[0] + rows[-1] + 1, wide[2] + cols[0], wide[2] + cols[-1] + 1)
-        return narrow, ndimage.binary_fill_holes(numbered == largest)[
-            rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1
-        ]
+        # The whole rectangle: between the strokes of a mark there is mark, too.
+        return narrow, np.ones((len(range(*narrow[:2])), len(range(*narrow[2:]))), dtype=bool)
 
     def _mean_match(self, one: str, names: Sequence[str], box: Box) -> float:
         return float(np.mean([value for value, _ in self._matches(one, names, box)]))

@@ -21,10 +21,11 @@ from pipelines.shortcuts.repetition import Repeated, StructureIndex
 
 Kind = Literal["repeats", "beside the object", "light"]
 FEWEST_CARRIERS = 5
-_REPEATS, _ABOVE_CHANCE = 0.28, 0.2
+_MAY_REPEAT, _REPEATS, _ABOVE_CHANCE = 0.2, 0.5, 0.35
+"""Correlations: of a group before its mark is cut out, of the pictures that have it, and above others'."""
 _INSIDE_OBJECT, _ON_OBJECT = 0.15, 0.5
 _SAME_PLACE = 0.3
-_TIMES_AS_OFTEN = 3.5
+_TIMES_AS_OFTEN = 6.0
 _UNUSUAL_LIGHT, _MOST_BY_CHANCE = 0.975, 0.01
 _LIGHTS = 4
 
@@ -92,10 +93,10 @@ def _inside_objects(images: Sequence[SeenImage], masks: dict[str, np.ndarray]) -
 
 def _repeated(index: StructureIndex, names: Sequence[str], mask: np.ndarray, label: int) -> Suspicion | None:
     """Return what these pictures repeat under a mask, with all pictures that have it."""
-    if index.correlation(names, mask) < _REPEATS:
+    if index.correlation(names, mask) < _MAY_REPEAT:
         return None
     repeated = index.find(names, mask, label)
-    if repeated is None or repeated.correlation - repeated.by_chance < _ABOVE_CHANCE:
+    if repeated is None or repeated.correlation < max(_REPEATS, repeated.by_chance + _ABOVE_CHANCE):
         return None
     own = tuple(image for image in index.images if image.name in repeated.masks and image.label == label)
     if len(own) < FEWEST_CARRIERS or not _marks_class(index, own, repeated, label):

@@ -12,7 +12,6 @@ import pytest
 
 from models.explainer import Explainer
 from models.networks.transfer_model import TransferModel
-from pipelines.batch.search_images import dataset_images
 from pipelines.config.loader import load_config
 from pipelines.data.dataset import Dataset, scan_folder
 from pipelines.data.mitigation import load_mitigation
@@ -22,6 +21,7 @@ from pipelines.shortcuts.evidence import look_at, mask_in_input
 from pipelines.shortcuts.finder import ShortcutSearch, find_shortcuts
 from pipelines.shortcuts.interventions import intervene
 from pipelines.shortcuts.mitigation import write_mitigation
+from pipelines.shortcuts.samples import dataset_images
 from tests.support.training import fine_tune
 
 PLAN = SpecimenPlan(train=24, val=12, test=16, shortcut_species="cincta", shortcut_share=0.6)
