@@ -1,5 +1,5 @@
-"""Whether planted shortcuts are found, and nothing where nothing was planted: specimens with a collector's label
-or a tinted ground on one species, photographs with a watermark on one class, and clean sets.
+"""Whether planted shortcuts are found, and nothing where nothing was planted: specimens with a collector's
+label or a tinted ground on one species, photographs with a watermark on one class, and clean sets.
 
 python benchmarks/shortcuts.py [--seeds 10] [--only label-30] [--photographs ../shared/data]
 """

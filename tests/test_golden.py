@@ -264,7 +264,8 @@ def test_rows_of_a_batch(at_once, bundle_folder, tmp_path):
     rows = [{**row, "model_digest": "…"} for row in table.to_pylist()]
     out = tmp_path / "out"
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*"))
-    note = json.loads((out / "job.json").read_text()) | {"key": "…", "model_digest": "…"}
+    note = json.loads((out / "job.json").read_text())
+    note |= {"key": "…", "model_digest": "…", "source": Path(note["source"]).name}
     schema = [str(item) for item in pq.read_schema(next((out / "rows").glob("*")))]
     compare("batch", {"schema": schema, "rows": rows, "files": files, "job": note})
 

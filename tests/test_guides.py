@@ -60,11 +60,12 @@ class ProjectCopy:
                 self._apply(text)
             elif note == "run":
                 printed.append(self.run_python(text))
-            elif language == "bash" and not note:
+            elif language == "bash" and (not note or note.startswith("exit=")):
+                code = int(note.removeprefix("exit=") or 0)
                 for line in text.splitlines():
                     words = shlex.split(line)
                     program = BIN / words[0] if (BIN / words[0]).exists() else Path(words[0])
-                    printed.append(self._run([str(program), *words[1:]]))
+                    printed.append(self._run([str(program), *words[1:]], code=code))
         return printed
 
     def _apply(self, text: str) -> None:
@@ -76,7 +77,7 @@ class ProjectCopy:
         assert content.count(before) == 1, f"{head} has this {content.count(before)} times:\n{before}"
         path.write_text(content.replace(before, after))
 
-    def _run(self, words: list[str]) -> str:
+    def _run(self, words: list[str], *, code: int = 0) -> str:
         environment = os.environ | {
             "PYTHONPATH": str(self.folder),
             "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
@@ -84,7 +85,7 @@ class ProjectCopy:
         done = subprocess.run(
             words, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
         )
-        assert done.returncode == 0, f"{words}: {done.stdout[-1500:]}{done.stderr[-3000:]}"
+        assert done.returncode == code, f"{words}: {done.stdout[-1500:]}{done.stderr[-3000:]}"
         return done.stdout
 
     def run_python(self, code: str) -> str:
@@ -158,6 +159,16 @@ def test_explain_in_batches(copy: ProjectCopy) -> None:
     assert "2 pictures, 0 could not be used" in first
     assert "2 of them done before" in again
     assert table.strip() == "2"
+
+
+@pytest.mark.soak
+def test_find_shortcuts(copy: ProjectCopy) -> None:
+    _, trained, found, again = copy.follow("how-to/find-shortcuts.md")
+    assert "registered biased version 1" in trained
+    assert "cincta: the same pixels at the same place, lower right" in found
+    assert "1 shortcut found" in found
+    assert "registered biased version 2" in again
+    assert "cincta" in (copy.folder / "shortcuts/index.html").read_text()
 
 
 @pytest.mark.soak

@@ -35,6 +35,24 @@ if TYPE_CHECKING:
 
 _FOUND = 3
 
+BatchOrSource = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[BATCH|SOURCE]", help="Folder that `lucida explain` wrote, or a source that it takes."
+    ),
+]
+DataSet = Annotated[
+    str | None, typer.Option("--data", help="Data set with classes, instead; masks and boxes help.")
+]
+MitigationFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="New folder for training: augmentation.mitigation erases and pastes what was found.",
+        callback=check_new_folder,
+    ),
+]
+Most = Annotated[int, typer.Option(min=50, help="Pictures that are looked at, as many of each class.")]
+
 
 def register_commands(app: typer.Typer) -> None:
     """Add the command."""
@@ -42,30 +60,15 @@ def register_commands(app: typer.Typer) -> None:
 
 
 def shortcuts(
-    pictures: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[BATCH|SOURCE]", help="Folder that `lucida explain` wrote, or a source that it takes."
-        ),
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Data set with classes, instead; masks and boxes help.")
-    ] = None,
+    pictures: BatchOrSource = None,
+    data: DataSet = None,
     model: Registered = None,
     bundle: Folder = None,
     out: Annotated[
         Path, typer.Option(help="Folder for index.html and shortcuts.json.", callback=check_out_folder)
     ] = Path("shortcuts"),
-    mitigate: Annotated[
-        Path | None,
-        typer.Option(
-            help="New folder for training: augmentation.mitigation erases and pastes what was found.",
-            callback=check_new_folder,
-        ),
-    ] = None,
-    most: Annotated[
-        int, typer.Option(min=50, help="Pictures that are looked at, as many of each class.")
-    ] = 600,
+    mitigate: MitigationFolder = None,
+    most: Most = 600,
     column: ImageColumn = None,
     truth: TruthColumn = None,
     allow_http: AllowHttp = False,
@@ -148,8 +151,8 @@ def _print(search: ShortcutSearch, bundle: Bundle, out: Path) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if search.failed:
         console.print(f"{len(search.failed)} pictures could not be used; the page names them.")
-    found = len(search.findings)
-    verdict = f"{found} shortcut{'s' if found != 1 else ''} found" if found else "No shortcut was found"
+    count = len(search.findings)
+    verdict = f"{count} shortcut{'s' if count != 1 else ''} found" if count else "No shortcut was found"
     console.print(
         f"{verdict} in {len(search.images)} pictures, {len(search.tested)} suspicions tested. "
         f"Look at {out / 'index.html'}", highlight=False, markup=False, soft_wrap=True,

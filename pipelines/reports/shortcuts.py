@@ -102,7 +102,7 @@ def to_text(search: ShortcutSearch, classes: Sequence[str]) -> list[str]:
         f"The {leak.fact} tells the class: {leak.accuracy:.0%} right by it alone, {leak.by_chance:.0%} by "
         f"the most frequent class (p {leak.p_value:.2g})."
         for leak in search.leaks
-        if leak.found
+        if leak.tells_class
     ]
 
 

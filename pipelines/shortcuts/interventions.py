@@ -24,7 +24,7 @@ _MOVES = 3
 
 @dataclass(frozen=True)
 class Intervention:
-    """What the edits did, picture by picture."""
+    """The effects of the edits, picture by picture."""
 
     tested: tuple[str, ...]
     """Names of the N pictures that have it."""

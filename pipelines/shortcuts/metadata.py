@@ -33,7 +33,7 @@ class Leak:
     """Share of right answers by the fact, and by always saying the most frequent class."""
     p_value: float
     """Corrected for the number of facts."""
-    found: bool
+    tells_class: bool
 
 
 def find_leaks(images: Sequence[SeenImage], *, level: float = 0.05, seed: int = 0) -> list[Leak]:
@@ -76,8 +76,8 @@ def mutual_information(one: np.ndarray, other: np.ndarray) -> float:
     joint = np.zeros((one.max() + 1, other.max() + 1))
     np.add.at(joint, (one, other), 1 / len(one))
     expected = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
-    known = joint > 0
-    return float((joint[known] * np.log2(joint[known] / expected[known])).sum())
+    seen = joint > 0
+    return float((joint[seen] * np.log2(joint[seen] / expected[seen])).sum())
 
 
 def _columns(images: Sequence[SeenImage]) -> dict[str, np.ndarray]:

@@ -57,10 +57,10 @@ def suspect(images: Sequence[SeenImage], proposals: Sequence[Proposal]) -> list[
         for label in labels
         for names, mask in index.shared_windows(label)
     ]
-    found = [item for item in odd if item is not None]
-    found.sort(key=lambda item: -len(item.carriers))
+    candidates = [item for item in odd if item is not None]
+    candidates.sort(key=lambda item: -len(item.carriers))
     distinct: list[Suspicion] = []
-    for item in found:
+    for item in candidates:
         if not any(_same(item, other) for other in distinct):
             distinct.append(item)
     return distinct + [item for item in (_odd_light(images, label) for label in labels) if item is not None]

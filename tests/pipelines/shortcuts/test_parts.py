@@ -158,9 +158,9 @@ def test_a_fact_that_follows_the_class_is_told_and_chance_is_not():
         for n in range(120)
     ]
     leaks = {leak.fact: leak for leak in find_leaks(images)}
-    assert leaks["size"].found
+    assert leaks["size"].tells_class
     assert leaks["size"].accuracy > 0.8
-    assert not leaks["noise"].found
+    assert not leaks["noise"].tells_class
     assert find_leaks(images[:8]) == []
 
 
