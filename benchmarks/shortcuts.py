@@ -90,7 +90,7 @@ def judge(folder: Path, label: str | None, kind: str, seed: int) -> bool:
 
 
 def train(folder: Path, seed: int, **augmentation: object) -> tuple:
-    """Train a head on a set; return the model and the data."""
+    """Fine-tune on a set, as `lucida train` does; return the model and the data."""
     from models.networks.transfer_model import TransferModel
     from pipelines.config.loader import load_config
     from pipelines.data.dataset import scan_folder
@@ -101,7 +101,7 @@ def train(folder: Path, seed: int, **augmentation: object) -> tuple:
     from pipelines.training.trainer import run_phases
 
     data = scan_folder(folder)
-    config = load_config(None, preset="quick")
+    config = load_config(None, preset="default")
     config = replace(config, seed=seed, augmentation=replace(config.augmentation, **augmentation))
     model = TransferModel.create("efficientnet_lite0", data.classes)
     store = FeatureCache(default_cache_folder(), memory_gb=config.cache_gb, disk_gb=config.cache_disk_gb)

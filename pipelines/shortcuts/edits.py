@@ -89,8 +89,10 @@ class LightEditor:
     def change_elsewhere(
         self, image: SeenImage, donor: SeenImage, rng: np.random.Generator
     ) -> list[np.ndarray]:
-        """Return the picture with changes of the same size in the other direction."""
-        return [_relit(image, colour, border_colour(image)) for colour in self.usual]
+        """Return the picture brighter and darker by as much, in its own light."""
+        own = border_colour(image)
+        size = float(np.mean([np.abs(_gains(own, colour) - 1).mean() for colour in self.usual]))
+        return [_scaled(image, np.full(3, factor)) for factor in (1 + size, 1 - size)]
 
     def change_other(self, other: SeenImage, image: SeenImage, donor: SeenImage) -> list[np.ndarray]:
         """Return a picture of another class in the light of yet others."""
@@ -112,9 +114,17 @@ def border_colour(image: SeenImage) -> np.ndarray:
 
 
 def _relit(image: SeenImage, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    return _scaled(image, _gains(before, after))
+
+
+def _gains(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     # As bright as before: brightness is not what is suspected.
     ratio = (after + 1) / (before + 1)
-    gains = np.clip(ratio / ratio.mean(), 0.4, 2.5)
+    gains: np.ndarray = np.clip(ratio / ratio.mean(), 0.4, 2.5)
+    return gains
+
+
+def _scaled(image: SeenImage, gains: np.ndarray) -> np.ndarray:
     lit = np.clip(image.pixels * gains, 0, 255)
     if image.objects is not None:
         lit = np.where(image.objects[..., None], image.pixels, lit)

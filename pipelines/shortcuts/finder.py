@@ -38,11 +38,8 @@ class TestedSuspicion:
     @property
     def survives(self) -> bool:
         """Whether it is reported as a finding."""
-        return (
-            self.p_value < LEVEL
-            and min(self.removed.value, self.added.value) >= _LEAST_EFFECT
-            and min(self.removed.low, self.added.low) > 0
-        )
+        effects = [effect.value >= _LEAST_EFFECT and effect.low > 0 for effect in (self.removed, self.added)]
+        return self.p_value < LEVEL and (any if self.suspicion.is_foreign else all)(effects)
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def find_shortcuts(
             )
             results.append((suspicion, carried_out))
         progress("testing what is suspected", number, len(suspicions))
-    corrected = holm([result.p_value for _, result in results])
+    corrected = holm([_p_value(suspicion, result) for suspicion, result in results])
     tested = [
         TestedSuspicion(
             suspicion,
@@ -112,6 +109,17 @@ def find_shortcuts(
     return ShortcutSearch(
         tuple(seen), tuple(failed), len(proposals), tuple(tested), tuple(find_leaks(seen, seed=seed))
     )
+
+
+def _p_value(suspicion: Suspicion, result: Intervention) -> float:
+    """Return the p value of a suspicion before the correction for their number.
+
+    What cannot be a part of an object is a shortcut where either taking it out or putting it in has an effect
+    (the smaller p value, twice): a model that knows the object, too, needs no mark, and follows it still. A
+    part beside the objects must have both effects.
+    """
+    both = (result.p_removed, result.p_added)
+    return min(1.0, 2 * min(both)) if suspicion.is_foreign else max(both)
 
 
 def _mean(values: np.ndarray) -> Interval:

@@ -44,6 +44,11 @@ class Suspicion:
     masks: dict[str, np.ndarray] = field(repr=False)
     """By the name of each carrier: where, boolean (H, W)."""
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it cannot be a part of the object: pixels that repeat, and light."""
+        return self.kind != "beside the object"
+
 
 def suspect(images: Sequence[SeenImage], proposals: Sequence[Proposal]) -> list[Suspicion]:
     """Return what is odd about the proposed parts, and about the light; of two of one class at one place the
