@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -30,6 +31,8 @@ from pipelines.cli.terminal import (
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
+    from pipelines.batch.estimate import JobEstimate
+    from pipelines.batch.job import ExplainJob
     from pipelines.batch.parts import BatchResult
 
 
@@ -44,7 +47,10 @@ Registered = Annotated[
     str | None, typer.Option("--model", help="Registered model: NAME, NAME@alias or NAME/number.")
 ]
 Folder = Annotated[
-    Path | None, typer.Option("--bundle", help="Bundle folder, instead of a registered model.")
+    str | None,
+    typer.Option(
+        "--bundle", help="Bundle folder, here or at s3://, gs://, az://, instead of a registered model."
+    ),
 ]
 Target = Annotated[
     str | None, typer.Option(help="Class to explain; each picture's own prediction by default.")
@@ -104,6 +110,7 @@ Processes = Annotated[
 Estimate = Annotated[
     bool, typer.Option("--estimate", help="Say what it will take, by a sample, and write nothing.")
 ]
+Track = Annotated[bool, typer.Option("--track", help="Log the job as a run in MLflow.")]
 Runner = Annotated[BatchRunner, typer.Option(help="This machine, or Ray workers (needs the extra 'ray').")]
 Method = Annotated[
     str, typer.Option(help="grad_cam, hires_cam, layer_cam, integrated_gradients, occlusion, rise …")
@@ -138,13 +145,13 @@ def explain(
     on: Runner = BatchRunner.local,
     processes: Processes = None,
     estimate: Estimate = False,
+    track: Track = False,
     engine: EngineName = "auto",
     precision: Precision = "auto",
     device: Device = "auto",
 ) -> None:
     """Explain pictures into Parquet rows, overlays and a page to look at."""
-    if on is BatchRunner.local and processes != 1:
-        import_beside()
+    _prepare_processes(on, processes)
     with loading():
         from models.explainer import ExplainOptions
         from pipelines.batch.engine import make_explainer
@@ -165,16 +172,33 @@ def explain(
             features=features, overlays=overlays,
         )  # fmt: skip
         if estimate:
-            expected = estimate_job(job, loaded, processes=processes, progress=reporter.step)
-            console.print(str(expected), highlight=False, soft_wrap=True)
+            _print_estimate(estimate_job(job, loaded, processes=processes, progress=reporter.step))
             return
+        began = time.monotonic()
         if on is BatchRunner.ray:
             done = _ray_runner()(job, loaded, out, progress=reporter.step)
         else:
-            done = run_local(
-                job, loaded, out, explainer=explainer, processes=processes, progress=reporter.step
-            )
+            step = reporter.step
+            done = run_local(job, loaded, out, explainer=explainer, processes=processes, progress=step)
+        if track:
+            _track(job, loaded, done, time.monotonic() - began)
     _print_batch(done, count_left_out(source))
+
+
+def _print_estimate(expected: JobEstimate) -> None:
+    console.print(str(expected), highlight=False, soft_wrap=True)
+
+
+def _track(job: ExplainJob, bundle: Bundle, done: BatchResult, seconds: float) -> None:
+    from pipelines.batch.tracked import track_job
+
+    console.print(f"MLflow run {track_job(job, bundle, done, seconds)}", highlight=False, markup=False)
+
+
+def _prepare_processes(on: BatchRunner, processes: int | None) -> None:
+    """Have worker processes begin their imports beside this one's."""
+    if on is BatchRunner.local and processes != 1:
+        import_beside()
 
 
 def _print_batch(done: BatchResult, left_out: Mapping[str, int]) -> None:
@@ -281,17 +305,25 @@ def atlas(
 
 
 @contextmanager
-def bundle_of(model: str | None, bundle: Path | None, device: str = "cpu") -> Iterator[Bundle]:
-    """Yield the checked bundle of a registered model or of a folder, on a device."""
+def bundle_of(model: str | None, bundle: str | None, device: str = "cpu") -> Iterator[Bundle]:
+    """Yield the checked bundle of a registered model or of a folder, here or elsewhere, on a device."""
     with loading():
         from models.bundle import load_bundle
         from models.devices import resolve_device
+        from pipelines.batch.remote_bundle import fetch_remote_bundle
+        from pipelines.batch.store import scheme_of
 
     if (model is None) == (bundle is None):
         raise typer.BadParameter("give either --model or --bundle")
     where = resolve_device(device)
     with tempfile.TemporaryDirectory() as aside:
-        yield load_bundle(bundle if bundle is not None else fetch(str(model), Path(aside)), device=where)
+        if bundle is None:
+            folder = fetch(str(model), Path(aside))
+        elif scheme_of(bundle) is not None:
+            folder = fetch_remote_bundle(bundle, Path(aside) / "bundle")
+        else:
+            folder = Path(bundle)
+        yield load_bundle(folder, device=where)
 
 
 def fetch(reference: str, folder: Path) -> Path:

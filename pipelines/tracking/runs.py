@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import mlflow
@@ -198,34 +199,41 @@ def _log_file(run_id: str, data: bytes | str, path: str) -> None:
 def log_comparison(
     compared: tuple[str, str], metrics: Mapping[str, float], files: Mapping[str, str], digest: str
 ) -> str:
-    """Log a finished run of its own that compares two others; return its id."""
-    with tracker_call("The comparison cannot be logged"):
-        return _log_comparison(compared, metrics, files, digest)
-
-
-def _log_comparison(
-    compared: tuple[str, str], metrics: Mapping[str, float], files: Mapping[str, str], digest: str
-) -> str:
-    client = tracking_client()
-    experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
-    tags = {
-        "compare.first": compared[0],
-        "compare.second": compared[1],
-        "dataset.digest": digest,
-        "mlflow.source.name": "lucida compare",
-    }
+    """Log a finished run of its own that compares two others; return its id. Raises TrackerUnavailable."""
+    tags = {"compare.first": compared[0], "compare.second": compared[1], "dataset.digest": digest}
     name = f"compare {compared[0][:8]} {compared[1][:8]}"
-    run_id: str = client.create_run(experiment, tags=tags, run_name=name).info.run_id
-    now = int(time.time() * 1000)
-    try:
-        client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
-        for path, content in files.items():
-            _log_file(run_id, content, path)
-    except BaseException:
-        client.set_terminated(run_id, status="FAILED")
-        raise
-    client.set_terminated(run_id)
-    return run_id
+    return log_finished_run(name, "lucida compare", tags=tags, metrics=metrics, files=files)
+
+
+def log_finished_run(
+    name: str,
+    command: str,
+    *,
+    tags: Mapping[str, str],
+    metrics: Mapping[str, float],
+    files: Mapping[str, str],
+    params: Mapping[str, object] = MappingProxyType({}),
+) -> str:
+    """Log a run of something that is done already; return its id. Raises TrackerUnavailable."""
+    with tracker_call(f"The run {name} cannot be logged"):
+        client = tracking_client()
+        experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
+        own = {**tags, "mlflow.source.name": command}
+        run_id: str = client.create_run(experiment, tags=own, run_name=name).info.run_id
+        now = int(time.time() * 1000)
+        try:
+            client.log_batch(
+                run_id,
+                metrics=[Metric(key, value, now, 0) for key, value in metrics.items()],
+                params=[Param(key, str(value)[:_LONGEST]) for key, value in params.items()],
+            )
+            for path, content in files.items():
+                _log_file(run_id, content, path)
+        except BaseException:
+            client.set_terminated(run_id, status="FAILED")
+            raise
+        client.set_terminated(run_id)
+        return run_id
 
 
 def log_table(run_id: str, columns: dict[str, list[Any]], path: str) -> None:
