@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +14,7 @@ from models.errors import ExplanationError, UnknownChoice
 from models.explainer import Explainer, ExplainOptions
 from models.images.decode import Limits
 from pipelines.batch.checks import check_job_options
+from pipelines.batch.more_targets import check_also
 from pipelines.batch.sources import Source, count_left_out, open_source
 from pipelines.batch.store import scheme_of
 
@@ -39,6 +40,8 @@ class ExplainJob:
     """What runs the blocks, as :mod:`models.backends` names it."""
     features: bool = False
     """Whether rows keep the features, some kilobytes each."""
+    also: tuple[str, ...] = ()
+    """Further targets of each picture: "truth", "contrast", "top3" …"""
     overlays: Overlays = "all"
     """Whose overlays are written: all, the interesting ones, or none."""
     left_out: Mapping[str, int] = field(default_factory=dict)
@@ -76,6 +79,8 @@ class ExplainJob:
             "checks": list(self.checks),
             "sheets": list(self.figures),
         }
+        if self.also:
+            plain["also"] = list(self.also)
         if self.features:
             plain["features"] = True
         if self.overlays != "all":
@@ -95,6 +100,7 @@ def plan_job(
     checks: tuple[str, ...] = (),
     figures: tuple[str, ...] = (),
     features: bool = False,
+    also: Sequence[str] = (),
     overlays: str = "all",
     limits: Limits | None = None,
     out: Path | str | None = None,
@@ -124,5 +130,5 @@ def plan_job(
     backend = explainer.backend
     return ExplainJob(
         source, options, checks, figures, digest, limits or Limits(), backend.name, backend.precision,
-        features, overlays, left_out,  # type: ignore[arg-type]
+        features, check_also(also), overlays, left_out,  # type: ignore[arg-type]
     )  # fmt: skip

@@ -41,6 +41,19 @@ OBSERVED_COLUMNS = (
 """What a picture and its map are like in figures (:data:`models.reference.FIGURES`), for `lucida drift`;
 those of the map, and ``map_empty``, where it is of the predicted class by the default method."""
 
+MORE_TARGETS = pa.struct(
+    [
+        pa.field("role", pa.string()),
+        pa.field("target", pa.string()),
+        pa.field("against", pa.string()),
+        pa.field("score", pa.float64()),
+        pa.field("unit", pa.string()),
+        pa.field("grid", pa.list_(pa.float32())),
+        pa.field("status", pa.string()),
+        pa.field("border_mass", pa.float64()),
+    ]
+)
+"""A further target of a picture: its role ("truth", "contrast", "top2" …), map and figures."""
 ROW_SCHEMA = pa.schema(
     [
         pa.field("path", pa.string(), nullable=False),
@@ -65,6 +78,7 @@ ROW_SCHEMA = pa.schema(
         pa.field("settings", pa.string()),
         pa.field("sanity", pa.string()),
         pa.field("border_mass", pa.float64()),
+        pa.field("also", pa.list_(MORE_TARGETS)),
         *(pa.field(name, pa.float64()) for name in OBSERVED_COLUMNS),
         pa.field("map_empty", pa.bool_()),
         pa.field("features", pa.list_(pa.float32())),
@@ -85,9 +99,9 @@ ROW_SCHEMA = pa.schema(
         pa.field("extra", pa.string()),
     ]
 )
-"""One row for each image. ``grid`` holds the signed map row by row; ``features``, of unit length, are what
-the head sees, where the job keeps them; ``truth`` and ``extra`` (JSON) are what the source says; ``status``
-is that of the attribution, or "error"."""
+"""One row for each image. ``grid`` holds the signed map row by row; ``also`` the further targets that were
+asked for; ``features``, of unit length, are what the head sees, where the job keeps them; ``truth`` and
+``extra`` (JSON) are what the source says; ``status`` is that of the attribution, or "error"."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 

@@ -6,6 +6,7 @@ An image that cannot be used becomes a result with its error; it never stops the
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,9 @@ from models.metrics.warnings import audit_border, crop_warning
 from models.observer import UNUSUAL_PERCENTILE, Observer
 from models.visualization.overlay import shrink_to_fit
 from pipelines.batch.checks import CHECK_COLUMNS, run_job_checks
+from pipelines.batch.index_page import true_class
 from pipelines.batch.job import ExplainJob
+from pipelines.batch.more_targets import explain_also
 from pipelines.batch.sinks import OBSERVED_COLUMNS, ROW_SCHEMA, ImageResult, overlay_name
 from pipelines.batch.sources import SourceItem
 
@@ -35,6 +38,7 @@ class BatchWorker:
     def __init__(self, job: ExplainJob, explainer: Explainer, *, batch_size: int = 16) -> None:
         self.job, self.explainer, self.batch_size = job, explainer, batch_size
         self._observer = Observer(explainer)
+        self._classes = {unicodedata.normalize("NFC", name): name for name in explainer.model.classes}
 
     def explain_items(
         self, items: Sequence[SourceItem], *, begun: Callable[[str], object] = lambda name: None
@@ -64,11 +68,31 @@ class BatchWorker:
         if not prepared:
             return
         explanations = self.explainer.explain_batch(list(prepared.values()), self.job.options)
+        also = self._explain_also(prepared, explanations)
         for place, (item, explanation) in enumerate(zip(prepared, explanations, strict=True)):
             if isinstance(explanation, LucidaError):
                 yield self._error_result(item, explanation)
             else:
-                yield self._result(item, explanation, place)
+                result = self._result(item, explanation, place)
+                yield replace(result, row=result.row | {"also": also.get(item)})
+
+    def _explain_also(
+        self, prepared: Mapping[SourceItem, PreparedImage], results: Sequence[Explanation | LucidaError]
+    ) -> dict[SourceItem, list[dict[str, Any]]]:
+        """Return the further targets of the pictures that were explained, by picture."""
+        if not self.job.also:
+            return {}
+        explained = {
+            item: result
+            for item, result in zip(prepared, results, strict=True)
+            if isinstance(result, Explanation)
+        }
+        rows = explain_also(
+            self.explainer, [prepared[item] for item in explained], list(explained.values()),
+            [item.truth or true_class(item.name, self._classes) for item in explained], self.job.also,
+            self.job.options,
+        )  # fmt: skip
+        return dict(zip(explained, rows, strict=True))
 
     def _prepare(self, item: SourceItem) -> PreparedImage:
         """Read an image; its full pixels are freed as soon as its tensor is made."""

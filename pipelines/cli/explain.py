@@ -82,6 +82,10 @@ Noise = Annotated[float, typer.Option(help="Average over noisy pictures; of the 
 Features = Annotated[
     bool, typer.Option("--features", help="Keep each picture's features in its row, for `lucida drift`.")
 ]
+Also = Annotated[
+    list[str] | None,
+    typer.Option(help="Further targets in each row: truth, contrast or top3 …; repeatable."),
+]
 SourcePlace = Annotated[
     str,
     typer.Argument(
@@ -141,6 +145,7 @@ def explain(
     truth: TruthColumn = None,
     allow_http: AllowHttp = False,
     features: Features = False,
+    also: Also = None,
     overlays: WhichOverlays = "all",
     on: Runner = BatchRunner.local,
     processes: Processes = None,
@@ -157,7 +162,6 @@ def explain(
         from pipelines.batch.engine import make_explainer
         from pipelines.batch.estimate import estimate_job
         from pipelines.batch.job import plan_job
-        from pipelines.batch.local import run_local
         from pipelines.batch.sources import SourceOptions, count_left_out, open_source
 
     with bundle_of(model, bundle, device) as loaded, progress_reporter() as reporter:
@@ -169,17 +173,14 @@ def explain(
         pictures = open_source(source, SourceOptions(column, truth, allow_http), out=local_path(out))
         job = plan_job(
             pictures, explainer, options, checks=tuple(check or ()), figures=tuple(sheet or ()),
-            features=features, overlays=overlays,
+            features=features, also=also or (), overlays=overlays,
         )  # fmt: skip
         if estimate:
             _print_estimate(estimate_job(job, loaded, processes=processes, progress=reporter.step))
             return
         began = time.monotonic()
-        if on is BatchRunner.ray:
-            done = _ray_runner()(job, loaded, out, progress=reporter.step)
-        else:
-            step = reporter.step
-            done = run_local(job, loaded, out, explainer=explainer, processes=processes, progress=step)
+        own = {} if on is BatchRunner.ray else {"explainer": explainer, "processes": processes}
+        done = _runner(on)(job, loaded, out, progress=reporter.step, **own)
         if track:
             _track(job, loaded, done, time.monotonic() - began)
     _print_batch(done, count_left_out(source))
@@ -334,8 +335,12 @@ def fetch(reference: str, folder: Path) -> Path:
     return fetch_bundle(reference, folder / "bundle").folder
 
 
-def _ray_runner() -> Callable[..., BatchResult]:
-    """Return the function that needs Ray, or raise a usage error that says how to have it."""
+def _runner(on: BatchRunner) -> Callable[..., BatchResult]:
+    """Return the function that runs a batch, or raise a usage error that says how to have it."""
+    if on is BatchRunner.local:
+        from pipelines.batch.local import run_local
+
+        return run_local
     try:
         from pipelines.batch.ray import run_on_ray
     except ImportError as error:

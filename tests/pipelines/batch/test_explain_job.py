@@ -76,6 +76,31 @@ def test_every_picture_becomes_a_row_and_bad_ones_say_why(folder, loaded, tmp_pa
     assert good["model_digest"] == loaded.provenance.digest
 
 
+def test_further_targets_of_a_picture_are_those_that_are_asked_for_alone(folder, loaded, tmp_path):
+    (folder / "bee").mkdir()
+    shutil.copy(folder / "argus/argus_000.jpg", folder / "bee/seen.jpg")
+    explainer = Explainer(loaded)
+    job = plan_job(folder, explainer, also=("truth", "contrast", "top3"))
+    rows = {row["path"]: row for row in rows_of(run_local(job, loaded, tmp_path / "out").out)}
+    row = rows["bee/seen.jpg"]
+    ranking = [label for label, _ in row["scores"]]
+    by_role = {item["role"]: item for item in row["also"]}
+    expected = {"contrast", "top2", "top3"} | ({"truth"} if ranking[0] != "bee" else set())
+    assert set(by_role) == expected, "what the row's own map shows already is not there twice"
+    assert [by_role[f"top{n}"]["target"] for n in (2, 3)] == ranking[1:]
+    other = "bee" if ranking[0] != "bee" else ranking[1]
+    assert (by_role["contrast"]["target"], by_role["contrast"]["against"]) == (ranking[0], other)
+    image = read_image(folder / "bee/seen.jpg")
+    for role, options in (("top2", ExplainOptions(target=ranking[1])),
+                          ("contrast", ExplainOptions(target=ranking[0], against=other))):  # fmt: skip
+        alone = explainer.explain(image, options).attributions[0]
+        np.testing.assert_allclose(np.reshape(by_role[role]["grid"], (7, 7)), alone.values, atol=1e-5)
+    assert {item["role"] for item in rows["same.jpg"]["also"]} == {"contrast", "top2", "top3"}
+    assert rows["broken.jpg"]["also"] is None
+    with pytest.raises(UnknownChoice, match="truth, contrast, top2"):
+        plan_job(folder, explainer, also=("top1",))
+
+
 def test_a_job_whose_results_lie_in_its_source_never_takes_them_for_input(butterflies, loaded, tmp_path):
     source = Path(shutil.copytree(butterflies / "val", tmp_path / "pictures"))
     out = source / "explained"
