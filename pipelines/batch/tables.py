@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from models.errors import UnreadableImage
 from models.images.decode import Limits
 from pipelines.batch.sources import FileSource, Source, SourceItem, SourceOptions, check_size
-from pipelines.batch.store import Store, open_parent
+from pipelines.batch.store import LocalStore, Store, open_parent, scheme_of
 from pipelines.errors import DataError
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -167,8 +167,22 @@ def _items(
     for path, row in zip(paths, rows, strict=True):
         counts[path] = counts.get(path, 0) + 1
         name = path if counts[path] == 1 else f"{path}#{counts[path]}"
-        items.append(SourceItem(name, path, (), _truth(row, options), _extra(row, options)))
+        stamp = _stamp(store, path)
+        items.append(SourceItem(name, path, stamp, _truth(row, options), _extra(row, options)))
     return tuple(items)
+
+
+def _stamp(store: Store, path: str) -> tuple[int, ...]:
+    """Return size and time of a file of this machine, so that a change of it makes another job; nothing for
+    one that is missing, or lies elsewhere, where each would have to be asked for.
+    """
+    if not isinstance(store, LocalStore) or scheme_of(path) is not None:
+        return ()
+    try:
+        status = (store.folder / path).stat()
+    except (OSError, ValueError):
+        return ()
+    return (status.st_size, status.st_mtime_ns)
 
 
 def _truth(row: Mapping[str, Any], options: SourceOptions) -> str | None:

@@ -276,3 +276,13 @@ def test_a_store_that_fails_for_a_moment_is_asked_again(s3, pictures):
     assert store.read("a.bin") == b"one"
     with pytest.raises(FileNotFoundError):
         store.read("absent.bin")
+
+
+def test_a_file_of_a_list_that_changes_is_another_item(pictures):
+    name = next(iter(files_of(pictures)))
+    (pictures / "list.txt").write_text(f"{name}\nmissing.jpg\n")
+    before = open_source(pictures / "list.txt").items
+    (pictures / name).write_bytes(b"other")
+    after = open_source(pictures / "list.txt").items
+    assert before[0].stamp != after[0].stamp
+    assert before[1] == after[1]
