@@ -134,7 +134,7 @@ def test_a_password_is_never_shown(monkeypatch):
 
 
 def test_a_comparison_that_cannot_be_logged_leaves_no_running_run(in_tmp, monkeypatch):
-    with pytest.raises(TrackerUnavailable, match="comparison cannot be logged"):
+    with pytest.raises(TrackerUnavailable, match="run compare aaaaaaaa bbbbbbbb cannot be logged"):
         log_comparison(("a" * 32, "b" * 32), {"bad name!": 1.0}, {}, "d")
     told = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert [run.info.status for run in told] == ["FAILED"]
