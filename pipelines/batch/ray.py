@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import ray
 import ray.data
+import ray.exceptions
 import torch
 
 from models.bundle import Bundle, copy_bundle, load_bundle
 from models.devices import CPU, resolve_device
+from models.errors import LucidaError
 from models.explainer import Explainer
 from models.progress import Progress, no_progress
 from pipelines.batch.claims import claimed
@@ -31,6 +33,7 @@ from pipelines.batch.pool import WorkerPlan, WorkerPool
 from pipelines.batch.sinks import default_sinks
 from pipelines.batch.store import open_store, scheme_of
 from pipelines.batch.worker import BatchWorker
+from pipelines.errors import DataError
 
 _MOST_BLOCKS = 2_000
 """Into which the parts are gathered: what is lost with a node is done again block by block."""
@@ -59,15 +62,24 @@ class PartWriter:
         self._sinks = default_sinks(job, bundle, out)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Write the parts of a batch; return how many pictures each had."""
+        """Write the parts of a batch; return how many pictures each had, and why it could not be written: of
+        an exception Ray keeps no more than its text.
+        """
         parts: list[JobPart] = list(batch["part"])
-        if self._pool is not None:
-            for _ in self._pool.write(parts):
-                pass
-        else:
-            for part in parts:
-                write_part(self._worker, part, self._sinks)
-        return {"pictures": np.array([len(part.items) for part in parts])}
+        failure = ""
+        try:
+            if self._pool is not None:
+                for _ in self._pool.write(parts):
+                    pass
+            else:
+                for part in parts:
+                    write_part(self._worker, part, self._sinks)
+        except (LucidaError, OSError) as error:
+            failure = str(error)
+        return {
+            "pictures": np.array([len(part.items) for part in parts]),
+            "failure": np.array([failure] * len(parts)),
+        }
 
 
 def run_on_ray(
@@ -95,6 +107,9 @@ def run_on_ray(
             for count in _write_on_cluster(job, bundle, str(out), waiting):
                 done += count
                 progress("explaining", done, len(job.source.items))
+        except ray.exceptions.RayError as error:
+            words = " ".join(str(error).split())
+            raise DataError(f"The Ray cluster ended the job: {words[-300:]}") from error
         finally:
             if mine:
                 ray.shutdown()
@@ -124,6 +139,8 @@ def _write_on_cluster(job: ExplainJob, bundle: Bundle, out: str, waiting: Sequen
         fn_constructor_args=(_bundle_files(bundle), _without_items(job), out, device),
     )
     for row in written.iter_rows():
+        if row["failure"]:
+            raise DataError(str(row["failure"]))
         yield int(row["pictures"])
 
 

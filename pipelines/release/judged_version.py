@@ -274,8 +274,8 @@ def _facts(
 def _shortcuts(
     explainer: Explainer, data: Dataset, metrics: set[str], reporter: Reporter
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Return how many shortcuts a search finds, and their names."""
-    if "shortcut_findings" not in metrics:
+    """Return how many shortcuts a search finds, and their names; nothing where every method is barred."""
+    if "shortcut_findings" not in metrics or explainer.default_method in explainer.disabled:
         return {}, {}
     images = dataset_images(data, _MOST_SEARCHED)
     search = find_shortcuts(explainer, images, progress=reporter.step)

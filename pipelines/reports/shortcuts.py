@@ -175,10 +175,9 @@ def _show(search: ShortcutSearch, item: TestedSuspicion, explainer: Explainer) -
     targets = donors[::step][:_SHOWN]
     fall = dict(zip(item.intervention.tested, item.intervention.removed, strict=True))
     carriers = sorted(suspicion.carriers, key=lambda image: -fall.get(image.name, -np.inf))[:_SHOWN]
-    # The filling with the colour around it is the plainest to look at.
-    without = [
-        suspicion.editor.remove(image, targets[n % len(targets)])[-2:][0] for n, image in enumerate(carriers)
-    ]
+    removed = [suspicion.editor.remove(image, targets[n % len(targets)]) for n, image in enumerate(carriers)]
+    # The one in the middle: of a part, filled with the colour around it, the plainest to look at.
+    without = [ways[len(ways) // 2] for ways in removed]
     with_it = [
         suspicion.editor.add(target, carriers[n % len(carriers)], carriers[n % len(carriers)])
         for n, target in enumerate(targets)

@@ -14,7 +14,6 @@ import PIL.Image
 import torch
 
 from models.attribution.forward import predict_logits
-from models.attribution.registry import DEFAULT_METHOD
 from models.devices import to_numpy
 from models.errors import LucidaError
 from models.explainer import Explainer, ExplainOptions, Explanation
@@ -137,7 +136,7 @@ def _explain(explainer: Explainer, images: Sequence[SearchImage]) -> Iterator[Se
         except LucidaError as error:
             read[place] = error
     good = {place: item for place, item in read.items() if isinstance(item, tuple)}
-    options = ExplainOptions(method=explainer.default_method or DEFAULT_METHOD, quick=True)
+    options = ExplainOptions(method=explainer.default_method, quick=True)
     prepared = [explainer.prepare(image) for image, _ in good.values()]
     results = dict(zip(good, explainer.explain_batch(prepared, options) if prepared else (), strict=True))
     for place, image in enumerate(images):

@@ -15,7 +15,6 @@ _SIDE, _RING, _CORNER = 96, 4, 24
 """Pixels: of the small copy that is measured, of its border, of its corners."""
 _MAKE, _MODEL = 271, 272
 """EXIF tags."""
-CORNERS = ("upper left", "upper right", "lower left", "lower right")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,9 @@ def _border(small: np.ndarray) -> np.ndarray:
 
 
 def _corners(small: np.ndarray) -> list[float]:
-    """Return how much the brightness changes from pixel to pixel in each corner; text changes it much."""
+    """Return how much the brightness changes from pixel to pixel in each corner: upper left and right, lower
+    left and right; text changes it much.
+    """
     grey = small.mean(axis=2)
     edges = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
     rows, cols = (slice(None, _CORNER), slice(-_CORNER, None)), (slice(None, _CORNER), slice(-_CORNER, None))

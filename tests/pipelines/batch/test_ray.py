@@ -17,6 +17,7 @@ from models.bundle import load_bundle
 from models.explainer import Explainer
 from pipelines.batch.job import plan_job
 from pipelines.batch.local import run_local
+from pipelines.errors import DataError
 from tests.support.object_store import running_s3
 from tests.support.serving import PROJECT
 
@@ -93,3 +94,14 @@ def test_a_job_that_is_submitted_runs_on_the_cluster(store, cluster, bundle_fold
     rows, keys = rows_at(store, "submitted/")
     assert len(rows) == COUNT
     assert "submitted/index.html" in keys
+
+
+def test_what_stops_a_worker_is_told_as_on_one_machine(butterflies, bundle_folder, tmp_path, monkeypatch):
+    from pipelines.batch import ray as ray_jobs
+
+    loaded = load_bundle(bundle_folder)
+    files = ray_jobs._bundle_files(loaded)
+    monkeypatch.setattr(ray_jobs, "_bundle_files", lambda bundle: files | {"weights.safetensors": b"altered"})
+    job = plan_job(butterflies / "val", Explainer(loaded))
+    with pytest.raises(DataError, match="was altered or cut off"):
+        ray_jobs.run_on_ray(job, loaded, tmp_path / "out")

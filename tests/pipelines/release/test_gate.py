@@ -15,12 +15,16 @@ import numpy as np
 import pytest
 import torch
 
+from models.attribution.registry import METHODS
+from models.bundle import load_bundle
 from models.errors import UnknownChoice
+from models.explainer import Explainer
 from pipelines.data.dataset import Sample, scan_folder
 from pipelines.errors import RegistryError
 from pipelines.evaluation.explanation_drift import PictureDrift
+from pipelines.progress import Reporter
 from pipelines.release.gate import judge
-from pipelines.release.judged_version import JudgedVersion
+from pipelines.release.judged_version import JudgedVersion, _shortcuts
 from pipelines.release.policy import DEFAULT_POLICY, Check, Policy
 from pipelines.tracking.registry import claim_promotion, release_claim
 from tests.support.postgres import running_postgres
@@ -355,3 +359,9 @@ def test_a_label_planted_on_one_species_is_caught_and_another_seed_passes(tmp_pa
     assert done.returncode == 0, done.stderr[-2000:]
     assert "a third seed, yardstick measured: passes" in done.stdout
     assert "with the label, yardstick measured: blocked by cincta" in done.stdout
+
+
+def test_a_version_whose_methods_are_all_barred_is_not_searched_for_shortcuts(bundle_folder, butterflies):
+    explainer = Explainer(load_bundle(bundle_folder))
+    explainer.disabled = dict.fromkeys(METHODS, "barred")
+    assert _shortcuts(explainer, scan_folder(butterflies), {"shortcut_findings"}, Reporter()) == ({}, {})
