@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,23 @@ def convert_blocks(model: TransferModel, block: str) -> Any:
         )
     converted.reshape([-1, 3, *size])
     return converted
+
+
+def save_graph(graph: Any, folder: Path) -> Path:
+    """Write a graph of :func:`convert_blocks` into a folder, its weights in full precision, so that other
+    processes need not convert the model again; return the file for :func:`read_graph`.
+    """
+    import openvino
+
+    openvino.save_model(graph, folder / "blocks.xml", compress_to_fp16=False)
+    return folder / "blocks.xml"
+
+
+def read_graph(path: Path) -> Any:
+    """Return a graph that :func:`save_graph` wrote; processes that read it share its weights in memory."""
+    import openvino
+
+    return openvino.Core().read_model(path)
 
 
 class _BlocksUpTo(nn.Module):

@@ -55,12 +55,13 @@ def create_backend(
     threads: int = 1,
     precision: str = AUTO,
     quantized: QuantizedBlocks | None = None,
+    graph: Any = None,
 ) -> Backend:
     """Create the backend of that name on a folded copy of the model, checked on a probe batch (N, 3, H, W).
 
     "auto" tries all that the machine has and takes the fastest; as a precision it stands for fp32 with any
-    other name. Raises UnknownChoice, EngineUnavailable for what is not here, and BundleError when the logits
-    are off.
+    other name. ``graph`` is this model's for OpenVINO, where it was converted before. Raises UnknownChoice,
+    EngineUnavailable for what is not here, and BundleError when the logits are off.
     """
     if name == AUTO:
         chosen = choose_backend(model, probe=probe, threads=threads, precision=precision, quantized=quantized)
@@ -68,7 +69,7 @@ def create_backend(
     if name not in BACKENDS:
         raise UnknownChoice("engine", name, (AUTO, *BACKENDS))
     own = PRECISIONS[0] if precision == AUTO else _check_precision(precision)
-    return _create(name, own, inference_copy(model), model, probe, threads, quantized)
+    return _create(name, own, inference_copy(model), model, probe, threads, quantized, graph)
 
 
 def choose_backend(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import PIL.Image
 
@@ -98,6 +100,11 @@ def shrink_to_fit(image: PIL.Image.Image, frame: Frame, max_side: int) -> tuple[
 def _hatch(image: PIL.Image.Image) -> PIL.Image.Image:
     """Dim the image, with thin diagonals over it."""
     dimmed = image.point(_DIMMED * 3)
-    rows, cols = np.arange(image.height)[:, None], np.arange(image.width)[None, :]
-    lines = ((rows + cols) % _HATCH_PERIOD < 1).astype(np.uint8) * 255
-    return PIL.Image.composite(dimmed.point(_ON_LINE * 3), dimmed, PIL.Image.fromarray(lines))
+    return PIL.Image.composite(dimmed.point(_ON_LINE * 3), dimmed, _diagonals(*image.size))
+
+
+@functools.lru_cache(maxsize=16)
+def _diagonals(width: int, height: int) -> PIL.Image.Image:
+    """Return a mask of thin diagonals, which pictures of one size share."""
+    rows, cols = np.arange(height)[:, None], np.arange(width)[None, :]
+    return PIL.Image.fromarray(((rows + cols) % _HATCH_PERIOD < 1).astype(np.uint8) * 255)

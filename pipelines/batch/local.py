@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from models.backends.openvino import OpenVinoBackend, save_graph
 from models.bundle import Bundle
 from models.devices import CPU
 from models.explainer import Explainer
@@ -55,27 +57,30 @@ def run_local(
                 done += len(part.items)
                 progress("explaining", done, len(job.source.items))
         else:
-            _run_in_processes(job, bundle, out, waiting, count, done, progress)
+            with tempfile.TemporaryDirectory() as aside:
+                graph = _save_graph(explainer, Path(aside))
+                plan = WorkerPlan(bundle.folder.resolve(), job, str(out), graph)
+                _run_in_processes(plan, waiting, count, done, progress)
         return finish_job(out, own, resumed=resumed)
 
 
+def _save_graph(explainer: Explainer | None, folder: Path) -> Path | None:
+    """Save OpenVINO's graph for the workers, if this process has one: to convert a model takes seconds."""
+    backend = None if explainer is None else explainer.backend
+    return save_graph(backend.graph, folder) if isinstance(backend, OpenVinoBackend) else None
+
+
 def _run_in_processes(
-    job: ExplainJob,
-    bundle: Bundle,
-    out: Path | str,
-    waiting: Sequence[JobPart],
-    count: int,
-    done: int,
-    progress: Progress,
+    plan: WorkerPlan, waiting: Sequence[JobPart], count: int, done: int, progress: Progress
 ) -> None:
-    pool = WorkerPool(WorkerPlan(bundle.folder.resolve(), job, str(out)), count)
+    pool = WorkerPool(plan, count)
     try:
         for part in pool.write(waiting):
             done += len(part.items)
-            progress("explaining", done, len(job.source.items))
+            progress("explaining", done, len(plan.job.source.items))
     except BaseException:
         pool.close()
-        remove_leftovers(out)
+        remove_leftovers(plan.out)
         raise
     pool.close(at_once=False)
 

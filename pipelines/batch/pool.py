@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.errors import LucidaError
 from pipelines.batch.job import ExplainJob
@@ -23,6 +23,10 @@ from pipelines.batch.parts import JobPart, write_part
 from pipelines.batch.processes import worker_context
 from pipelines.batch.store import LocalStore, open_store
 from pipelines.errors import DataError
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle
+    from models.explainer import Explainer
 
 HANG_SECONDS = 120.0
 _MOST_EARLY = 8
@@ -36,6 +40,8 @@ class WorkerPlan:
     bundle: Path
     job: ExplainJob
     out: str
+    graph: Path | None = None
+    """OpenVINO's graph of the model, where another process has converted it and saved it."""
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
     """The process that workers are copied from may have begun before a variable was set."""
 
@@ -177,7 +183,6 @@ def _work(pipe: Connection, plan: WorkerPlan) -> None:
         from threadpoolctl import threadpool_limits
 
         from models.bundle import load_bundle
-        from models.explainer import Explainer
         from pipelines.batch.sinks import default_sinks
         from pipelines.batch.worker import BatchWorker
 
@@ -186,7 +191,7 @@ def _work(pipe: Connection, plan: WorkerPlan) -> None:
         threadpool_limits(1)
         bundle = load_bundle(plan.bundle)
         job = plan.job
-        explainer = Explainer(bundle, job.engine, precision=job.precision, threads=1)
+        explainer = _make_explainer(bundle, plan)
         worker, alone = BatchWorker(job, explainer), BatchWorker(job, explainer, batch_size=1)
         sinks = default_sinks(job, bundle, plan.out)
         pipe.send((_READY, None))
@@ -201,6 +206,23 @@ def _work(pipe: Connection, plan: WorkerPlan) -> None:
         return
     except (LucidaError, OSError) as error:
         pipe.send((_FAILED, error))
+
+
+def _make_explainer(bundle: Bundle, plan: WorkerPlan) -> Explainer:
+    """Return what explains in a worker, by the graph of the plan where it has one."""
+    from models.backends.openvino import read_graph
+    from models.backends.quantized import read_quantized
+    from models.backends.registry import create_backend
+    from models.explainer import Explainer
+
+    job = plan.job
+    if plan.graph is None:
+        return Explainer(bundle, job.engine, precision=job.precision, threads=1)
+    backend = create_backend(
+        job.engine, bundle.model, probe=bundle.probe[0], threads=1, precision=job.precision,
+        quantized=read_quantized(bundle.folder, bundle.provenance.digest), graph=read_graph(plan.graph),
+    )  # fmt: skip
+    return Explainer(bundle, backend)
 
 
 def remove_leftovers(out: str | Path) -> None:
