@@ -2,7 +2,8 @@
 over.
 
 On a disk of this machine a lock of the operating system holds, which ends with its process. In an object
-store the owner writes a note every half minute; one that is older than two minutes is a dead owner's.
+store the owner writes a note every half minute; one that is older than two minutes, or whose process is no
+longer on this machine, is a dead owner's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from models.errors import LucidaError
 from pipelines.batch.store import LocalStore, Store
 from pipelines.errors import DataError
 
@@ -62,7 +64,10 @@ def _noted(store: Store) -> Iterator[None]:
     token, stop = uuid.uuid4().hex, threading.Event()
 
     def beat() -> None:
-        note = {"token": token, "owner": _owner(), "at": time.time()}
+        note = {
+            "token": token, "owner": _owner(), "at": time.time(), "host": socket.gethostname(),
+            "process": os.getpid(),
+        }  # fmt: skip
         store.write(_NOTE, json.dumps(note).encode())
 
     def go_on() -> None:
@@ -82,7 +87,9 @@ def _noted(store: Store) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        store.remove(_NOTE)
+        # Where the store is away the note grows old, and the work's own error is the one to tell.
+        with contextlib.suppress(OSError, LucidaError):
+            store.remove(_NOTE)
 
 
 def _refuse_living(store: Store, token: str) -> None:
@@ -92,10 +99,22 @@ def _refuse_living(store: Store, token: str) -> None:
     try:
         note = json.loads(store.read(_NOTE))
         other, owner, age = note["token"], str(note["owner"]), time.time() - float(note["at"])
+        gone = note["host"] == socket.gethostname() and not _is_running(int(note["process"]))
     except (OSError, ValueError, KeyError, TypeError):
         return
-    if other != token and age < _DEAD_S:
+    if other != token and age < _DEAD_S and not gone:
         raise DataError(f"{store.url} is being written by {owner}, {age:.0f} s ago; wait for it.")
+
+
+def _is_running(process: int) -> bool:
+    """Return whether this machine has a process of that number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _owner() -> str:

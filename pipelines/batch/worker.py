@@ -26,10 +26,13 @@ from pipelines.batch.job import ExplainJob
 from pipelines.batch.more_targets import explain_also
 from pipelines.batch.sinks import OBSERVED_COLUMNS, ROW_SCHEMA, ImageResult, overlay_name
 from pipelines.batch.sources import SourceItem
+from pipelines.errors import StoreUnavailable
 
 _OVERLAY_SIDE = 800
 _UNSURE, _MUCH_AT_BORDER = 0.6, 0.6
 """Scores below and evidence at the border above which a picture is interesting."""
+_MOST_UNANSWERED = 8
+"""Pictures in a row that their store did not give, after which it is taken to be away."""
 
 
 class BatchWorker:
@@ -38,13 +41,14 @@ class BatchWorker:
     def __init__(self, job: ExplainJob, explainer: Explainer, *, batch_size: int = 16) -> None:
         self.job, self.explainer, self.batch_size = job, explainer, batch_size
         self._observer = Observer(explainer)
+        self._unanswered = 0
         self._classes = {unicodedata.normalize("NFC", name): name for name in explainer.model.classes}
 
     def explain_items(
         self, items: Sequence[SourceItem], *, begun: Callable[[str], object] = lambda name: None
     ) -> Iterator[ImageResult]:
         """Yield a result for each of the job's pictures, in their order; ``begun`` is told each name before
-        the picture is read.
+        the picture is read. Raises StoreUnavailable when the pictures' store is gone for good.
         """
         for start in range(0, len(items), self.batch_size):
             batch = items[start : start + self.batch_size]
@@ -64,7 +68,10 @@ class BatchWorker:
             try:
                 prepared[item] = self._prepare(item)
             except LucidaError as error:
+                self._count_unanswered(error)
                 yield self._error_result(item, error)
+            else:
+                self._unanswered = 0
         if not prepared:
             return
         explanations = self.explainer.explain_batch(list(prepared.values()), self.job.options)
@@ -75,6 +82,20 @@ class BatchWorker:
             else:
                 result = self._result(item, explanation, place)
                 yield replace(result, row=result.row | {"also": also.get(item)})
+
+    def _count_unanswered(self, error: LucidaError) -> None:
+        """Raise what a store says that has given nothing for a while: each picture that is left would become
+        a row with the same error.
+        """
+        if not isinstance(error, StoreUnavailable):
+            self._unanswered = 0
+            return
+        self._unanswered += 1
+        if self._unanswered >= _MOST_UNANSWERED:
+            raise StoreUnavailable(
+                f"{_MOST_UNANSWERED} pictures in a row could not be fetched. {error} What is done is kept; "
+                "the same command goes on from there."
+            )
 
     def _explain_also(
         self, prepared: Mapping[SourceItem, PreparedImage], results: Sequence[Explanation | LucidaError]
