@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import random
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -105,3 +109,63 @@ def test_what_stops_a_worker_is_told_as_on_one_machine(butterflies, bundle_folde
     job = plan_job(butterflies / "val", Explainer(loaded))
     with pytest.raises(DataError, match="was altered or cut off"):
         ray_jobs.run_on_ray(job, loaded, tmp_path / "out")
+
+
+def test_drivers_and_workers_killed_at_random_moments_lose_nothing(butterflies, bundle_folder, tmp_path):
+    """Five kills of the command, five of one worker's process, on a cluster that the command starts."""
+    source, out, draw = tmp_path / "pictures", tmp_path / "out", random.Random(0)
+    source.mkdir()
+    files = sorted((butterflies / "val").rglob("*.jpg"))
+    for number in range(320):
+        os.link(files[number % len(files)], source / f"{number:03d}.jpg")
+    loaded = load_bundle(bundle_folder)
+    run_local(plan_job(source, Explainer(loaded)), loaded, tmp_path / "alone", processes=2)
+    words = ["explain", str(source), "--out", str(out), "--bundle", str(bundle_folder), "--engine", "eager"]
+    kills: Counter[str] = Counter()
+    while sum(kills.values()) < 10:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli.app", *words, "--on", "ray"], cwd=PROJECT,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+        wait_for_workers(process)
+        time.sleep(draw.uniform(0, 3))
+        workers = [child for child in writers() if child.is_running()]
+        if kills["worker"] < 5 and workers:
+            draw.choice(workers).kill()
+            kills["worker"] += 1
+            assert process.wait(240) == 0, process.stdout.read()
+        elif process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills["driver"] += 1
+        process.communicate()
+        if (out / "_SUCCESS").exists():
+            assert rows_in(out) == rows_in(tmp_path / "alone")
+            shutil.rmtree(out)
+    assert kills == {"worker": 5, "driver": 5}
+    last = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli.app", *words, "--on", "ray"], cwd=PROJECT, capture_output=True,
+        text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert last.returncode == 0, last.stdout + last.stderr
+    assert rows_in(out) == rows_in(tmp_path / "alone")
+    assert not list(out.rglob(".*.part"))
+
+
+def rows_in(out):
+    return sorted(pq.read_table(out / "rows").to_pylist(), key=lambda row: row["path"])
+
+
+def writers():
+    """Return the processes of Ray's actors that write parts."""
+    return [
+        child
+        for child in psutil.process_iter(["cmdline"])
+        if any("PartWriter" in word for word in child.info["cmdline"] or ())
+    ]
+
+
+def wait_for_workers(process):
+    deadline = time.monotonic() + 120
+    while not writers() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
