@@ -1,10 +1,13 @@
 """A batch job beside the scripts that people write: pictures a second on real JPEGs, in one run.
 
-python benchmarks/batch.py PICTURES [--count 1000] [--rounds 3]
+python benchmarks/batch.py PICTURES [--count 1000] [--rounds 3] [--precision fp32] [--ray]
+python benchmarks/batch.py PICTURES --memory 20000
 
 The scripts explain the top class of each picture by Grad-CAM and write an overlay and a row of CSV: one with
 pytorch-grad-cam, one with Captum and matplotlib, one picture at a time, as their tutorials do. Ours does the
 same and more (figures, Parquet, the page), first as the loop of one loaded job and then as the whole command.
+With --ray, the loop on a local Ray cluster of as many workers is timed beside it; with --memory, the peak of
+a job of so many pictures is held against that of a hundred.
 """
 
 from __future__ import annotations
@@ -34,7 +37,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="pictures of the whole command")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scripts", type=int, default=60, help="pictures that the scripts are timed on")
+    parser.add_argument("--precision", default="auto", help="of the engine: auto, fp32, bf16 or int8")
+    parser.add_argument("--ray", action="store_true", help="time a local Ray cluster too")
+    parser.add_argument("--memory", type=int, help="pictures of the long job whose peak is measured")
     options = parser.parse_args()
+    if options.memory:
+        compare_peaks(options.pictures, options.memory)
+        return
+    precision = options.precision
     with tempfile.TemporaryDirectory() as aside:
         folder = Path(aside)
         source = lay_out(options.pictures, folder / "pictures", options.count)
@@ -44,10 +54,12 @@ def main() -> None:
         ways: dict[str, Callable[[], float]] = {
             "pytorch-grad-cam script": lambda: grad_cam_script(files[: options.scripts], folder),
             "Captum and matplotlib script": lambda: captum_script(files[: options.scripts], folder),
-            "engine alone": lambda: engine_alone(bundle, files[: 4 * options.scripts]),
-            "loop": lambda: loop(bundle, long, folder),
-            "command": lambda: command(bundle, source, folder),
+            "engine alone": lambda: engine_alone(bundle, files[: 4 * options.scripts], precision),
+            "loop": lambda: loop(bundle, long, folder, precision),
+            "command": lambda: command(bundle, source, folder, precision),
         }
+        if options.ray:
+            ways["loop on Ray"] = lambda: loop(bundle, long, folder, precision, on_ray=True)
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for number in range(options.rounds):
             for name, way in ways.items():
@@ -64,6 +76,9 @@ def report(rates: dict[str, Sequence[float]]) -> None:
         for theirs in ("pytorch-grad-cam script", "Captum and matplotlib script", "engine alone"):
             ratio = statistics.median(a / b for a, b in zip(rates[ours], rates[theirs], strict=True))
             print(f"{ours} : {theirs} = {ratio:.2f}")
+    if "loop on Ray" in rates:
+        ratio = statistics.median(a / b for a, b in zip(rates["loop on Ray"], rates["loop"], strict=True))
+        print(f"loop on Ray : loop = {ratio:.2f}")
 
 
 def lay_out(pictures: Path, folder: Path, count: int) -> Path:
@@ -160,14 +175,14 @@ def captum_script(files: Sequence[Path], folder: Path) -> float:
     return len(files) / (time.perf_counter() - start)
 
 
-def engine_alone(bundle: Path, files: Sequence[Path]) -> float:
+def engine_alone(bundle: Path, files: Sequence[Path], precision: str) -> float:
     """Time the explanations of prepared tensors in one process a core, without input and output."""
     code = (
         "import sys, time; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
         "from models.bundle import load_bundle; from models.explainer import Explainer\n"
         "from models.images.decode import read_image; from pipelines.batch.engine import make_explainer\n"
-        "explainer = make_explainer(load_bundle(sys.argv[1]), 'none', threads=1)\n"
-        "images = [explainer.prepare(read_image(path)) for path in sys.argv[2:]]\n"
+        "explainer = make_explainer(load_bundle(sys.argv[1]), 'none', threads=1, precision=sys.argv[2])\n"
+        "images = [explainer.prepare(read_image(path)) for path in sys.argv[3:]]\n"
         "explainer.explain_batch(images[:16])\n"
         "start = time.perf_counter()\n"
         "for n in range(0, len(images), 16): explainer.explain_batch(images[n:n + 16])\n"
@@ -177,14 +192,16 @@ def engine_alone(bundle: Path, files: Sequence[Path]) -> float:
     parts = [files[n::cores] for n in range(cores)]
     begun = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(bundle), *map(str, part)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, str(bundle), precision, *map(str, part)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for part in parts
     ]
     return sum(float(process.communicate()[0]) for process in begun)
 
 
-def loop(bundle: Path, source: Path, folder: Path) -> float:
+def loop(bundle: Path, source: Path, folder: Path, precision: str, *, on_ray: bool = False) -> float:
     """Time a job from its first part to its last, without the start of its processes and the page."""
     from models.bundle import load_bundle
     from pipelines.batch.engine import make_explainer
@@ -193,23 +210,71 @@ def loop(bundle: Path, source: Path, folder: Path) -> float:
 
     out = Path(tempfile.mkdtemp(dir=folder)) / "out"
     loaded = load_bundle(bundle)
-    explainer = make_explainer(loaded, out)
+    explainer = make_explainer(loaded, out, precision=precision)
     moments: list[tuple[float, int]] = []
-    run_local(
-        plan_job(source, explainer), loaded, out, explainer=explainer,
-        progress=lambda what, done, total: moments.append((time.perf_counter(), done)),
-    )  # fmt: skip
+
+    def note(what: str, done: int, total: int) -> None:
+        moments.append((time.perf_counter(), done))
+
+    if on_ray:
+        from pipelines.batch.ray import run_on_ray
+
+        run_on_ray(plan_job(source, explainer), loaded, out, progress=note)
+    else:
+        run_local(plan_job(source, explainer), loaded, out, explainer=explainer, progress=note)
     (begun, first), (ended, last) = moments[0], moments[-1]
     return (last - first) / (ended - begun)
 
 
-def command(bundle: Path, source: Path, folder: Path) -> float:
+def command(bundle: Path, source: Path, folder: Path, precision: str) -> float:
     """Time the whole command, from its start to its end."""
     out = Path(tempfile.mkdtemp(dir=folder)) / "out"
-    words = [sys.executable, "-m", "pipelines.cli.app", "explain", source, "--bundle", bundle, "--out", out]
+    words = explain_words(source, bundle, out, "--precision", precision)
     start = time.perf_counter()
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     return len(list(source.iterdir())) / (time.perf_counter() - start)
+
+
+def explain_words(source: Path, bundle: Path, out: Path, *more: str) -> list[str | Path]:
+    """Return the words of the command."""
+    begin = [sys.executable, "-m", "pipelines.cli.app", "explain"]
+    return [*begin, source, "--bundle", bundle, "--out", out, *more]
+
+
+def compare_peaks(pictures: Path, count: int) -> None:
+    """Print the most memory that the command and its workers hold for a hundred pictures and for many."""
+    with tempfile.TemporaryDirectory() as aside:
+        folder = Path(aside)
+        bundle = make_bundle(folder / "bundle")
+        peaks = []
+        for size in (100, count):
+            source = lay_out(pictures, folder / f"pictures-{size}", size)
+            peaks.append(
+                peak_memory(explain_words(source, bundle, folder / f"out-{size}", "--processes", "2"))
+            )
+            print(f"{size} pictures: {peaks[-1] / 1e6:.0f} MB at most", flush=True)
+        print(f"{count} : 100 = {peaks[1] / peaks[0]:.2f}")
+
+
+def peak_memory(words: Sequence[str | Path]) -> int:
+    """Run a command; return the most bytes that it and its descendants hold, what they share once."""
+    import psutil
+
+    most = 0
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        while running.poll() is None:
+            held = 0
+            try:
+                own = psutil.Process(running.pid)
+                for process in (own, *own.children(recursive=True)):
+                    held += process.memory_full_info().pss
+            except psutil.Error:
+                continue
+            most = max(most, held)
+            time.sleep(0.2)
+    if running.returncode:
+        raise SystemExit(f"The command ended with {running.returncode}.")
+    return most
 
 
 if __name__ == "__main__":

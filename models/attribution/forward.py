@@ -113,8 +113,14 @@ def run_forward(
     model.index_of(block)
     try:
         value = backend.until(block, x)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         geometry = model.geometry
+        if isinstance(error, AssertionError):
+            # torchvision's vision transformers say so of a size that their positions are not made for.
+            raise ExplanationError(
+                f"{model.backbone.name} takes {geometry.crop_width} x {geometry.crop_height} pixels only, "
+                f"not {x.shape[-1]} x {x.shape[-2]}: {error}"
+            ) from error
         if x.shape[-2] < geometry.crop_height or x.shape[-1] < geometry.crop_width:
             raise ExplanationError(
                 f"A picture of {x.shape[-1]} x {x.shape[-2]} is too small for {model.backbone.name}, which "

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from captum.attr import IntegratedGradients
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -20,8 +19,10 @@ from torch.overrides import TorchFunctionMode
 from models.attribution.activation_functions import RELU, RELU6
 from models.attribution.cam import grad_cam
 from models.attribution.cells import sum_cells
-from models.attribution.forward import BATCH_SIZE, ForwardPass, score_function
+from models.attribution.forward import ForwardPass, score_function
+from models.attribution.measured import MeasuredMaps
 from models.attribution.parameters import GuidedGradCamParameters, IntegratedGradientsParameters
+from models.attribution.path_integral import integrate_gradient
 from models.attribution.targets import Target
 from models.devices import to_host
 from models.errors import ExplanationError
@@ -113,17 +114,20 @@ def guided_cells(
 
 def integrated_gradients(
     forward: ForwardPass, targets: Sequence[Target], parameters: IntegratedGradientsParameters
-) -> Tensor:
-    """Return signed maps (N, rows, cols) by Captum (Sundararajan et al. 2017), summed over the colours.
+) -> MeasuredMaps:
+    """Return signed maps (N, rows, cols), summed over the colours (Sundararajan et al. 2017), with the rise
+    of the logit that each shares out, the residual and the steps it took.
 
     The path begins at the mean colour of the preprocessing. The cells are shares of the logit's rise from
-    there to the image, and add up to it as the steps grow.
+    there to the image; the residual is the part of it that they do not add up to.
     """
-    maps = []
-    for x, target in zip(forward.x, targets, strict=True):
-        with torch.enable_grad():
-            shares = IntegratedGradients(score_function(forward, target)).attribute(
-                x[None], n_steps=parameters.steps, internal_batch_size=BATCH_SIZE, method="gausslegendre"
-            )
-        maps.append(shares.detach()[0].sum(0))
-    return sum_cells(torch.stack(maps).float(), parameters.cell)
+    results = [
+        integrate_gradient(
+            score_function(forward, target), x, steps=parameters.steps,
+            most_steps=max(parameters.steps, parameters.most_steps),
+        )
+        for x, target in zip(forward.x, targets, strict=True)
+    ]  # fmt: skip
+    maps = torch.stack([result.shares.sum(0) for result in results]).float()
+    facts = [{"steps": result.steps, "rise": result.rise, "residual": result.residual} for result in results]
+    return MeasuredMaps(sum_cells(maps, parameters.cell), facts)

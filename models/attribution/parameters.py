@@ -57,11 +57,15 @@ class GuidedGradCamParameters(Parameters):
 class IntegratedGradientsParameters(Parameters):
     """Parameters of integrated gradients."""
 
-    RANGES: ClassVar[dict[str, tuple[int, int]]] = {"steps": (1, 1000), "cell": (1, 256)}
-    QUICK: ClassVar[dict[str, int]] = {"steps": 12}
+    RANGES: ClassVar[dict[str, tuple[int, int]]] = {
+        "steps": (1, 1000), "most_steps": (1, 10_000), "cell": (1, 256),
+    }  # fmt: skip
+    QUICK: ClassVar[dict[str, int]] = {"steps": 16, "most_steps": 48}
 
     steps: int = 32
-    """Steps of the integral, each one forward and one backward."""
+    """Steps that the integral begins with, each one forward and one backward."""
+    most_steps: int = 256
+    """Steps that it may grow to, until the shares add up to the rise to within 5 %."""
     cell: int = 8
     """Side of a cell of the map in input pixels."""
 

@@ -8,35 +8,67 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from captum.attr import Occlusion
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.attribution.cells import average_cells
-from models.attribution.forward import BATCH_SIZE, ForwardPass, predict_logits, score_function
+from models.attribution.forward import BATCH_SIZE, ForwardPass, predict_logits
 from models.attribution.parameters import OcclusionParameters, RiseParameters
 from models.attribution.targets import Target
 
 
-def occlusion(forward: ForwardPass, targets: Sequence[Target], parameters: OcclusionParameters) -> Tensor:
-    """Return signed maps (N, rows, cols) by Captum (Zeiler & Fergus 2014).
+def occlusion(
+    forward: ForwardPass, targets: Sequence[Sequence[Target]], parameters: OcclusionParameters
+) -> list[Tensor]:
+    """Return signed maps, (N, rows, cols) for each sequence of targets (Zeiler & Fergus 2014).
 
     A pixel's value is how much of the logit goes when a window is covered, averaged over the windows that
-    cover the pixel.
+    cover the pixel. The windows reach from edge to edge, none is cut; the forwards serve all targets.
     """
-    maps = []
-    window = min(parameters.window, *forward.x.shape[2:])
-    stride = min(parameters.stride, window)
-    for x, target in zip(forward.x, targets, strict=True):
-        with torch.no_grad():
-            drops = Occlusion(score_function(forward, target)).attribute(
-                x[None],
-                sliding_window_shapes=(x.shape[0], window, window),
-                strides=(x.shape[0], stride, stride),
-                perturbations_per_eval=BATCH_SIZE,
-            )
-        maps.append(drops[0].mean(0))
-    return average_cells(torch.stack(maps).float(), parameters.cell)
+    height, width = forward.x.shape[2:]
+    side = min(parameters.window, height, width)
+    tops, lefts = (window_starts(length, side, parameters.stride) for length in (height, width))
+    places = [(top, left) for top in tops for left in lefts]
+    maps = torch.zeros(len(targets), len(forward.x), height, width)
+    for n, x in enumerate(forward.x):
+        whole, covered = _logits_under_windows(forward, x, places, side)
+        for k, image_targets in enumerate(targets):
+            drops = image_targets[n].of(whole) - image_targets[n].of(covered)
+            maps[k, n] = _lay_windows(drops, places, side, height, width)
+    counts = _lay_windows(torch.ones(len(places)), places, side, height, width)
+    return [average_cells(item / counts, parameters.cell) for item in maps]
+
+
+def window_starts(length: int, side: int, stride: int) -> list[int]:
+    """Return where windows begin along a length: evenly from the first pixel to the last whole window, no
+    further apart than ``stride``, nor than leaves no pixel uncovered.
+    """
+    count = -(-(length - side) // min(stride, side)) + 1
+    return [round(place * (length - side) / max(count - 1, 1)) for place in range(count)]
+
+
+def _logits_under_windows(
+    forward: ForwardPass, x: Tensor, places: Sequence[tuple[int, int]], side: int
+) -> tuple[Tensor, Tensor]:
+    """Return the logits (classes,) of an image, and (windows, classes) with each window covered."""
+    logits = [predict_logits(forward.backend, x[None])]
+    for start in range(0, len(places), BATCH_SIZE):
+        part = places[start : start + BATCH_SIZE]
+        images = x.repeat(len(part), 1, 1, 1)
+        for image, (top, left) in zip(images, part, strict=True):
+            image[:, top : top + side, left : left + side] = 0.0
+        logits.append(predict_logits(forward.backend, images))
+    return logits[0][0], torch.cat(logits[1:])
+
+
+def _lay_windows(
+    values: Tensor, places: Sequence[tuple[int, int]], side: int, height: int, width: int
+) -> Tensor:
+    """Return (height, width) with each window's value added where it lies."""
+    laid = torch.zeros(height, width)
+    for value, (top, left) in zip(values.float(), places, strict=True):
+        laid[top : top + side, left : left + side] += value
+    return laid
 
 
 def rise(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.attribution import cam, gradients, perturbation
 from models.attribution.forward import ForwardPass
+from models.attribution.measured import MeasuredMaps, facts_of, maps_of
 from models.attribution.parameters import (
     GuidedGradCamParameters,
     IntegratedGradientsParameters,
@@ -29,8 +30,10 @@ from models.errors import UnknownChoice
 
 TargetRows = Sequence[Sequence[Target]]
 """For each of several targets of an image, one target for each image of the batch."""
-Run = Callable[[ForwardPass, TargetRows, Any], list[Tensor]]
-"""Signed maps (N, rows, cols) for each sequence of targets."""
+Run = Callable[[ForwardPass, TargetRows, Any], Sequence[Tensor | MeasuredMaps]]
+"""Signed maps (N, rows, cols) for each sequence of targets, with what was measured of them."""
+RunOne = Callable[[ForwardPass, Sequence[Target], Any], Tensor | MeasuredMaps]
+"""The same for one sequence of targets."""
 Cost = Callable[[Any, int, int, int], int]
 """(parameters, targets, height, width) to forwards of one image; a backward counts as two."""
 
@@ -81,7 +84,7 @@ def register_method(method: Method) -> None:
 def block_method(
     name: str,
     title: str,
-    run: Callable[[ForwardPass, Sequence[Target]], Tensor],
+    run: Callable[[ForwardPass, Sequence[Target]], Tensor | MeasuredMaps],
     *,
     good_for: str,
     misleads: str,
@@ -97,9 +100,9 @@ def block_method(
 
 
 def gradient_method(
-    name: str, title: str, run: Callable[[ForwardPass, Sequence[Target], Any], Tensor], *,
+    name: str, title: str, run: RunOne, *,
     cost: Callable[[Any], int], reads_block: bool = False,
-    run_for_randomization: Callable[[ForwardPass, Sequence[Target], Any], Tensor] | None = None,
+    run_for_randomization: RunOne | None = None,
     parameters: type[Parameters], good_for: str, misleads: str,
 ) -> None:  # fmt: skip
     """Register a method that differentiates by the pixels; ``cost`` is in forwards for each target."""
@@ -155,18 +158,18 @@ def attribute(
     spec = get_method(method)
     parameters = parameters if parameters is not None else spec.parameters()
     chosen = [[_as_target(forward, target) for target in image_targets] for image_targets in targets]
-    maps = spec.run(forward, list(zip(*chosen, strict=True)), parameters)
+    found = spec.run(forward, list(zip(*chosen, strict=True)), parameters)
     backend, precision = spec.execution_info(forward)
     settings = {**asdict(parameters), "engine": backend, "precision": precision}
     return [
         [
             make_attribution(
                 target,
-                to_numpy(maps[k][n]),
+                to_numpy(maps_of(found[k])[n]),
                 method=method,
                 block=spec.block_of(forward),
                 unit=spec.unit,
-                settings=settings,
+                settings={**settings, **facts_of(found[k], n)},
                 grid=spec.grid,
             )
             for k, target in enumerate(image_targets)
@@ -187,7 +190,7 @@ def attribute_each(
     return [image_maps[0] for image_maps in maps]
 
 
-def _for_each(run: Callable[[ForwardPass, Sequence[Target], Any], Tensor]) -> Run:
+def _for_each(run: RunOne) -> Run:
     return lambda forward, rows, parameters: [run(forward, row, parameters) for row in rows]
 
 
@@ -196,8 +199,11 @@ def _as_target(forward: ForwardPass, target: Target | int) -> Target:
 
 
 def _occlusion_cost(parameters: OcclusionParameters, targets: int, height: int, width: int) -> int:
-    rows, cols = -(-height // parameters.stride) + 1, -(-width // parameters.stride) + 1
-    return rows * cols * targets
+    side = min(parameters.window, height, width)
+    rows, cols = (
+        len(perturbation.window_starts(length, side, parameters.stride)) for length in (height, width)
+    )
+    return rows * cols + 1
 
 
 # ---------------------------------------------------------------- the table
@@ -230,12 +236,13 @@ gradient_method(
 )  # fmt: skip
 gradient_method(
     "integrated_gradients", "Integrated gradients", gradients.integrated_gradients,
-    parameters=IntegratedGradientsParameters, cost=lambda parameters: 3 * parameters.steps,
-    good_for="A share for each pixel; the shares add up to the score's rise above the mean colour.",
+    parameters=IntegratedGradientsParameters,
+    cost=lambda parameters: 3 * max(parameters.steps, parameters.most_steps),
+    good_for="A share for each pixel of the score's rise above the mean colour, and how far they add up.",
     misleads="Speckled; says nothing about what has the mean colour itself, and edges stand out.",
 )  # fmt: skip
 perturbation_method(
-    "occlusion", "Occlusion", _for_each(perturbation.occlusion), parameters=OcclusionParameters,
+    "occlusion", "Occlusion", perturbation.occlusion, parameters=OcclusionParameters,
     cost=_occlusion_cost,
     good_for="What the score really loses when a part is covered; no gradients involved.",
     misleads="Blind to what exceeds the window or is there twice; a grey square is itself a sight.",

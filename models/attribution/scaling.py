@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from models.attribution.forward import ForwardPass
 from models.attribution.parameters import Parameters
-from models.attribution.registry import DEFAULT_METHOD, attribute, get_method
+from models.attribution.registry import DEFAULT_METHOD, attribute
 from models.attribution.result import Attribution, shared_scale
 from models.attribution.smoothing import Smoothing, attribute_smoothed
 from models.attribution.targets import Target, make_target
@@ -22,16 +22,15 @@ def attribute_scaled(
 ) -> list[tuple[list[Attribution], float | None]]:
     """Return for each image the maps of its targets, and one full scale for them.
 
-    The scale is the strongest evidence among the maps and, where a map costs one backward, of the class with
-    the highest logit, so that evidence for a class that lost looks as faint as it is. It is None where
-    nothing is positive. Raises as :func:`models.attribution.registry.attribute` does.
+    The scale is the strongest evidence among the maps and of the class with the highest logit, so that
+    evidence for a class that lost looks as faint as it is. It is None where nothing is positive. Raises as
+    :func:`models.attribution.registry.attribute` does.
     """
     requested = [list(image_targets) for image_targets in targets]
-    if get_method(method).grid == "block":
-        tops = [make_target(forward.model.classes, top) for top in forward.logits.argmax(1).tolist()]
-        # Mostly it is the predicted class that is explained, whose map is among them then.
-        if any(top not in image_targets for top, image_targets in zip(tops, requested, strict=True)):
-            requested = [[*image_targets, top] for top, image_targets in zip(tops, requested, strict=True)]
+    tops = [make_target(forward.model.classes, top) for top in forward.logits.argmax(1).tolist()]
+    # Mostly it is the predicted class that is explained, whose map is among them then.
+    if any(top not in image_targets for top, image_targets in zip(tops, requested, strict=True)):
+        requested = [[*image_targets, top] for top, image_targets in zip(tops, requested, strict=True)]
     if smoothing is not None and smoothing.on:
         maps = attribute_smoothed(forward, requested, smoothing, method=method, parameters=parameters)
     else:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.attribution.forward import ForwardPass, run_forward
+from models.attribution.measured import MEASURED
 from models.attribution.parameters import Parameters
 from models.attribution.registry import DEFAULT_METHOD, attribute
 from models.attribution.result import Attribution, make_attribution
@@ -84,7 +85,7 @@ def attribute_smoothed(
                 method=item.method,
                 block=item.block,
                 unit=item.unit,
-                settings={**item.settings, **averaged},
+                settings={k: v for k, v in item.settings.items() if k not in MEASURED} | averaged,
                 grid=item.grid,
             )
             for item, total in zip(row, image_sums, strict=True)

@@ -23,7 +23,7 @@ AUDIT_CHECKS = ("faithfulness", "agreement", "shifts", "sweep")
 _CHEAPEST_FIRST = ("shifts", "agreement", "faithfulness", "sweep")
 _SHARE_FOR_CHECKS = 0.85
 """Of the time that is left: the rest is for putting the answer together."""
-_MAP_EFFORT, _STAGE_EFFORT = {True: (5, 9), False: (10, 19)}, {True: (2, 3), False: (8, 9)}
+_MAP_EFFORT, _STAGE_EFFORT = {True: (5, 9), False: (10, 19)}, {True: (2, 3), False: (8, 19)}
 """By whether an audit is quick: steps of the curves of a map and of a stage's, and the random maps that they
 are held against."""
 
@@ -86,7 +86,13 @@ def run_audit(
         runs["shifts"] = lambda: run_shift_test(backend, image, target, method=method, block=forward.block)
         runs["sweep"] = lambda: stages.extend(
             sweep_layers(
-                backend, forward.x[0], target, method=method, steps=stage_steps, random_maps=stage_maps
+                backend,
+                forward.x[0],
+                target,
+                method=method,
+                disabled=disabled,
+                steps=stage_steps,
+                random_maps=stage_maps,
             )
         )
     with time_share(_SHARE_FOR_CHECKS):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,9 @@ from models.attribution.targets import Target
 from models.backends.base import Backend
 from models.metrics.faithfulness import FaithfulnessResult, measure_faithfulness
 from models.networks.transfer_model import TransferModel
+
+_BY_MEAN_GRADIENT = ("grad_cam", "grad_cam_plus_plus")
+_CELL_BY_CELL = ("hires_cam", "layer_cam")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +52,32 @@ def _blocks_above_cam(model: TransferModel) -> set[str]:
     return set(model.block_names[model.index_of(model.cam_block) + 1 :])
 
 
+def _method_below(method: str, disabled: Collection[str]) -> str:
+    """Return the method for the stages below the Grad-CAM block."""
+    if method not in _BY_MEAN_GRADIENT:
+        return method
+    return next((name for name in _CELL_BY_CELL if name not in disabled), method)
+
+
 def sweep_layers(
     backend: Backend,
     x: Tensor,
     target: Target,
     *,
     method: str = DEFAULT_METHOD,
+    disabled: Collection[str] = (),
     steps: int = 8,
-    random_maps: int = 9,
+    random_maps: int = 19,
 ) -> Iterator[SweepStage]:
-    """Yield one image (3, H, W) explained at the end of each stage, each map with its faithfulness."""
+    """Yield one image (3, H, W) explained at the end of each stage, each map with its faithfulness.
+
+    Methods that weight channels by a mean gradient point at chance below the Grad-CAM block, where the layers
+    above care about places; HiResCAM or LayerCAM, as far as they are not disabled, stand for them there.
+    """
     for block in stage_ends(backend.model, x[None]):
-        attribution = attribute_each(
-            run_forward(backend.model, x[None], block=block, backend=backend), [target], method=method
-        )[0]
+        forward = run_forward(backend.model, x[None], block=block, backend=backend)
+        own = method if block == backend.model.cam_block else _method_below(method, disabled)
+        attribution = attribute_each(forward, [target], method=own)[0]
         result = (
             measure_faithfulness(backend, x, attribution, steps=steps, random_maps=random_maps)
             if attribution.status == "ok"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.attribution.forward import ForwardPass, run_forward
+from models.attribution.measured import maps_of
 from models.attribution.registry import METHODS
 from models.attribution.targets import make_target
 from models.devices import to_numpy
@@ -114,7 +115,7 @@ def _maps(name: str, forward: ForwardPass, targets: Sequence[int]) -> list[np.nd
     rows = [[make_target(forward.model.classes, index) for index in targets]]
     run = method.run_for_randomization or method.run
     try:
-        maps = run(forward, rows, method.parameters.from_names({}, quick=True))[0]
+        maps = maps_of(run(forward, rows, method.parameters.from_names({}, quick=True))[0])
     except ExplanationError:
         return None
     return [to_numpy(values) for values in maps]

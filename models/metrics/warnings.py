@@ -13,6 +13,10 @@ from models.images.frame import Frame
 _MAX_HIDDEN_SHARE = 0.25
 _SATURATED = 0.999
 _FAINT = 0.1
+_LARGE_RESIDUAL = 0.1
+"""Of the rise that integrated gradients share out."""
+_MUCH_NEGATIVE = 0.01
+"""Of a block's activation, by its size."""
 _BORDER_OF_INPUT = 1 / 7
 """How wide the rim of a map of pixels is, of its side: as wide as a cell of a usual last block."""
 
@@ -75,7 +79,7 @@ def map_warnings(attribution: Attribution, score: float, full_scale: float | Non
     name = attribution.target.name
     if attribution.status != "ok":
         return [f"{name}: {STATUS_MEANINGS[attribution.status]}"]
-    warnings = []
+    warnings = _method_warnings(attribution)
     rim = audit_border(attribution)
     if rim.suspicious:
         warnings.append(
@@ -96,5 +100,24 @@ def map_warnings(attribution: Attribution, score: float, full_scale: float | Non
         warnings.append(
             f"{name}: The evidence is faint, at most {attribution.maximum / full_scale:.0%} of the strongest "
             "map beside it."
+        )
+    return warnings
+
+
+def _method_warnings(attribution: Attribution) -> list[str]:
+    """Return what the method itself measured and a reader should know."""
+    name, settings = attribution.target.name, attribution.settings
+    warnings = []
+    residual, rise = settings.get("residual"), settings.get("rise")
+    if isinstance(residual, float) and isinstance(rise, float) and residual > _LARGE_RESIDUAL:
+        warnings.append(
+            f"{name}: The shares miss the score's rise of {rise:.3g} by {residual:.0%} of it after "
+            f"{settings['steps']} steps; more of them (most_steps) would bring them closer."
+        )
+    negative = settings.get("negative_activation")
+    if isinstance(negative, float) and negative > _MUCH_NEGATIVE:
+        warnings.append(
+            f"{name}: {negative:.0%} of the activation at {attribution.block} is negative, and Grad-CAM++ is "
+            "derived for none; ask for hires_cam or layer_cam there."
         )
     return warnings

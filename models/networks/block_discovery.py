@@ -36,6 +36,7 @@ _FEWEST_POSITIONS = 16
 _TOP_SHARE = 0.6
 """Of the weights of all blocks, the most that the phase "top blocks" trains unless told otherwise."""
 _MOST_PREFIX = 16
+Grid = tuple[int, int]
 _PLANTED = ((0.15, 0.4), (0.4, 0.15), (0.35, 0.85), (0.6, 0.6), (0.85, 0.35), (0.8, 0.85))
 """Places of the planted test, as shares of height and width; mirrored or turned, none falls on another."""
 _FEWEST_PLACED = 3
@@ -171,7 +172,8 @@ def _block_ends(steps: Sequence[Step]) -> list[str]:
 
 def _describe(network: nn.Module, cut: Cut, x: Tensor) -> DiscoveredBlocks:
     values = _values_of_planted(cut, x)
-    layouts = {name: _layout_of(value, x) for name, value in values.items()}
+    grids = _convolution_grids(network, x)
+    layouts = {name: _layout_of(value, x, grids) for name, value in values.items()}
     with torch.no_grad():
         expected = network(x)
     if not torch.equal(_run(cut, x), expected):
@@ -212,13 +214,47 @@ def _values_of_planted(cut: Cut, x: Tensor) -> dict[str, Tensor]:
     return values
 
 
-def _layout_of(values: Tensor, x: Tensor) -> Layout:
+def _convolution_grids(network: nn.Module, x: Tensor) -> list[Grid]:
+    """Return (rows, cols) of what the network's own convolutions put out, such as its grid of patches."""
+    grids: list[Grid] = []
+
+    def note(module: nn.Module, inputs: object, output: Tensor) -> None:
+        grids.append((int(output.shape[-2]), int(output.shape[-1])))
+
+    hooks = [part.register_forward_hook(note) for part in network.modules() if isinstance(part, nn.Conv2d)]
+    try:
+        with torch.no_grad():
+            network(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(dict.fromkeys(grids))
+
+
+def _layout_of(values: Tensor, x: Tensor, grids: Sequence[Grid]) -> Layout:
     """Return the layout by which what is planted in the input changes its own place of the map the most."""
-    candidates = [layout for layout in _candidates(values, x) if _is_placed(layout, values)]
+    candidates = [layout for layout in _candidates(values, x, grids) if _is_placed(layout, values)]
     return candidates[0] if candidates else NO_MAP
 
 
-def _candidates(values: Tensor, x: Tensor) -> list[Layout]:
+def _token_grids(count: int, x: Tensor, grids: Sequence[Grid]) -> list[Grid]:
+    """Return the grids that so many tokens may be: that of a convolution, or one that is coarser by a whole
+    number; where no convolution is seen, the one in the input's shape.
+    """
+    if not grids:
+        height, width = x.shape[2:]
+        rows = round(math.sqrt(count * height / width))
+        fits = rows > 1 and count % rows == 0 and _is_in_shape(rows, count // rows, height, width)
+        return [(rows, count // rows)] if fits else []
+    own = []
+    for rows, cols in grids:
+        times = math.isqrt(rows * cols // count)
+        if times and rows % times == 0 and cols % times == 0 and rows * cols == count * times**2:
+            own.append((rows // times, cols // times))
+    return [grid for grid in dict.fromkeys(own) if min(grid) > 1]
+
+
+def _candidates(values: Tensor, x: Tensor, grids: Sequence[Grid]) -> list[Layout]:
     height, width = x.shape[2:]
     if values.ndim == 4:
         by_shape = [(MAPS, values.shape[2:]), (CHANNELS_LAST, values.shape[1:3])]
@@ -229,10 +265,11 @@ def _candidates(values: Tensor, x: Tensor) -> list[Layout]:
     layouts = []
     for prefix in range(min(_MOST_PREFIX, values.shape[1] - 1) + 1):
         count = values.shape[1] - prefix
-        rows = round(math.sqrt(count * height / width))
-        enough = count >= _FEWEST_POSITIONS or not prefix
-        if rows > 1 and enough and count % rows == 0 and _is_in_shape(rows, count // rows, height, width):
-            layouts.append(Layout("tokens", prefix=prefix, rows=rows, cols=count // rows))
+        if count >= _FEWEST_POSITIONS or not prefix:
+            layouts += [
+                Layout("tokens", prefix=prefix, rows=rows, cols=cols)
+                for rows, cols in _token_grids(count, x, grids)
+            ]
     return layouts
 
 

@@ -14,6 +14,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from models.errors import ExplanationError
+
 LayoutName = Literal["maps", "channels last", "tokens", "none"]
 
 
@@ -56,9 +58,17 @@ class Layout:
         return grid
 
     def _grid(self, places: int) -> tuple[int, int]:
-        """Return (rows, cols) of so many tokens, in the shape of the network's own grid."""
+        """Return (rows, cols) of so many tokens, in the shape of the network's own grid; raises
+        ExplanationError for a number that has none, which would be read as a wrong one.
+        """
         rows = round(math.sqrt(places * self.rows / self.cols))
-        return (rows, places // rows) if rows and places % rows == 0 else (places, 1)
+        cols = round(math.sqrt(places * self.cols / self.rows))
+        if rows * cols != places:
+            raise ExplanationError(
+                f"{places} tokens are no grid in the shape of the network's own, {self.rows} x {self.cols}; "
+                "explain pictures of the size that it was made for."
+            )
+        return rows, cols
 
 
 MAPS = Layout("maps")

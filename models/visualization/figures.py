@@ -98,7 +98,8 @@ def draw_sweep_figure(image: Image, frame: Frame, stages: Sequence[SweepStage]) 
             else attribution.status
         )
         overlay = draw_overlay(image, frame, attribution, max_side=600)
-        tiles.append(Tile(overlay, f"{attribution.block}  ({attribution.rows} x {attribution.cols})", detail))
+        title = f"{attribution.block}  ({attribution.rows} x {attribution.cols})"
+        tiles.append(Tile(overlay, title, f"{attribution.method}: {detail}"))
     return draw_contact_sheet(
         tiles,
         columns=min(len(tiles), 4),

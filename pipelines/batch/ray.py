@@ -8,6 +8,7 @@ job submit`` sets it), or one that is started here and ended afterwards. Needs t
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass, replace
@@ -124,6 +125,7 @@ def _write_on_cluster(job: ExplainJob, bundle: Bundle, out: str, waiting: Sequen
         return
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     device = bundle.model.device.type
     unit = "GPU" if device == "cuda" else "CPU"
     count = max(1, min(len(waiting), int(ray.cluster_resources().get(unit, 1))))

@@ -82,6 +82,8 @@ class CostModel:
     def _forwards(self, options: ExplainOptions, targets: int) -> int:
         method = get_method(str(options.method))
         parameters = method.parameters.from_names(options.parameters)
+        # The scale of the colours needs the predicted class, which may be none of those that are asked for.
+        others = int(options.target is not None or options.against is not None or options.negative)
         return method.count_forwards(
-            parameters, targets, self._geometry.crop_height, self._geometry.crop_width
+            parameters, targets + others, self._geometry.crop_height, self._geometry.crop_width
         )
