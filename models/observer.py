@@ -114,8 +114,12 @@ class Observer:
         return features[0] if features is not None else None
 
 
-def build_reference(observations: Sequence[Observation], *, classes: int) -> Reference:
-    """Make the reference of a model of so many classes by the observations of its validation images."""
+def build_reference(
+    observations: Sequence[Observation], *, classes: int, control_maps: np.ndarray | None = None
+) -> Reference:
+    """Make the reference of a model of so many classes by the observations of its validation images, with
+    maps (N, rows, cols) of some of them.
+    """
     features = [item.features for item in observations if item.features is not None]
     complete = bool(features) and len(features) == len(observations)
     fitted = fit_novelty(np.stack(features)) if complete else None
@@ -135,4 +139,5 @@ def build_reference(observations: Sequence[Observation], *, classes: int) -> Ref
         maps=len(maps),
         empty=sum(maps),
         features=fitted[0] if fitted is not None else None,
+        control_maps=control_maps,
     )

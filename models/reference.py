@@ -33,6 +33,7 @@ FIGURES: Mapping[str, str] = {
 _MOST_VALUES = 512
 """Of a figure: order statistics at equal steps, where there are more."""
 _MOST_COMPONENTS, _MOST_FEATURES = 256, 100_000
+_MOST_CONTROL_CELLS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,8 @@ class Reference:
     """Images that were explained, and those of them without positive evidence."""
     features: FeatureDistribution | None
     """None for a network that passes no map on, or too few images."""
+    control_maps: np.ndarray | None = field(default=None, repr=False)
+    """(N, rows, cols) maps of some of the images, at most 1 in size: controls for the maps of others."""
 
     def distance(self, features: np.ndarray) -> float | None:
         """Return the distance of one image's features (D,); None where there is nothing to measure by.
@@ -132,6 +135,8 @@ class Reference:
         arrays = {f"figure.{name}": values for name, values in self.figures.items()}
         arrays["predicted"] = self.predicted.astype(np.int64)
         arrays["maps"] = np.array([self.maps, self.empty], np.int64)
+        if self.control_maps is not None:
+            arrays["control_maps"] = self.control_maps.astype(np.float32)
         if (features := self.features) is not None:
             totals = [features.total_variance, features.total_square, features.count]
             arrays |= {
@@ -170,7 +175,10 @@ class Reference:
         # A file's names have no order of their own.
         figures = {name: figures[name] for name in FIGURES if name in figures}
         maps, empty = (int(value) for value in arrays["maps"])
-        return cls(figures, arrays["predicted"], maps, empty, _read_features(arrays))
+        controls = arrays.get("control_maps")
+        if controls is not None and (controls.ndim != 3 or controls.size > _MOST_CONTROL_CELLS):
+            raise ValueError("the shape of the control maps")
+        return cls(figures, arrays["predicted"], maps, empty, _read_features(arrays), controls)
 
 
 def _checked(name: str, value: np.ndarray) -> np.ndarray:
@@ -191,6 +199,13 @@ def _read_features(arrays: Mapping[str, np.ndarray]) -> FeatureDistribution | No
     if min(residual, total, square, count, *variances) <= 0:
         raise ValueError("a variance that is not above 0")
     return FeatureDistribution(mean, components, variances, residual, total, square, int(count))
+
+
+def control_bank(reference: Reference | None) -> np.ndarray | None:
+    """Return a reference's control maps; None without a reference, or where it was made before there were
+    any.
+    """
+    return None if reference is None else reference.control_maps
 
 
 def summarize_values(values: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ QUESTIONS: dict[str, tuple[dict[str, str], ...]] = {
         {"top_k": "2", "overlay": "true", "flip": "true"},
         {"target": "bee", "against": "ant", "method": "hires_cam", "block": "stage6.3"},
         {"method": "layer_cam", "noise": "0.1"},
-        {"method": "grad_cam_plus_plus", "faithfulness": "true", "steps": "4", "random_maps": "3"},
+        {"method": "grad_cam_plus_plus", "faithfulness": "true", "steps": "4", "control_maps": "3"},
         {"method": "guided_grad_cam"},
         {"method": "integrated_gradients", "effort": "quick"},
         {"method": "occlusion", "effort": "quick"},

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from models.attribution.forward import ForwardPass
 from models.attribution.registry import METHODS, attribute_each
 from models.attribution.result import STATUS_MEANINGS, Attribution
@@ -24,7 +26,7 @@ _CHEAPEST_FIRST = ("shifts", "agreement", "faithfulness", "sweep")
 _SHARE_FOR_CHECKS = 0.85
 """Of the time that is left: the rest is for putting the answer together."""
 _MAP_EFFORT, _STAGE_EFFORT = {True: (5, 9), False: (10, 19)}, {True: (2, 3), False: (8, 19)}
-"""By whether an audit is quick: steps of the curves of a map and of a stage's, and the random maps that they
+"""By whether an audit is quick: steps of the curves of a map and of a stage's, and the controls that they
 are held against."""
 
 
@@ -60,12 +62,13 @@ def run_audit(
     attribution: Attribution,
     *,
     disabled: Mapping[str, str],
+    bank: np.ndarray | None = None,
     checks: Collection[str] = (),
     quick: bool = False,
     progress: Progress = no_progress,
 ) -> Audit:
-    """Run the checks on one map of a single image's forward pass; ``disabled`` methods are not asked, and
-    ``quick`` takes fewer steps and random maps.
+    """Run the checks on one map of a single image's forward pass; ``disabled`` methods are not asked, maps of
+    the ``bank`` are controls, and ``quick`` takes fewer steps and controls.
 
     The cheapest check comes first, and each has a fair share of the time that is left, so that a costly one
     takes nothing from the others; ``skipped`` names those for which it was too short. Raises UnknownChoice
@@ -73,14 +76,14 @@ def run_audit(
     """
     names, backend, target = check_names(checks), forward.backend, attribution.target
     method = _block_method(attribution.method, disabled)
-    (steps, random_maps), (stage_steps, stage_maps) = _MAP_EFFORT[quick], _STAGE_EFFORT[quick]
+    (steps, control_maps), (stage_steps, stage_maps) = _MAP_EFFORT[quick], _STAGE_EFFORT[quick]
     stages: list[SweepStage] = []
     runs: dict[str, Callable[[], Any]] = {
         "agreement": lambda: attribute_by_all_methods(forward, target, disabled)
     }
     if attribution.status == "ok":
         runs["faithfulness"] = lambda: measure_faithfulness(
-            backend, forward.x[0], attribution, steps=steps, random_maps=random_maps
+            backend, forward.x[0], attribution, bank=bank, steps=steps, control_maps=control_maps
         )
     if method is not None:
         runs["shifts"] = lambda: run_shift_test(backend, image, target, method=method, block=forward.block)
@@ -91,8 +94,9 @@ def run_audit(
                 target,
                 method=method,
                 disabled=disabled,
+                bank=bank,
                 steps=stage_steps,
-                random_maps=stage_maps,
+                control_maps=stage_maps,
             )
         )
     with time_share(_SHARE_FOR_CHECKS):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,8 +67,9 @@ def sweep_layers(
     *,
     method: str = DEFAULT_METHOD,
     disabled: Collection[str] = (),
+    bank: np.ndarray | None = None,
     steps: int = 8,
-    random_maps: int = 19,
+    control_maps: int = 19,
 ) -> Iterator[SweepStage]:
     """Yield one image (3, H, W) explained at the end of each stage, each map with its faithfulness.
 
@@ -79,7 +81,7 @@ def sweep_layers(
         own = method if block == backend.model.cam_block else _method_below(method, disabled)
         attribution = attribute_each(forward, [target], method=own)[0]
         result = (
-            measure_faithfulness(backend, x, attribution, steps=steps, random_maps=random_maps)
+            measure_faithfulness(backend, x, attribution, bank=bank, steps=steps, control_maps=control_maps)
             if attribution.status == "ok"
             else None
         )

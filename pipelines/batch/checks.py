@@ -14,6 +14,7 @@ from models.introspection.cover_test import limit_size, mask_from_map, run_cover
 from models.introspection.decomposition import has_parts, last_block_with_parts
 from models.introspection.gradcam_trace import trace_grad_cam
 from models.metrics.audit import Audit, run_audit
+from models.reference import control_bank
 from models.visualization.figures import (
     draw_block_parts,
     draw_methods_figure,
@@ -67,7 +68,12 @@ def run_job_checks(
     audited = [name for name in checks if name != "what_if"]
     if audited:
         audit = run_audit(
-            explanation.image, explanation.forward, attribution, disabled=explainer.disabled, checks=audited
+            explanation.image,
+            explanation.forward,
+            attribution,
+            disabled=explainer.disabled,
+            bank=control_bank(explainer.reference),
+            checks=audited,
         )
         columns |= _audit_columns(audit)
         drawings |= _audit_figures(explanation, audit, figures)

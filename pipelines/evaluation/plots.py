@@ -203,7 +203,7 @@ def _render(figure: Figure) -> PIL.Image.Image:
 
 
 def plot_faithfulness(result: FaithfulnessResult) -> PIL.Image.Image:
-    """Plot the deletion and insertion curves of a map, and its score among those of random maps."""
+    """Plot the deletion and insertion curves of a map, and its score among those of its controls."""
     figure = Figure(figsize=(7.6, 3.4), dpi=110, layout="constrained")
     curves, beside = figure.subplots(1, 2, width_ratios=(1.7, 1))
     _style_axes(curves)
@@ -217,7 +217,7 @@ def plot_faithfulness(result: FaithfulnessResult) -> PIL.Image.Image:
         xlabel="share of the picture", ylabel="score", ylim=(min(-0.02, *result.deletion.scores), 1.02)
     )
     curves.legend(frameon=False, fontsize=9)
-    beside.hist(result.random_scores, bins=9, color=LINE, label="random maps")
+    beside.hist(result.curves.controls, bins=9, color=LINE, label="control maps")
     beside.axvline(result.score, color=ORANGE, linewidth=2, label="this map")
     beside.axvline(result.centre, color=FAINT, linestyle=":", label="a spot in the middle")
     beside.set(xlabel="insertion less deletion", yticks=[])

@@ -15,6 +15,7 @@ from models.explainer import Explainer
 from models.images.decode import read_image
 from models.metrics.faithfulness import measure_faithfulness
 from models.metrics.localization import localize
+from models.reference import control_bank
 from pipelines.data.dataset import Dataset, Sample, match_classes
 from pipelines.evaluation.classification import BINS, EvaluatedSample, evaluate
 from pipelines.evaluation.data_issues import DataIssues, embed_by, inspect_data
@@ -27,8 +28,8 @@ from pipelines.shortcuts.finder import find_shortcuts
 from pipelines.shortcuts.samples import dataset_images
 
 _MOST_EXPLAINED = 400
-_MOST_FAITHFUL, _RANDOM_MAPS, _STEPS = 20, 9, 5
-"""A picture takes (random maps + 2) x 2 x steps forwards."""
+_MOST_FAITHFUL, _CONTROL_MAPS, _STEPS = 20, 9, 5
+"""A picture takes (control maps + 1) x 2 x steps forwards, and 50 more."""
 _TIMED = 9
 _MOST_SEARCHED = 300
 """Pictures that are searched for shortcuts."""
@@ -216,7 +217,7 @@ def _calibration_error(right: np.ndarray, confidence: np.ndarray) -> float:
 def _faithfulness(
     explainer: Explainer, samples: Sequence[Sample], metrics: set[str], reporter: Reporter
 ) -> np.ndarray:
-    """Return for each sample the percentile of its map against random ones, NaN for the others."""
+    """Return for each sample the percentile of its map among control maps, NaN for the others."""
     values = np.full(len(samples), np.nan)
     if "faithfulness" not in metrics or explainer.default_method in explainer.disabled:
         return values
@@ -229,11 +230,12 @@ def _faithfulness(
                 explainer.backend,
                 explanation.forward.x[0],
                 attribution,
-                random_maps=_RANDOM_MAPS,
+                bank=control_bank(explainer.reference),
+                control_maps=_CONTROL_MAPS,
                 steps=_STEPS,
             )
             values[n] = result.percentile
-        reporter.step("judging maps against random ones", done, len(chosen))
+        reporter.step("judging maps against controls", done, len(chosen))
     return values
 
 

@@ -19,6 +19,7 @@ from models.introspection.gradcam_trace import trace_grad_cam
 from models.metrics.audit import Audit, run_audit
 from models.networks.summary import summarize_network
 from models.progress import Progress, no_progress
+from models.reference import control_bank
 from models.visualization.figures import (
     draw_block_parts,
     draw_methods_figure,
@@ -60,7 +61,14 @@ def inspect_image(
     explainer = Explainer(bundle)
     explanation = explainer.explain(image, options)
     attribution = explanation.attributions[0]
-    audit = run_audit(image, explanation.forward, attribution, disabled=explainer.disabled, progress=progress)
+    audit = run_audit(
+        image,
+        explanation.forward,
+        attribution,
+        disabled=explainer.disabled,
+        bank=control_bank(explainer.reference),
+        progress=progress,
+    )
     cover_test = _cover_hottest(explainer, explanation) if attribution.status == "ok" else None
     figures = _figures(explanation, audit, grad_cam=DEFAULT_METHOD not in explainer.disabled)
     return Inspection(name, explanation, audit, cover_test, figures)

@@ -9,6 +9,7 @@ from pydantic import Field
 from models.errors import DeadlineExceeded, UnknownChoice
 from models.explainer import ExplainOptions, Explanation
 from models.metrics.faithfulness import count_faithfulness_forwards, measure_faithfulness
+from models.reference import control_bank
 from service import schemas
 from service.inference.predictor import Predictor
 from service.inference.timing import Timer
@@ -55,13 +56,13 @@ class ExplainForm(ExplainFields):
     flip: Flip = False
     noise: Noise = 0.0
     effort: Effort = "full"
-    faithfulness: FormBool = Field(False, description="Judge each map against random ones.")
+    faithfulness: FormBool = Field(False, description="Judge each map against control maps.")
     steps: int = Field(
         10,
         description="Of the faithfulness curves.",
         json_schema_extra={"minimum": 2, "maximum": _MAX_COUNT},
     )
-    random_maps: int = Field(
+    control_maps: int = Field(
         19,
         description="That faithfulness is held against.",
         json_schema_extra={"minimum": 1, "maximum": _MAX_COUNT},
@@ -74,13 +75,13 @@ class ExplainForm(ExplainFields):
 
     def extra_forwards(self) -> int:
         """Return the forwards of the faithfulness checks."""
-        return (
-            count_faithfulness_forwards(self.steps, self.random_maps) * self.top_k if self.faithfulness else 0
-        )
+        if not self.faithfulness:
+            return 0
+        return count_faithfulness_forwards(self.steps, self.control_maps) * self.top_k
 
     def check(self, predictor: Predictor, *, unlimited: bool = False) -> None:
         """Raise for what cannot be asked of this model."""
-        for name, value, low in (("steps", self.steps, 2), ("random_maps", self.random_maps, 1)):
+        for name, value, low in (("steps", self.steps, 2), ("control_maps", self.control_maps, 1)):
             if not low <= value <= _MAX_COUNT:
                 raise UnknownChoice(name, value, (f"a whole number from {low} to {_MAX_COUNT}",))
         super().check(predictor, unlimited=unlimited)
@@ -122,8 +123,9 @@ def _check_faithfulness(
             continue
         try:
             result = measure_faithfulness(
-                predictor.backend, explanation.forward.x[0], attribution, steps=form.steps,
-                random_maps=form.random_maps,
+                predictor.backend, explanation.forward.x[0], attribution,
+                bank=control_bank(predictor.explainer.reference), steps=form.steps,
+                control_maps=form.control_maps,
             )  # fmt: skip
         except DeadlineExceeded:
             skipped.append(f"faithfulness: the map for {attribution.label} was not judged")

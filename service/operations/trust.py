@@ -7,6 +7,7 @@ from models.images.encode import encode_image
 from models.metrics.agreement import MethodAgreement
 from models.metrics.audit import Audit, check_names, run_audit
 from models.metrics.layer_sweep import SweepStage
+from models.reference import control_bank
 from models.visualization.figures import draw_sweep_figure
 from service import schemas
 from service.inference.predictor import Predictor
@@ -109,6 +110,7 @@ def _audit(predictor: Predictor, explanation: Explanation, checks: list[str], fo
         explanation.forward,
         explanation.attributions[0],
         disabled=predictor.explainer.disabled,
+        bank=control_bank(predictor.explainer.reference),
         checks=checks,
         quick=form.effort == "quick",
     )

@@ -29,8 +29,15 @@ class Faithfulness(Answer):
     """A measure of whether the model reacts to what the map marks."""
 
     score: float = Field(description="Insertion's area less deletion's.")
-    percentile: float = Field(description="Share of random maps as smooth that do worse, percent.")
-    random_maps: int
+    percentile: float = Field(description="Share of the control maps that do worse, percent.")
+    control_maps: int = Field(
+        description="Maps of other pictures, mirrored ones, a spot in the middle, and random ones as smooth."
+    )
+    single_deletion: float = Field(
+        description="Rank correlation, -1 to 1, of the map with what the logit loses patch by patch."
+    )
+    single_percentile: float = Field(description="Share of the control maps whose is lower, percent.")
+    disagree: bool = Field(description="Whether one of the two tests finds a reaction and the other none.")
     centre: float = Field(description="The score of a plain spot in the middle.")
     cover: str
     deletion: Curve

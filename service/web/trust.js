@@ -49,7 +49,7 @@ function verdicts({ evidence: [evidence], agreement, shifts, sweep, cut }, flip)
   if (sweep) {
     const stages = sweep.flatMap((stage) =>
       stage.faithfulness
-        ? [`${stage.evidence.block}: beats ${stage.faithfulness.percentile.toFixed(0)} % of random maps`]
+        ? [`${stage.evidence.block}: beats ${stage.faithfulness.percentile.toFixed(0)} % of control maps`]
         : [],
     );
     add("Which stage says it best?", `${stages.join("; ")}.`);

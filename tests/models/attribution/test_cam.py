@@ -18,6 +18,7 @@ from models.backends.registry import create_backend
 from models.errors import ExplanationError, UnknownChoice
 from models.images.decode import read_image
 from models.introspection.activations import collect_activations
+from models.metrics.warnings import map_warnings
 from models.networks.layouts import MAPS
 from models.networks.registry import BACKBONES
 from models.networks.transfer_model import TransferModel
@@ -164,8 +165,23 @@ def test_grad_cam_plus_plus_by_higher_derivatives_of_the_exponential():
         def gradient(self, _targets):
             return weight[None].float()
 
-    found = grad_cam_plus_plus(Linear(), [])
+    found = grad_cam_plus_plus(Linear(), []).maps
     torch.testing.assert_close(found[0], expected.float(), atol=1e-5, rtol=1e-4)
+
+
+def test_grad_cam_plus_plus_stays_within_its_bounds_where_activations_are_signed(imagenet, random_batch):
+    forward = run_forward(imagenet, random_batch(seed=7), block="stage5.2")
+    found = attribute_each(forward, [3], method="grad_cam_plus_plus")[0]
+    gradient = forward.gradient([make_target(imagenet.classes, 3)]).clamp(min=0)
+    # No weight of a position exceeds half its gradient, so no map exceeds this.
+    bound = (gradient.sum(dim=(2, 3), keepdim=True) / 2 * forward.map.detach().abs()).sum(1)
+    assert (np.abs(found.values) <= bound[0].numpy() + 1e-6).all()
+    assert 0.01 < found.settings["negative_activation"] < 1
+    (caution,) = (text for text in map_warnings(found, 0.5) if "Grad-CAM++" in text)
+    assert "stage5.2 is negative" in caution
+    last = attribute_each(run_forward(imagenet, random_batch(seed=7)), [3], method="grad_cam_plus_plus")[0]
+    assert last.settings["negative_activation"] == 0.0
+    assert not [text for text in map_warnings(last, 0.5) if "Grad-CAM++" in text]
 
 
 def test_equal_to_the_formula_by_plain_autograd(imagenet, random_batch):

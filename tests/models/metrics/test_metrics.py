@@ -28,7 +28,14 @@ from models.introspection.cover_test import limit_size, mask_from_box, mask_from
 from models.method_checks import RandomizationCheck
 from models.metrics.agreement import measure_agreement, rank_correlation, resample_map
 from models.metrics.audit import AUDIT_CHECKS, run_audit
-from models.metrics.faithfulness import measure_faithfulness, random_surrogates
+from models.metrics.control_maps import make_control_maps, random_surrogates, select_bank
+from models.metrics.faithfulness import (
+    Rank,
+    _pixel_order,
+    measure_faithfulness,
+    patch_losses,
+    rank_patches,
+)
 from models.metrics.layer_sweep import SweepStage, stage_ends, sweep_layers
 from models.metrics.localization import localize, mean_localization
 from models.metrics.randomization import _similarities, _verdict, check_randomization, shuffle_weights
@@ -72,13 +79,92 @@ def test_a_true_map_beats_random_ones_and_a_false_one_does_not(spot):
     false = replace(true, values=np.ascontiguousarray(true.values[::-1, ::-1]))
     wrong = measure_faithfulness(backend, x, false, cover="mean")
     assert wrong.percentile < 75
-    assert "as to random places" in wrong.verdict
+    assert "to other places" in wrong.verdict
     assert "middle of the picture does as well" in wrong.verdict
+
+
+def test_a_map_of_all_but_what_counts_is_told_to_do_worse_than_its_controls(spot):
+    backend, x, true = spot
+    found = measure_faithfulness(backend, x, replace(true, values=1 - true.values), cover="mean")
+    assert found.percentile == 0.0
+    assert found.verdict.startswith("The model reacts less to what the map marks than to other places")
+
+
+def test_few_controls_never_give_the_surest_words(spot):
+    backend, x, true = spot
+    found = measure_faithfulness(backend, x, true, control_maps=9, cover="mean")
+    assert found.percentile == 100.0
+    assert found.verdict.startswith("The model reacts somewhat more")
+    assert Rank(1.0, (0.0,) * 19).level == 2
+    assert Rank(1.0, (0.0,) * 18).level == 1
+    assert Rank(0.5, tuple(np.linspace(0, 1, 19))).level == 0
+    assert Rank(-1.0, (0.0,) * 19).level == -1
+
+
+def test_two_tests_that_come_to_different_ends_are_said_to_disagree(spot):
+    backend, x, true = spot
+    found = measure_faithfulness(backend, x, true, cover="mean")
+    assert not found.disagree
+    contrary = replace(found, single=Rank(-0.5, found.single.controls))
+    assert contrary.disagree
+    assert "The two tests disagree" in contrary.verdict
+
+
+def test_single_deletion_is_the_logit_lost_under_each_patch(spot):
+    backend, x, true = spot
+    lost = patch_losses(backend, x, true.target, "mean")
+    assert lost.shape == (7, 7)
+    mean = covered_input(x[None], "mean")[0]
+    covered = x.clone()
+    # 32 pixels in seven patches of five, evenly from edge to edge: they begin at 0, 4, 9, 14, 18, 22, 27.
+    covered[:, 22:27, 4:9] = mean[:, 22:27, 4:9]
+    with torch.no_grad():
+        logits = backend.model(torch.stack([x, covered]))[:, 1]
+    assert float(logits[0] - logits[1]) > 0
+    assert lost[5, 1] == pytest.approx(float(logits[0] - logits[1]), abs=1e-5)
+    assert rank_patches(true.values, lost) > 0.3
+    assert rank_patches(np.ones((7, 7), np.float32), lost) == 0.0
+
+
+def test_equal_values_are_covered_in_a_random_order():
+    orders = [_pixel_order(np.zeros((7, 7), np.float32), (32, 32), seed) for seed in (1, 1, 2)]
+    assert torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[0], orders[2])
+    first = (orders[0] < 0.25).float()
+    quarters = [first[row : row + 16, col : col + 16].mean() for row in (0, 16) for col in (0, 16)]
+    assert max(quarters) < 0.4, "no corner is covered first"
+
+
+def test_controls_are_the_pictures_own_and_not_its_map():
+    rng = np.random.default_rng(0)
+    bank = rng.random((20, 7, 7)).astype(np.float32)
+    grid = bank[3]
+    controls = make_control_maps(grid, bank, 18, seed=5)
+    assert len(controls) == 18
+    assert not any(np.allclose(item, grid) for item in controls), "its own map is none of them"
+    others = [item for item in controls if any(np.array_equal(item, other) for other in bank)]
+    mirrored = [item for item in controls if any(np.array_equal(item[:, ::-1], other) for other in bank)]
+    assert len(others) >= 6
+    assert len(mirrored) >= 5
+    assert any(np.array_equal(item, grid[:, ::-1]) for item in controls)
+    again = make_control_maps(grid, bank, 18, seed=5)
+    assert all(np.array_equal(one, other) for one, other in zip(controls, again, strict=True))
+    moved = make_control_maps(grid, bank, 18, seed=6)
+    assert not all(np.array_equal(one, other) for one, other in zip(controls, moved, strict=True))
+    assert make_control_maps(np.ones((28, 28), np.float32), bank, 3, seed=0)[0].shape == (28, 28)
+
+
+def test_a_bank_is_small_and_of_many_maps():
+    maps = [np.full((64, 7), n, np.float32) for n in range(1, 101)]
+    bank = select_bank(maps)
+    assert bank.shape == (32, 32, 7)
+    assert bank.max() == pytest.approx(1.0)
+    assert select_bank([]) is None
 
 
 def test_the_curves_begin_and_end_with_the_picture_and_its_cover(spot):
     backend, x, true = spot
-    found = measure_faithfulness(backend, x, true, steps=4, random_maps=2)
+    found = measure_faithfulness(backend, x, true, steps=4, control_maps=2)
     with torch.no_grad():
         whole = float(backend.model.scoring.scores(backend.model(x[None]))[0, 1])
         covered = float(backend.model.scoring.scores(backend.model(covered_input(x[None], "blur")))[0, 1])
@@ -95,7 +181,7 @@ def test_the_curves_begin_and_end_with_the_picture_and_its_cover(spot):
 
 def test_deletion_covers_the_strongest_first_by_hand(spot):
     backend, x, true = spot
-    found = measure_faithfulness(backend, x, true, steps=8, random_maps=1, cover="mean")
+    found = measure_faithfulness(backend, x, true, steps=8, control_maps=1, cover="mean")
     order = np.argsort(-true.values.ravel(), kind="stable")
     mean = covered_input(x[None], "mean")[0]
     covered = x.clone().flatten(1)
@@ -106,7 +192,7 @@ def test_deletion_covers_the_strongest_first_by_hand(spot):
     assert found.deletion.scores[1] == pytest.approx(float(score), abs=1e-6)
 
 
-def test_random_maps_are_as_smooth_as_the_map_and_not_the_map():
+def test_control_maps_are_as_smooth_as_the_map_and_not_the_map():
     grid = np.add.outer(np.arange(7.0), np.arange(9.0) ** 2).astype(np.float32)
     for other in random_surrogates(grid, 5, seed=1):
         assert other.shape == grid.shape
@@ -121,7 +207,7 @@ def test_random_maps_are_as_smooth_as_the_map_and_not_the_map():
 
 
 @pytest.mark.soak
-def test_random_maps_themselves_land_anywhere_among_random_maps(imagenet, photos):
+def test_control_maps_themselves_land_anywhere_among_control_maps(imagenet, photos):
     """A verdict that is fair: a map that knows nothing is at a middling percentile on average."""
     path = sorted((photos / "hymenoptera/val/bees").glob("*.jpg"))[0]
     backend = create_backend("eager", imagenet, probe=torch.zeros(1, 3, 224, 224))
@@ -130,7 +216,7 @@ def test_random_maps_themselves_land_anywhere_among_random_maps(imagenet, photos
     percentiles = []
     for seed in range(6):
         (ignorant,) = random_surrogates(found.values, 1, seed=100 + seed)
-        judged = measure_faithfulness(backend, x, replace(found, values=ignorant), steps=4, random_maps=9)
+        judged = measure_faithfulness(backend, x, replace(found, values=ignorant), steps=4, control_maps=9)
         percentiles.append(judged.percentile)
     assert 15 < np.mean(percentiles) < 85, percentiles
 
@@ -303,7 +389,7 @@ def test_the_sweep_explains_the_end_of_each_stage(resnet18, random_batch):
     x = random_batch()
     assert stage_ends(resnet18, x) == ["layer1.1", "layer2.1", "layer3.1", "layer4.1"]
     stages = list(
-        sweep_layers(EagerBackend(resnet18), x[0], make_target(resnet18.classes, 3), steps=3, random_maps=2)
+        sweep_layers(EagerBackend(resnet18), x[0], make_target(resnet18.classes, 3), steps=3, control_maps=2)
     )
     assert [stage.attribution.block for stage in stages] == ["layer1.1", "layer2.1", "layer3.1", "layer4.1"]
     assert [stage.attribution.rows for stage in stages] == [56, 28, 14, 7]
@@ -488,7 +574,7 @@ def test_each_check_has_a_share_of_the_time_and_a_costly_one_takes_none_of_the_o
 def test_a_sweep_that_is_cut_keeps_the_stages_that_were_judged(spot, monkeypatch):
     backend, x, true = spot
     forward = run_forward(backend.model, x[None])
-    stages = list(sweep_layers(backend, x, true.target, steps=2, random_maps=1))
+    stages = list(sweep_layers(backend, x, true.target, steps=2, control_maps=1))
 
     def cut(*_: object, **__: object) -> Iterator[SweepStage]:
         yield stages[0]

@@ -60,17 +60,17 @@ def test_a_job_says_how_far_it_is_and_answers_as_the_route_does(service, bee):
 
 
 def test_heavy_work_is_for_jobs(service, bee):
-    refused = service.ask("/explain", bee, faithfulness="true", steps="60", random_maps="99")
+    refused = service.ask("/explain", bee, faithfulness="true", steps="60", control_maps="99")
     assert refused.status_code == 422
     assert "by a job" in refused.json()["error"]
-    taken = submit(service, "explain", bee, faithfulness="true", steps="60", random_maps="99")
+    taken = submit(service, "explain", bee, faithfulness="true", steps="60", control_maps="99")
     assert taken.status_code == 202
     httpx.delete(f"{service.url}/jobs/{taken.json()['id']}", trust_env=False)
-    job = submit(service, "explain", bee, faithfulness="true", steps="20", random_maps="5").json()
+    job = submit(service, "explain", bee, faithfulness="true", steps="20", control_maps="5").json()
     assert ended(service, job["id"])["state"] == "done"
     (found,) = service.get(f"/jobs/{job['id']}/result").json()["answers"]
     judged = found["evidence"][0]["faithfulness"]
-    assert (judged["random_maps"], len(judged["deletion"]["scores"])) == (5, 21)
+    assert (judged["control_maps"], len(judged["deletion"]["scores"])) == (5, 21)
     job = httpx.post(
         f"{service.url}/jobs/filters",
         files={"channels": (None, "1,2"), "steps": (None, "4")},

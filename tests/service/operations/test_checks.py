@@ -88,7 +88,7 @@ def test_smoothing_and_faithfulness_are_options_of_any_explanation(predictor, be
     judged = found["faithfulness"]
     assert 0 <= judged["percentile"] <= 100
     assert len(judged["deletion"]["scores"]) == len(judged["insertion"]["scores"]) == 11
-    assert judged["random_maps"] == 19
+    assert judged["control_maps"] == 19
     assert judged["verdict"].startswith("The model reacts")
     with pytest.raises(ConfigError, match="noise is 7"):
         ask(predictor, "explain", bee, noise=7)

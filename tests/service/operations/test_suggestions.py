@@ -70,10 +70,10 @@ def test_checks_that_are_cut_leave_the_map_and_those_that_were_made(predictor, b
     assert any(text.startswith("sweep: ") for text in answer["cut"])
 
 
-def test_a_quick_audit_judges_by_fewer_random_maps(predictor, bee):
+def test_a_quick_audit_judges_by_fewer_control_maps(predictor, bee):
     quick, full = (
         plain(ask(predictor, "trust", bee, checks="faithfulness", target="bee", **effort))
         for effort in ({}, {"effort": "full"})
     )
-    maps = [answer["evidence"][0]["faithfulness"]["random_maps"] for answer in (quick, full)]
+    maps = [answer["evidence"][0]["faithfulness"]["control_maps"] for answer in (quick, full)]
     assert maps == [9, 19]
