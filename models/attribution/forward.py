@@ -105,7 +105,7 @@ def run_forward(
     With a ``backend`` its copy of the model is what runs and is explained; ``model`` itself otherwise.
 
     Raises UnknownChoice for an unknown block, and ExplanationError for one whose output is no map or an
-    image that is too small for the network.
+    image of a size that the network cannot take.
     """
     check_deadline()
     backend = backend or EagerBackend(model)
@@ -115,16 +115,10 @@ def run_forward(
         value = backend.until(block, x)
     except (RuntimeError, AssertionError) as error:
         geometry = model.geometry
-        if isinstance(error, AssertionError):
-            # torchvision's vision transformers say so of a size that their positions are not made for.
+        if tuple(x.shape[-2:]) != (geometry.crop_height, geometry.crop_width):
             raise ExplanationError(
-                f"{model.backbone.name} takes {geometry.crop_width} x {geometry.crop_height} pixels only, "
-                f"not {x.shape[-1]} x {x.shape[-2]}: {error}"
-            ) from error
-        if x.shape[-2] < geometry.crop_height or x.shape[-1] < geometry.crop_width:
-            raise ExplanationError(
-                f"A picture of {x.shape[-1]} x {x.shape[-2]} is too small for {model.backbone.name}, which "
-                f"was made for {geometry.crop_width} x {geometry.crop_height}: {str(error).splitlines()[0]}"
+                f"{model.backbone.name} was made for {geometry.crop_width} x {geometry.crop_height} pixels "
+                f"and cannot take {x.shape[-1]} x {x.shape[-2]}: {str(error).splitlines()[0]}"
             ) from error
         raise
     forward = ForwardPass(backend, block, x, value)

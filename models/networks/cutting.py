@@ -146,6 +146,9 @@ def graph_steps(network: nn.Module, opened: Collection[str], x: Tensor) -> list[
             run.run(x)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, AssertionError):
+            # torchvision's vision transformers; what they got has no value while they are traced.
+            reason = f"it was built for another size ({reason.partition(' but got')[0]})"
         raise NetworkNotTraceable(
             f"{type(network).__name__} cannot be run on a picture of {x.shape[3]} x {x.shape[2]}: {reason}"
         ) from error

@@ -117,6 +117,29 @@ def test_an_input_that_is_not_square_is_read_in_its_shape():
     assert convolutional.layouts["layer4"] == Layout("maps")
 
 
+def test_patches_that_are_not_square_are_read_by_the_networks_own_grid():
+    """36 tokens of a square input: 4 by 9 patches, not 6 by 6."""
+    network = timm.create_model("vit_tiny_patch16_224", img_size=216, patch_size=(54, 24), num_classes=3)
+    x = torch.randn(1, 3, 216, 216)
+    blocks = discover_blocks(network.eval().requires_grad_(False), x)
+    assert blocks.layouts["blocks.10"] == Layout("tokens", prefix=1, rows=4, cols=9)
+
+
+def test_a_number_of_tokens_that_is_no_grid_of_the_network_is_refused():
+    layout = Layout("tokens", prefix=1, rows=4, cols=9)
+    assert layout.to_map(torch.zeros(1, 1 + 144, 5)).shape == (1, 5, 8, 18)
+    with pytest.raises(
+        ExplanationError, match="37 tokens are no grid in the shape of the network's own, 4 x 9"
+    ):
+        layout.to_map(torch.zeros(1, 1 + 37, 5))
+
+
+def test_a_vision_transformer_refuses_pictures_of_another_size_with_a_sentence(model_of):
+    model = model_of("vit_b_16")
+    with pytest.raises(ExplanationError, match="made for 224 x 224 pixels and cannot take 256 x 256"):
+        run_forward(model, torch.zeros(1, 3, 256, 256))
+
+
 class Shuffled(nn.Module):
     """A network whose second map has the shape of one, but its places in another order."""
 
