@@ -5,8 +5,8 @@ maps lie on the objects.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -19,12 +19,13 @@ from models.explainer import Explainer, ExplainOptions
 from models.images.decode import read_image
 from models.method_checks import RandomizationCheck
 from models.metrics.layer_sweep import stage_ends
-from models.metrics.localization import Localization, localize, mean_localization
+from models.metrics.localization import Localization, auroc_on, localize, mean_localization
 from models.metrics.randomization import check_randomization
 from models.networks.transfer_model import TransferModel
 from models.progress import Progress, no_progress
 from pipelines.data.dataset import Dataset, Sample
 from pipelines.data.listing import MASKS
+from pipelines.evaluation.paired import Interval, bootstrap
 
 _CHECK_IMAGES = 3
 _MOST_LOCALISED = 200
@@ -45,6 +46,9 @@ class LocalizationResult:
     block: str
     pictures: int
     mean: Localization
+    above: Mapping[str, Interval] = field(default_factory=dict)
+    """By control ("spot", "other_class", "other_picture"): how much higher the map's AUROC is than the
+    control's on the same pictures."""
 
     @property
     def name(self) -> str:
@@ -52,8 +56,9 @@ class LocalizationResult:
         return f"{self.split}_{self.what}" + ("_fine" if self.method == FINE_METHOD else "")
 
     def metrics(self) -> dict[str, float]:
-        """Return energy inside against area by chance, pointing game against the centre."""
-        return {f"{self.name}_{key}": value for key, value in asdict(self.mean).items()}
+        """Return the figures, and how far the AUROC is above each control's."""
+        figures = asdict(self.mean) | {f"auroc_above_{name}": gap.value for name, gap in self.above.items()}
+        return {f"{self.name}_{key}": value for key, value in figures.items()}
 
 
 def check_methods(
@@ -105,16 +110,24 @@ def measure_localization(
     done, total = 0, len(looks) * sum(map(len, masked.values()))
     for what, region_samples in masked.items():
         for method, block in looks:
-            localizations = []
+            localizations: list[Localization] = []
+            others: list[dict[str, float]] = []
             for result in _localize_samples(model, region_samples, regions[what], method, block):
                 done += 1
                 progress(f"locating evidence, {split}", done, total)
                 if result is not None:
-                    localizations.append(result)
+                    localizations.append(result[0])
+                    others.append(result[1])
             if localizations:
                 results.append(
                     LocalizationResult(
-                        split, what, method, block, len(localizations), mean_localization(localizations)
+                        split,
+                        what,
+                        method,
+                        block,
+                        len(localizations),
+                        mean_localization(localizations),
+                        _above_controls(localizations, others),
                     )
                 )
     return results
@@ -131,6 +144,7 @@ def localization_to_json(located: Sequence[LocalizationResult]) -> str:
                 "block": result.block,
                 "pictures": result.pictures,
                 "found": asdict(result.mean),
+                "above": {name: asdict(gap) for name, gap in result.above.items()},
             }
             for result in located
         ],
@@ -140,17 +154,56 @@ def localization_to_json(located: Sequence[LocalizationResult]) -> str:
 
 def _localize_samples(
     model: TransferModel, samples: Sequence[Sample], region: Region, method: str, block: str
-) -> Iterator[Localization | None]:
-    """Yield the result of each sample, None for one whose map or mask is empty."""
+) -> Iterator[tuple[Localization, dict[str, float]] | None]:
+    """Yield the result of each sample with the AUROC of its controls, None for one whose map or mask is
+    empty.
+    """
     explainer, options = Explainer(model), ExplainOptions(method=method, block=block)
     for start in range(0, len(samples), _BATCH):
         batch = samples[start : start + _BATCH]
         images = [explainer.prepare(read_image(sample.path)) for sample in batch]
-        targets = [[make_target(model.classes, sample.labels[0])] for sample in batch]
+        targets = [
+            [make_target(model.classes, place) for place in (sample.labels[0], _other_class(model, sample))]
+            for sample in batch
+        ]
         maps = explainer.attribute(images, targets, options=options)
-        for sample, image, (attribution,) in zip(batch, images, maps, strict=True):
+        for n, (sample, image, (own, other)) in enumerate(zip(batch, images, maps, strict=True)):
             mask = region(sample, (image.image.width, image.image.height))
-            yield localize(attribution, image.frame, mask) if mask is not None else None
+            found = localize(own, image.frame, mask) if mask is not None else None
+            if mask is None or found is None:
+                yield None
+                continue
+            foreign = maps[(n + 1) % len(maps)][0]
+            controls = {"spot": found.spot}
+            if other.index != own.index:
+                controls["other_class"] = auroc_on(other.values, image.frame, mask)
+            if foreign is not own:
+                controls["other_picture"] = auroc_on(foreign.values, image.frame, mask)
+            yield found, controls
+
+
+def _other_class(model: TransferModel, sample: Sample) -> int:
+    """Return a class that is none of a sample's, the same one each time; its own where there is no other."""
+    others = [place for place in range(len(model.classes)) if place not in sample.labels]
+    return others[int(sample.sha256[:8], 16) % len(others)] if others else sample.labels[0]
+
+
+def _above_controls(
+    found: Sequence[Localization], others: Sequence[Mapping[str, float]]
+) -> dict[str, Interval]:
+    """Return for each control how much higher the maps' AUROC is, over the samples that have it."""
+    gaps = {}
+    for name in ("spot", "other_class", "other_picture"):
+        differences = np.array(
+            [item.auroc - row[name] for item, row in zip(found, others, strict=True) if name in row]
+        )
+        if len(differences):
+            gaps[name] = _mean_interval(differences)
+    return gaps
+
+
+def _mean_interval(values: np.ndarray) -> Interval:
+    return bootstrap(lambda chosen: float(values[chosen].mean()), len(values))
 
 
 def _part_trees(data: Dataset) -> dict[str, Path]:

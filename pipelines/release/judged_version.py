@@ -59,7 +59,7 @@ class JudgedVersion:
     explained: tuple[ExplainedSample, ...] = field(repr=False)
     faithfulness: np.ndarray = field(repr=False)
     localization: np.ndarray = field(repr=False)
-    """(N,) percentile, energy in the mask; NaN where it was not measured."""
+    """(N,) percentile, AUROC of the map against the mask; NaN where it was not measured."""
     facts: Mapping[str, float]
     """Figures of the whole version."""
     notes: Mapping[str, str] = field(default_factory=dict)
@@ -249,7 +249,7 @@ def _localization(
         mask = object_region(data, item.sample, (item.sample.width, item.sample.height))
         located = localize(attribution, frame, mask) if mask is not None else None
         if located is not None:
-            values[places[item.sample.sha256]] = located.energy
+            values[places[item.sample.sha256]] = located.auroc
     return values
 
 

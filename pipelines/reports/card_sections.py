@@ -155,7 +155,7 @@ def explanation_section(bundle: Bundle) -> CardSection:
     located = {
         name.replace("_", " "): f"{value:.3f}"
         for name, value in bundle.manifest["metrics"].items()
-        if "energy" in name or "pointing" in name
+        if any(figure in name for figure in ("auroc", "average_precision", "pointing", "energy"))
     }
     return CardSection("Explanations", paragraphs, located, tables)
 

@@ -145,8 +145,16 @@ def _localization(result: LocalizationResult) -> str:
     """
     mean = result.mean
     beaten = ": pointing is no better than always the middle" if mean.pointing <= mean.centre else ""
+    names = {"spot": "a plain spot in the middle", "other_class": "the map of another class",
+             "other_picture": "that of another picture"}  # fmt: skip
+    gaps = [f"{gap.value:+.2f} ({gap.low:+.2f} to {gap.high:+.2f}) beside {names[name]}"
+            for name, gap in result.above.items()]  # fmt: skip
+    beside = f": {'; '.join(gaps)}" if gaps else ""
     return (
-        f"On {result.split} {mean.energy:.0%} of the evidence lies on the {result.what}, which takes "
-        f"{mean.area:.0%} of what the model sees; its strongest place lies there in {mean.pointing:.0%} of "
-        f"{result.pictures} pictures, the middle of what the model sees in {mean.centre:.0%}{beaten}."
+        f"On {result.split} the evidence is stronger on the {result.what} than off it with an AUROC of "
+        f"{mean.auroc:.2f}, where 0.5 is chance{beside}. Its strongest place lies there in "
+        f"{mean.pointing:.0%} of {result.pictures} pictures, the middle of what the model sees in "
+        f"{mean.centre:.0%}{beaten}. {mean.energy:.0%} of the evidence lies on the {result.what}, which "
+        f"takes {mean.area:.0%} of what the model sees; the same maps squared, with no other order, would "
+        f"have {mean.squared_energy:.0%}."
     )

@@ -40,6 +40,7 @@ CHAMPION_ALIAS = "champion"
 BUNDLE_ARTIFACT = "bundle"
 RegisteredVersion = ModelVersion
 """A version of a registered model, as MLflow describes it: name, version, run_id, tags."""
+_MOST_LINKED = 100
 _PREVIOUS_TAG = "champion.previous"
 """Of the registered model: the version that was champion before."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -97,7 +98,9 @@ def register_version(
         linked = [
             Metric(key, value, timestamp_ms, 0, model_id=info.model_id) for key, value in metrics.items()
         ]
-        client.log_batch(run_id, metrics=linked)
+        # MLflow's SQL stores take no more than a hundred metrics of a model at once.
+        for start in range(0, len(linked), _MOST_LINKED):
+            client.log_batch(run_id, metrics=linked[start : start + _MOST_LINKED])
         try:
             client.create_registered_model(name)
         except MlflowException as error:

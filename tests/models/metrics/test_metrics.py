@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from models.attribution.cells import average_cells
 from models.attribution.forward import run_forward
@@ -524,12 +525,44 @@ def test_localisation_by_hand():
         localize(made(values), frame, np.zeros((3, 4), bool))
 
 
-def test_an_even_map_has_the_energy_of_the_area(imagenet):
+def test_figures_of_order_do_not_change_when_a_map_is_squared_and_energy_does(imagenet):
+    frame = imagenet.geometry.frame(300, 200)
+    rng = np.random.default_rng(1)
+    mask = np.zeros((200, 300), bool)
+    mask[40:130, 70:190] = True
+    values = rng.random((7, 7)).astype(np.float32)
+    plain, squared = (localize(made(item), frame, mask) for item in (values, values**2))
+    for name in ("auroc", "average_precision", "pointing"):
+        assert getattr(plain, name) == getattr(squared, name), name
+    assert plain.squared_energy == pytest.approx(squared.energy)
+    assert plain.energy != pytest.approx(squared.energy, abs=1e-3)
+
+
+def test_auroc_and_average_precision_equal_sklearns_over_pixels(imagenet):
+    frame = imagenet.geometry.frame(280, 280)
+    rng = np.random.default_rng(2)
+    mask = rng.random((280, 280)) < np.linspace(0.1, 0.9, 280)
+    values = np.round(rng.random((7, 7)), 1).astype(np.float32)
+    found = localize(made(values), frame, mask)
+    x0, y0, x1, y1 = frame.seen_box
+    rows, cols = (
+        np.clip(((np.arange(280) + 0.5 - low) / (high - low) * 7).astype(int), 0, 6)
+        for low, high in ((y0, y1), (x0, x1))
+    )
+    seen = frame.seen()
+    laid = values[rows][:, cols][seen]
+    assert found.auroc == pytest.approx(roc_auc_score(mask[seen], laid), abs=1e-9)
+    assert found.average_precision == pytest.approx(average_precision_score(mask[seen], laid), abs=1e-9)
+
+
+def test_an_even_map_is_at_chance_by_every_figure(imagenet):
     frame = imagenet.geometry.frame(300, 200)
     rng = np.random.default_rng(0)
     mask = np.kron(rng.random((10, 15)) > 0.6, np.ones((20, 20))).astype(bool)
     found = localize(made(np.ones((7, 7))), frame, mask)
     assert found.energy == pytest.approx(found.area, abs=1e-6)
+    assert found.auroc == 0.5
+    assert found.average_precision == pytest.approx(found.area, abs=1e-6)
 
 
 # ---------------------------------------------------------------- all at once

@@ -31,6 +31,7 @@ from pipelines.errors import RegistryError
 from pipelines.evaluation.classification import embed_samples, evaluate
 from pipelines.evaluation.explanation_drift import on_one_grid
 from pipelines.evaluation.explanations import LocalizationResult
+from pipelines.evaluation.paired import Interval
 from pipelines.evaluation.phase_snapshots import (
     PROBE_COUNT,
     PhaseSnapshot,
@@ -414,15 +415,18 @@ def test_the_summary_says_how_much_was_seen_where_it_matters(story):
 @pytest.mark.parametrize(("pointing", "beaten"), [(0.729, True), (0.95, False)])
 def test_the_summary_says_where_the_evidence_lies_also_when_it_is_unflattering(story, pointing, beaten):
     _, (first, _), _, _ = story
-    mean = Localization(energy=0.65, area=0.41, pointing=pointing, centre=0.864)
+    mean = Localization(0.87, 0.7, pointing, 0.864, spot=0.81, energy=0.65, squared_energy=0.74, area=0.41)
+    above = {"spot": Interval(0.06, 0.02, 0.1), "other_class": Interval(0.3, 0.2, 0.4)}
     located = [
-        LocalizationResult("val", "object", method, "top", 72, mean) for method in ("grad_cam", "hires_cam")
+        LocalizationResult("val", "object", method, "top", 72, mean, above)
+        for method in ("grad_cam", "hires_cam")
     ]
     (sentence,) = [
-        text
-        for text in summarize_evaluations([first.evaluations["val"]], located=located)
-        if "evidence lies" in text
+        text for text in summarize_evaluations([first.evaluations["val"]], located=located) if "AUROC" in text
     ]
+    assert "AUROC of 0.87, where 0.5 is chance: +0.06 (+0.02 to +0.10) beside a plain spot" in sentence
+    assert "+0.30 (+0.20 to +0.40) beside the map of another class" in sentence
+    assert "squared, with no other order, would have 74%" in sentence
     assert "65% of the evidence lies on the object, which takes 41% of what the model sees" in sentence
     assert f"{pointing:.0%} of 72 pictures" in sentence
     assert "86%" in sentence
