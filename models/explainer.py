@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from html import escape
 from typing import Any
 
 import PIL.Image
 import torch
 from torch import Tensor
 
+from models.attribution.allowed import check_allowed, check_tells_classes_apart, methods_without_map
 from models.attribution.forward import ForwardPass, predict_logits, run_forward
-from models.attribution.registry import DEFAULT_METHOD, METHODS, default_method, get_method
+from models.attribution.registry import DEFAULT_METHOD, default_method, get_method
 from models.attribution.result import Attribution, FrozenSettings
 from models.attribution.scaling import attribute_scaled
 from models.attribution.smoothing import Smoothing
@@ -30,11 +30,11 @@ from models.backends.registry import create_backend
 from models.bundle import Bundle, BundleProvenance
 from models.errors import DeadlineExceeded, ExplanationError, LucidaError, OutOfDeviceMemory, UnknownChoice
 from models.images.decode import Image
-from models.images.encode import to_data_uri
 from models.images.frame import Frame
 from models.metrics.warnings import image_warnings, map_warnings
 from models.networks.predictions import Prediction, class_index, rank_classes
 from models.networks.transfer_model import TransferModel
+from models.visualization.notebook import render_notebook
 from models.visualization.overlay import draw_overlay
 
 Stage = Callable[[str], AbstractContextManager[object]]
@@ -125,21 +125,12 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         """Show itself in a notebook: overlays, scores, warnings."""
-        figures = "".join(self._figure(item) for item in self.attributions)
-        scores = "".join(
-            f"<tr><td>{escape(item.label)}</td><td>{item.score:.3f}</td></tr>"
-            for item in self.predictions[:5]
-        )
-        warnings = "".join(f"<li>{escape(text)}</li>" for text in (*self.warnings, *self.skipped))
-        return f"<div>{figures}<table>{scores}</table><ul>{warnings}</ul></div>"
-
-    def _figure(self, attribution: Attribution) -> str:
-        name, source = escape(attribution.target.name), to_data_uri(self.overlay(attribution, max_side=400))
-        caption = f"{name}, {escape(attribution.method)} at {escape(attribution.block)}"
-        return (
-            f'<figure style="display:inline-block;margin:0 12px 0 0"><img alt="evidence for {name}" '
-            f'src="{source}"><figcaption>{caption}</figcaption></figure>'
-        )
+        overlays = (
+            (item.target.name, f"{item.target.name}, {item.method} at {item.block}",
+             self.overlay(item, max_side=400))
+            for item in self.attributions
+        )  # fmt: skip
+        return render_notebook(overlays, self.predictions, (*self.warnings, *self.skipped))
 
 
 class Explainer:
@@ -174,18 +165,19 @@ class Explainer:
         self.provenance = bundle.provenance if bundle is not None else None
         self.reference = bundle.reference if bundle is not None else None
         self._checks = bundle.sanity.methods if bundle is not None and bundle.sanity is not None else {}
-        self.disabled = self._without_map() | {
+        self.disabled = methods_without_map(self.model) | {
             name: check.reason for name, check in self._checks.items() if check.disabled
         }
         """Methods that may not be used with this model, with the reason."""
-        self.default_method = default_method(self.disabled) or DEFAULT_METHOD
-
-    def _without_map(self) -> dict[str, str]:
-        """Return the methods that read a block, with the reason, for a network whose blocks have no map."""
-        if self.model.layout(self.model.cam_block).name != "none":
-            return {}
-        reason = f"{self.model.backbone.name} has no block with a map to read."
-        return {name: reason for name, method in METHODS.items() if method.reads_block}
+        self.class_blind = {
+            name: check.reason
+            for name, check in self._checks.items()
+            if check.class_blind and name not in self.disabled
+        }
+        """Methods whose maps are of whatever the network responds to, with the reason: they are asked for no
+        class of one's choice."""
+        best = default_method(self.disabled | self.class_blind)
+        self.default_method = best or default_method(self.disabled) or DEFAULT_METHOD
 
     def check(self, options: ExplainOptions) -> ExplainOptions:
         """Return the options with every name as the model has it and every default filled in.
@@ -205,6 +197,8 @@ class Explainer:
         parameters = get_method(method).parameters.from_names(options.parameters, quick=options.quick)
         options.smoothing  # noqa: B018 - raises for figures out of range
         self.check_enabled(method)
+        if against is not None or options.negative:
+            check_tells_classes_apart(method, self.class_blind, self.disabled)
         return replace(
             options, target=target, against=against, block=block, method=method,
             parameters=FrozenSettings(asdict(parameters)),
@@ -212,12 +206,7 @@ class Explainer:
 
     def check_enabled(self, method: str) -> None:
         """Raise ExplanationError for a method that is disabled for this model."""
-        if method in self.disabled:
-            enabled = ", ".join(name for name in METHODS if name not in self.disabled) or "none"
-            raise ExplanationError(
-                f"The method {method} is barred for this model. {self.disabled[method]} "
-                f"Choose one of: {enabled}."
-            )
+        check_allowed(method, self.disabled)
 
     def randomization_note(self, method: str) -> str | None:
         """Return how a method did when the weights were shuffled; None where that was not checked."""
@@ -301,7 +290,7 @@ class Explainer:
         chosen = attribution if attribution is not None else next(iter(explanation.attributions), None)
         if chosen is None:
             return ()
-        return find_suggestions(explanation.forward, chosen, disabled=self.disabled)
+        return find_suggestions(explanation.forward, chosen, disabled=self.disabled | self.class_blind)
 
     def _explain(
         self,
@@ -316,7 +305,7 @@ class Explainer:
         with stage("model"):
             x = torch.stack([item.x for item in images])
             forward = run_forward(self.model, x, block=options.block, backend=self.backend)
-            rankings = [self._rank_or_error(logits) for logits in forward.logits]
+            rankings = [self._rank_or_error(logits, options) for logits in forward.logits]
         with stage("explain"):
             chosen = targets or [self._targets(ranking, options) for ranking in rankings]
             maps, skipped = self._maps(forward, chosen, options, reduce, partial)
@@ -381,11 +370,15 @@ class Explainer:
         """Return all classes by one image's logits (classes,); raises ExplanationError for bad ones."""
         return rank_classes(logits, self.model.classes, self.model.scoring)
 
-    def _rank_or_error(self, logits: Tensor) -> list[Prediction] | LucidaError:
+    def _rank_or_error(self, logits: Tensor, options: ExplainOptions) -> list[Prediction] | LucidaError:
+        """Return the ranking of an image, or why it cannot be explained by these options."""
         try:
-            return self.rank(logits)
+            ranking = self.rank(logits)
+            if options.target not in (None, ranking[0].label):
+                check_tells_classes_apart(str(options.method), self.class_blind, self.disabled)
         except ExplanationError as error:
             return error
+        return ranking
 
     def _targets(self, ranking: list[Prediction] | LucidaError, options: ExplainOptions) -> list[Target]:
         classes = self.model.classes

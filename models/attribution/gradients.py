@@ -105,13 +105,6 @@ def guided_grad_cam(
     return sum_cells(guided_gradient_norm(forward, targets) * region, parameters.cell)
 
 
-def guided_cells(
-    forward: ForwardPass, targets: Sequence[Target], parameters: GuidedGradCamParameters
-) -> Tensor:
-    """Return the guided gradient's length alone, (N, rows, cols): which may be blind to the weights."""
-    return sum_cells(guided_gradient_norm(forward, targets), parameters.cell)
-
-
 def integrated_gradients(
     forward: ForwardPass, targets: Sequence[Target], parameters: IntegratedGradientsParameters
 ) -> MeasuredMaps:

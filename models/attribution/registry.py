@@ -55,8 +55,6 @@ class Method:
     unit: Unit = "logit"
     differentiates_input: bool = False
     """Whether it differentiates by the pixels, which only torch's copy of the network can do."""
-    run_for_randomization: Run | None = None
-    """The part that could be blind to the weights, for the randomization check; the whole method without."""
 
     def block_of(self, forward: ForwardPass) -> str:
         """Return the block that the map is read from, or "input"."""
@@ -102,7 +100,6 @@ def block_method(
 def gradient_method(
     name: str, title: str, run: RunOne, *,
     cost: Callable[[Any], int], reads_block: bool = False,
-    run_for_randomization: RunOne | None = None,
     parameters: type[Parameters], good_for: str, misleads: str,
 ) -> None:  # fmt: skip
     """Register a method that differentiates by the pixels; ``cost`` is in forwards for each target."""
@@ -111,7 +108,6 @@ def gradient_method(
             name=name, title=title, run=_for_each(run),
             count_forwards=lambda parameters, targets, height, width: cost(parameters) * targets,
             grid="input", reads_block=reads_block, parameters=parameters, differentiates_input=True,
-            run_for_randomization=_for_each(run_for_randomization) if run_for_randomization else None,
             good_for=good_for, misleads=misleads,
         )
     )  # fmt: skip
@@ -221,7 +217,7 @@ block_method(
 block_method(
     "layer_cam", "LayerCAM", cam.layer_cam,
     good_for="Finer maps from earlier blocks.",
-    misleads="Leaves out gradients against the class, so it looks surer than the model is.",
+    misleads="Leaves out gradients against the class: mostly it shows what the network responds to at all.",
 )  # fmt: skip
 block_method(
     "grad_cam_plus_plus", "Grad-CAM++", cam.grad_cam_plus_plus,
@@ -230,7 +226,7 @@ block_method(
 )  # fmt: skip
 gradient_method(
     "guided_grad_cam", "Guided Grad-CAM", gradients.guided_grad_cam, parameters=GuidedGradCamParameters,
-    cost=lambda parameters: 3, reads_block=True, run_for_randomization=gradients.guided_cells,
+    cost=lambda parameters: 3, reads_block=True,
     good_for="Which edges and textures within Grad-CAM's region the score follows.",
     misleads="Unsigned, and guided backpropagation redraws edges almost whatever the weights are.",
 )  # fmt: skip

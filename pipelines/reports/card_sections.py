@@ -149,8 +149,11 @@ def explanation_section(bundle: Bundle) -> CardSection:
     else:
         for name, check in bundle.sanity.methods.items():
             head, *_, whole = check.similarity.values()
-            rows.append((name, f"{head:.2f}", f"{whole:.2f}", "barred" if check.disabled else "allowed"))
-    columns = ("method", "with the head shuffled", "with all shuffled", "verdict")
+            other = "-" if check.other_class is None else f"{check.other_class:.2f}"
+            blind = "whatever the class" if check.class_blind else "allowed"
+            verdict = "barred" if check.disabled else blind
+            rows.append((name, f"{head:.2f}", f"{whole:.2f}", other, verdict))
+    columns = ("method", "with the head shuffled", "with all shuffled", "for another class", "verdict")
     tables = [CardTable("Rank correlation with the trained model's maps", columns, rows)] if rows else []
     located = {
         name.replace("_", " "): f"{value:.3f}"

@@ -22,6 +22,7 @@ def describe_model(predictor: Predictor) -> dict[str, Any]:
         "default_method": predictor.explainer.default_method,
         "methods": [name for name in METHODS if name not in disabled],
         "barred_methods": disabled,
+        "class_blind_methods": predictor.explainer.class_blind,
         "method_notes": {
             method.name: {
                 "title": method.title,

@@ -33,9 +33,11 @@ export async function loadModel() {
 function offerMethods() {
   const { card, question } = state;
   const chosen = question.method || card.default_method;
-  const usable = card.methods.map((name) =>
-    element("option", { value: name, selected: name === chosen }, card.method_notes[name].title),
-  );
+  const usable = card.methods.map((name) => {
+    const title = card.method_notes[name].title;
+    const text = name in card.class_blind_methods ? `${title} (whatever the class)` : title;
+    return element("option", { value: name, selected: name === chosen }, text);
+  });
   const disabled = Object.keys(card.barred_methods).map((name) =>
     element(
       "option",
@@ -62,8 +64,12 @@ function offerBlocks() {
 
 /** Say what the chosen method is good for; a method of pixels has no block to choose. */
 export function describeMethod() {
-  const note = state.card.method_notes[byId("method").value];
-  byId("method-note").textContent = note ? `${note.good_for} But: ${note.misleads}` : "";
+  const { card } = state;
+  const note = card.method_notes[byId("method").value];
+  const blind = card.class_blind_methods[byId("method").value];
+  const words = note ? [note.good_for, `But: ${note.misleads}`] : [];
+  if (blind) words.push(`With this model: ${blind[0].toLowerCase()}${blind.slice(1)}`);
+  byId("method-note").textContent = words.join(" ");
   byId("block").disabled = note !== undefined && !note.reads_block;
 }
 

@@ -39,6 +39,7 @@ export interface ModelCard {
   methods: string[];
   default_method: string;
   barred_methods: Record<string, string>;
+  class_blind_methods: Record<string, string>;
   method_notes: Record<string, MethodNote>;
   dataset: { name?: string; digest?: string };
   metrics: Record<string, number>;

@@ -108,6 +108,27 @@ def test_a_disabled_method_is_refused_and_another_is_the_default(imagenet, tmp_p
         explainer.explain(image, ExplainOptions(method="grad_cam"))
 
 
+def test_a_method_that_cannot_tell_classes_apart_explains_the_predicted_class_alone(
+    imagenet, tmp_path, image
+):
+    blind = MethodCheck({"head": 0.97}, False, "Its maps stay.", other_class=0.96)
+    check = RandomizationCheck({"grad_cam": blind}, pictures=4, seed=0)
+    model = TransferModel.create("efficientnet_lite0", ["ant", "bee"])
+    save_bundle(model, tmp_path / "b", name="b", run_id="0" * 32, metrics={}, sanity=check)
+    explainer = Explainer(load_bundle(tmp_path / "b"))
+    assert explainer.class_blind == {"grad_cam": "Its maps stay."}
+    assert explainer.default_method == "hires_cam"
+    top, other = (item.label for item in explainer.explain(image).predictions)
+    for target in (None, top):
+        found = explainer.explain(image, ExplainOptions(method="grad_cam", target=target))
+        assert found.attributions[0].label == top
+    for asked in ({"target": other}, {"against": other}, {"target": top, "negative": True}):
+        with pytest.raises(
+            ExplanationError, match=r"predicted class only.*Its maps stay.*hires_cam, layer_cam"
+        ):
+            explainer.explain(image, ExplainOptions(method="grad_cam", **asked))
+
+
 def test_a_deadline_leaves_the_map_out_only_where_that_is_allowed(explainer, image):
     prepared, options = explainer.prepare(image), ExplainOptions(method="rise", parameters={"masks": 2000})
     with deadline_scope(Deadline(0.5)), pytest.raises(DeadlineExceeded):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -305,24 +306,37 @@ def test_grad_cam_depends_on_the_weights_and_an_edge_detector_does_not(imagenet,
     assert RandomizationCheck.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
-def test_what_is_blind_to_the_head_alone_is_told_and_not_barred(imagenet, photos):
-    """Guided gradients hang on the class by a factor only: shuffling the head leaves their places."""
-    path = sorted((photos / "caltech_animals/val/elephant").glob("*.jpg"))[0]
-    x, _ = imagenet.geometry.prepare(read_image(path))
-    found = check_randomization(imagenet, x[None], methods=["guided_grad_cam", "layer_cam"])
-    guided = found.methods["guided_grad_cam"]
-    assert guided.similarity[HEAD] > 0.5, "judged by the guided gradient, not by Grad-CAM's own change"
-    assert list(guided.similarity) == [HEAD, "stem"]
-    assert len(found.methods["layer_cam"].similarity) == 5
-    blind = _verdict({HEAD: [0.97, 0.95], "stem": [0.1]})
-    assert not blind.disabled
-    assert "hardly when only the head's are (0.96): it says little about which class" in blind.reason
+def test_what_is_blind_to_the_class_is_told_and_not_barred(imagenet, photos):
+    paths = sorted((photos / "caltech_animals/val/elephant").glob("*.jpg"))[:2]
+    x = torch.stack([imagenet.geometry.prepare(read_image(path))[0] for path in paths])
+    found = check_randomization(imagenet, x, methods=["grad_cam", "guided_grad_cam", "layer_cam"]).methods
+    assert list(found["guided_grad_cam"].similarity) == [HEAD, "stem"]
+    assert len(found["layer_cam"].similarity) == 5
+    assert found["layer_cam"].class_blind
+    assert not found["layer_cam"].disabled
+    assert re.search(r"nor when another class is asked for \(0\.9\d\)", found["layer_cam"].reason)
+    assert not found["grad_cam"].class_blind
+    assert found["grad_cam"].other_class < 0.5
+
+
+def test_it_takes_both_the_head_and_another_class_to_be_blind():
+    blind = _verdict({HEAD: [0.97, 0.95], "stem": [0.1]}, [0.94])
+    assert blind.class_blind
+    assert (
+        "hardly when only the head's are (0.96), nor when another class is asked for (0.94)" in blind.reason
+    )
+    assert not _verdict({HEAD: [0.97], "stem": [0.1]}, [0.3]).class_blind
+    assert not _verdict({HEAD: [0.2], "stem": [0.1]}, [0.95]).class_blind
+    assert _verdict({HEAD: [0.97], "stem": [0.1]}, []).class_blind, "with one class only the head can say"
+    before = {"methods": {"a": {"similarity": {HEAD: 0.95}, "barred": False, "reason": "-"}}, "pictures": 1,
+              "seed": 0}  # fmt: skip
+    assert RandomizationCheck.from_dict(before).methods["a"].class_blind, "of a bundle from before"
 
 
 def test_empty_maps_and_turned_ones_are_judged_as_what_they_are():
     one, empty = np.eye(4, dtype=np.float32), np.zeros((4, 4), np.float32)
     assert _similarities([one, one, one], [one, -one, empty]) == [pytest.approx(1.0), 0.0]
-    assert "could not be checked" in _verdict({}).reason
+    assert "could not be checked" in _verdict({}, []).reason
 
 
 def test_methods_that_do_not_apply_are_left_out_and_damage_is_named(model_of, random_batch):
