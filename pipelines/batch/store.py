@@ -1,8 +1,8 @@
 """Folders that a job reads from and writes to: on this machine, or in an object store.
 
-Object stores are those of Arrow: s3://, gs:// and az:// (abfs://), with the credentials and the endpoint that
-the usual variables name (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS …). A file is
-seen whole or not at all: on a disk by renaming, in an object store because an upload ends with its last part.
+Object stores are those of Arrow: s3://, gs:// and az:// (abfs://), opened as
+:mod:`pipelines.batch.object_systems` says. A file is seen whole or not at all: on a disk by renaming, in an
+object store because an upload ends with its last part.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ import pyarrow.fs as arrow_fs
 
 from models.atomic_write import atomic_write
 from models.errors import ConfigError
+from pipelines.batch.object_systems import SCHEMES, open_system
 from pipelines.errors import StoreUnavailable
 
 T = TypeVar("T")
-SCHEMES = ("s3", "gs", "gcs", "az", "abfs", "abfss")
-_ALIASES = {"az": "abfs"}
 _TRIES, _FIRST_WAIT_S = 4, 0.5
 
 
@@ -175,9 +174,8 @@ class ObjectStore:
 
     def _system(self) -> tuple[Any, str]:
         if "system" not in self._opened:
-            scheme, _, rest = self.url.partition("://")
             try:
-                system, root = arrow_fs.FileSystem.from_uri(f"{_ALIASES.get(scheme, scheme)}://{rest}")
+                system, root = open_system(self.url)
             except (OSError, ValueError, NotImplementedError) as error:
                 raise StoreUnavailable(f"{self.url} cannot be opened: {_reason(error)}") from error
             self._opened["system"] = (system, root)
