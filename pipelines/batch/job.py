@@ -15,7 +15,7 @@ from models.explainer import Explainer, ExplainOptions
 from models.images.decode import Limits
 from pipelines.batch.checks import check_job_options
 from pipelines.batch.more_targets import check_also
-from pipelines.batch.sources import Source, count_left_out, open_source
+from pipelines.batch.sources import Source, count_left_out, local_files, open_source
 from pipelines.batch.store import scheme_of
 
 Overlays = Literal["all", "interesting", "none"]
@@ -44,6 +44,8 @@ class ExplainJob:
     """Further targets of each picture: "truth", "contrast", "top3" …"""
     overlays: Overlays = "all"
     """Whose overlays are written: all, the interesting ones, or none."""
+    fiftyone: bool = False
+    """Whether the results are written as a dataset of FiftyOne as well."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """How many images of which hidden or system folder are no part of it."""
 
@@ -85,6 +87,8 @@ class ExplainJob:
             plain["features"] = True
         if self.overlays != "all":
             plain["overlays"] = self.overlays
+        if self.fiftyone:
+            plain["fiftyone"] = True
         if options.parameters:
             plain["parameters"] = dict(options.parameters)
         if (self.engine, self.precision) != ("eager", "fp32"):
@@ -102,6 +106,7 @@ def plan_job(
     features: bool = False,
     also: Sequence[str] = (),
     overlays: str = "all",
+    fiftyone: bool = False,
     limits: Limits | None = None,
     out: Path | str | None = None,
 ) -> ExplainJob:
@@ -125,10 +130,12 @@ def plan_job(
         left_out = count_left_out(source)
         inner = Path(out) if out is not None and scheme_of(str(out)) is None else None
         source = open_source(source, out=inner)
+    if fiftyone:
+        local_files(source)
     assert explainer.provenance is not None
     digest = explainer.provenance.digest
     backend = explainer.backend
     return ExplainJob(
         source, options, checks, figures, digest, limits or Limits(), backend.name, backend.precision,
-        features, check_also(also), overlays, left_out,  # type: ignore[arg-type]
+        features, check_also(also), overlays, fiftyone, left_out,  # type: ignore[arg-type]
     )  # fmt: skip

@@ -141,9 +141,17 @@ class Sink(Protocol):
 
 
 def default_sinks(job: ExplainJob, bundle: Bundle, out: Path | str) -> list[Sink]:
-    """Return the sinks of ``lucida explain``: overlays, rows, and the page."""
+    """Return the sinks of ``lucida explain``: overlays, rows, and the page, and FiftyOne's where the job has
+    it.
+    """
     store = open_store(out)
-    return [OverlaySink(store), ParquetSink(store, job), IndexPageSink(job, bundle, store)]
+    sinks: list[Sink] = [OverlaySink(store), ParquetSink(store, job), IndexPageSink(job, bundle, store)]
+    if job.fiftyone:
+        from pipelines.batch.fiftyone_export import FiftyOneSink
+
+        # Before the rows: a part whose rows are there has its heatmaps.
+        sinks.insert(0, FiftyOneSink(store, job))
+    return sinks
 
 
 class ParquetSink:

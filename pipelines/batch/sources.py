@@ -15,7 +15,7 @@ from typing import Protocol
 
 import httpx
 
-from models.errors import ImageTooLarge, UnreadableImage
+from models.errors import ConfigError, ImageTooLarge, UnreadableImage
 from models.images.decode import IMAGE_SUFFIXES, Limits
 from pipelines.batch.store import LocalStore, Store, open_parent, open_store, scheme_of
 from pipelines.data.listing import count_system_files, list_images
@@ -150,6 +150,18 @@ def open_source(
     if (table := find_table(Path(text))) is not None:
         return open_table(str(table), options)
     return _open_folder(Path(text), out)
+
+
+def local_files(source: Source) -> dict[str, Path]:
+    """Return the file of each picture by its name; raises ConfigError where they are no files of this
+    machine.
+    """
+    if not isinstance(source, FileSource) or not isinstance(source.store, LocalStore):
+        raise ConfigError(
+            f"FiftyOne shows pictures that are files of this machine; those of {source.where} are not. "
+            "Choose a folder, a pattern or a list of files, or leave --fiftyone out."
+        )
+    return {item.name: (source.store.folder / item.place).absolute() for item in source.items}
 
 
 def count_left_out(place: str | Path) -> dict[str, int]:

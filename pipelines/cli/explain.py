@@ -108,6 +108,9 @@ AllowHttp = Annotated[
 WhichOverlays = Annotated[
     str, typer.Option(help="all, none, or interesting: wrong, unsure, unusual, at the border, empty.")
 ]
+FiftyOne = Annotated[
+    bool, typer.Option("--fiftyone", help="Write a dataset of FiftyOne too, the maps as its heatmaps.")
+]
 Processes = Annotated[
     int | None, typer.Option(min=1, help="Worker processes on this machine; one a core for a long job.")
 ]
@@ -147,6 +150,7 @@ def explain(
     features: Features = False,
     also: Also = None,
     overlays: WhichOverlays = "all",
+    fiftyone: FiftyOne = False,
     on: Runner = BatchRunner.local,
     processes: Processes = None,
     estimate: Estimate = False,
@@ -173,7 +177,7 @@ def explain(
         pictures = open_source(source, SourceOptions(column, truth, allow_http), out=local_path(out))
         job = plan_job(
             pictures, explainer, options, checks=tuple(check or ()), figures=tuple(sheet or ()),
-            features=features, also=also or (), overlays=overlays,
+            features=features, also=also or (), overlays=overlays, fiftyone=fiftyone,
         )  # fmt: skip
         if estimate:
             _print_estimate(estimate_job(job, loaded, processes=processes, progress=reporter.step))

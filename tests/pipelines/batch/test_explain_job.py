@@ -24,7 +24,7 @@ from models.explainer import Explainer, ExplainOptions
 from models.images.decode import read_image
 from pipelines.batch.job import plan_job
 from pipelines.batch.local import run_local
-from pipelines.batch.sinks import overlay_name
+from pipelines.batch.sinks import overlay_name, read_rows
 from pipelines.errors import DataError
 
 
@@ -283,3 +283,58 @@ def test_ray_gives_the_rows_of_one_machine(folder, loaded, tmp_path):
 def test_overlay_names():
     assert overlay_name("a/x.jpg") != overlay_name("b/x.jpg")
     assert overlay_name("../../etc/passwd").count("/") == 0
+
+
+def test_a_job_becomes_a_dataset_of_fiftyone(butterflies, bundle_folder, in_tmp, at_once):
+    """In the layout of its importer: samples with a path, labels by their classes, heatmaps as files."""
+    words = [
+        "explain",
+        str(butterflies / "val"),
+        "--out",
+        "out",
+        "--bundle",
+        str(bundle_folder),
+        "--fiftyone",
+    ]
+    done = at_once(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = in_tmp / "out" / "fiftyone"
+    assert "version" not in json.loads((folder / "metadata.json").read_text()), "which would be a database's"
+    samples = json.loads((folder / "samples.json").read_text())["samples"]
+    rows = {row["path"]: row for row in read_rows(in_tmp / "out")}
+    assert len(samples) == len(rows)
+    for sample in samples:
+        picture = Path(sample["filepath"])
+        assert picture.is_absolute()
+        row = rows[picture.relative_to(butterflies / "val").as_posix()]
+        assert sample["prediction"] == {
+            "_cls": "Classification", "tags": [], "label": row["prediction"], "confidence": row["score"],
+        }  # fmt: skip
+        if row["status"] != "ok":
+            assert "evidence" not in sample
+            continue
+        assert (sample["evidence"]["_cls"], sample["evidence"]["range"]) == ("Heatmap", [0, 255])
+        heatmap = np.asarray(PIL.Image.open(folder / sample["evidence"]["map_path"]))
+        with PIL.Image.open(picture) as opened:
+            assert heatmap.shape[1] / heatmap.shape[0] == pytest.approx(
+                opened.width / opened.height, rel=0.02
+            )
+        y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
+        grid = np.array(row["grid"]).reshape(row["grid_rows"], row["grid_cols"])
+        best = np.unravel_index(grid.argmax(), grid.shape)
+        x0, y0, x1, y1 = row["seen_box"]
+        scale = heatmap.shape[1] / row["width"]
+        expected = (
+            y0 + (best[0] + 0.5) * (y1 - y0) / len(grid),
+            x0 + (best[1] + 0.5) * (x1 - x0) / len(grid[0]),
+        )
+        assert abs(y / scale - expected[0]) < (y1 - y0) / len(grid)
+        assert abs(x / scale - expected[1]) < (x1 - x0) / len(grid[0])
+
+
+def test_fiftyone_needs_pictures_that_are_files(butterflies, bundle_folder, in_tmp, at_once):
+    shutil.make_archive("pictures", "zip", butterflies / "val")
+    done = at_once("explain", "pictures.zip", "--out", "out", "--bundle", str(bundle_folder), "--fiftyone")
+    assert done.returncode == 1
+    assert "files of this machine" in " ".join(done.stderr.split())
+    assert not (in_tmp / "out").exists()
