@@ -172,6 +172,16 @@ def test_find_shortcuts(copy: ProjectCopy) -> None:
 
 
 @pytest.mark.soak
+def test_choose_a_method(copy: ProjectCopy) -> None:
+    _, printed = copy.follow("how-to/choose-a-method.md")
+    for question in ("Which region is of this class?", "What would the score lose?", "finest detail?"):
+        assert question in printed
+    measured = json.loads((copy.folder / "benchmark/benchmark.json").read_text())
+    assert {row["task"] for row in measured["figures"]} >= {"deletion"}
+    assert "Which to believe" in (copy.folder / "benchmark/index.html").read_text()
+
+
+@pytest.mark.soak
 def test_document_a_model(copy: ProjectCopy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bentoml"))
     copy.follow("how-to/document-a-model.md")

@@ -22,6 +22,7 @@ from models.errors import LucidaError
 from pipelines.cli import (
     adopt as adopt_commands,
     bench as bench_commands,
+    benchmark as benchmark_commands,
     card as card_commands,
     drift as drift_commands,
     explain as explain_commands,
@@ -64,6 +65,7 @@ explain_commands.register_commands(app)
 adopt_commands.register_commands(app)
 networks_commands.register_commands(app)
 bench_commands.register_commands(app)
+benchmark_commands.register_commands(app)
 card_commands.register_commands(app)
 drift_commands.register_commands(app)
 export_commands.register_commands(app)

@@ -1,0 +1,128 @@
+"""The page of a benchmark of methods: the best for each question, and every figure beside its controls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from pipelines.evaluation.best_methods import BestMethod, Figure, MethodFigures
+from pipelines.evaluation.method_benchmark import CEILING, DELETION
+from pipelines.reports.html import render_template
+
+_GRID_COLUMNS = {
+    "auroc": "AUROC", "average_precision": "average precision", "pointing": "pointing",
+    "above_other_class": "AUROC above another class's map", "energy": "energy",
+    "squared_energy": "energy, squared",
+}  # fmt: skip
+_DELETION_COLUMNS = {
+    "single": "single deletion, two covers", "blur": "blurred", "mean": "mean colour",
+    "area": "insertion less deletion",
+}  # fmt: skip
+_ABOUT_GRIDS = (
+    "Pictures of different classes as one; the map of a class should lie in the cell of its picture. A map "
+    "that knows nothing of the class has an AUROC of 0.5."
+)
+_ABOUT_DELETION = (
+    "Each place is covered alone; the figure is the rank correlation of the map with what the logit loses. "
+    "How far the two covers agree with each other is the most that a map can reach."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TableCell:
+    """A figure of the page."""
+
+    text: str
+    best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """A method's figures, or a control's."""
+
+    name: str
+    cells: tuple[TableCell, ...]
+    count: int
+    control: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkTable:
+    """The figures of one task."""
+
+    title: str
+    what: str
+    columns: tuple[str, ...]
+    rows: tuple[TableRow, ...]
+
+
+def render_benchmark(
+    figures: Sequence[MethodFigures], best: Sequence[BestMethod], *, title: str, about: str
+) -> str:
+    """Return the page."""
+    tasks = list(dict.fromkeys(item.task for item in figures))
+    tables = [_table(task, [item for item in figures if item.task == task]) for task in tasks]
+    return render_template("benchmark.html.j2", title=title, about=about, best=best, tables=tables)
+
+
+def benchmark_to_json(
+    figures: Sequence[MethodFigures], best: Sequence[BestMethod], about: Mapping[str, object]
+) -> str:
+    """Return all of it as JSON text; a figure that could not be measured is null."""
+    rows = [
+        {
+            "task": item.task, "candidate": item.candidate,
+            "figures": {name: _plain(figure) for name, figure in item.figures.items()},
+        }
+        for item in figures
+    ]  # fmt: skip
+    content = {"about": dict(about), "best": [asdict(item) for item in best], "figures": rows}
+    return json.dumps(content, indent=2, allow_nan=False)
+
+
+def _plain(figure: Figure) -> dict[str, float | int | None]:
+    return {
+        name: value if isinstance(value, int) or value == value else None
+        for name, value in asdict(figure).items()
+    }
+
+
+def _table(task: str, items: Sequence[MethodFigures]) -> BenchmarkTable:
+    columns = _DELETION_COLUMNS if task == DELETION else _GRID_COLUMNS
+    methods = [item for item in items if item.candidate != CEILING]
+    tops = {
+        name: max((item.figures[name].mean for item in methods if name in item.figures), default=0.0)
+        for name in columns
+    }
+    rows = [_row(item, tuple(columns), tops) for item in items]
+    if task == DELETION:
+        title, what = "Single deletion, deletion and insertion", _ABOUT_DELETION
+    else:
+        title, what = f"Pointing in a {task.removeprefix('grid ')} grid", _ABOUT_GRIDS
+        rows += _controls(methods[0], len(columns))
+    return BenchmarkTable(title, what, tuple(columns.values()), tuple(rows))
+
+
+def _controls(first: MethodFigures, columns: int) -> list[TableRow]:
+    """Return the AUROC of maps that know nothing of the class: the same for all methods, or the first's."""
+    named = (("a spot in the middle", "spot"), (f"another class's map, {first.candidate}", "other_class"))
+    return [
+        TableRow(
+            title,
+            (TableCell(str(first.figures[name]), False), *[TableCell("", False)] * (columns - 1)),
+            first.figures[name].count,
+            control=True,
+        )
+        for title, name in named
+    ]
+
+
+def _row(item: MethodFigures, columns: Sequence[str], tops: dict[str, float]) -> TableRow:
+    control = item.candidate == CEILING
+    cells = []
+    for name in columns:
+        figure = item.figures.get(name)
+        best = figure is not None and not control and figure.mean >= tops[name] and name != "squared_energy"
+        cells.append(TableCell("" if figure is None else str(figure), best))
+    return TableRow(item.candidate, tuple(cells), max(f.count for f in item.figures.values()), control)

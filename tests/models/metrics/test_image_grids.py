@@ -1,0 +1,98 @@
+"""Mosaics in which the place of each class is known, and networks that can only look at one cell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models.attribution.forward import run_forward
+from models.attribution.registry import METHODS, attribute
+from models.backends.eager import EagerBackend
+from models.images.decode import read_image
+from models.metrics.image_grids import build_grids
+from models.metrics.localization import localize
+from tests.support.disconnected import cut, disconnect, join
+from tests.support.methods import parameters_of
+
+
+@pytest.fixture(scope="module")
+def images(imagenet, photos):
+    """Twelve photographs of animals, as inputs."""
+    paths = [sorted(folder.glob("*.jpg"))[0] for folder in sorted((photos / "caltech_animals/val").iterdir())]
+    return [imagenet.geometry.prepare(read_image(path))[0] for path in paths[:12]]
+
+
+def test_cells_are_cut_and_joined_without_a_change():
+    x = torch.arange(2 * 3 * 8 * 12, dtype=torch.float32).reshape(2, 3, 8, 12)
+    assert torch.equal(join(cut(x, 2), 2), x)
+    assert torch.equal(cut(x, 2)[1], x[0, :, :4, 6:])
+
+
+def test_a_grid_holds_pictures_of_different_classes_in_cells_that_are_known(imagenet, images):
+    backend = EagerBackend(imagenet)
+    grids = build_grids(backend, images, side=2, count=5)
+    assert len(grids) == 5
+    for grid in grids:
+        assert grid.x.shape == (3, 448, 448)
+        assert len(set(grid.classes)) == 4
+        masks = np.stack([grid.mask(cell) for cell in range(4)])
+        assert (masks.sum(axis=0) == 1).all()
+        for cell, label in enumerate(grid.classes):
+            rows, cols = np.where(masks[cell])
+            alone = grid.x[:, rows.min() : rows.max() + 1, cols.min() : cols.max() + 1]
+            assert any(torch.equal(alone, image) for image in images)
+            assert int(run_forward(imagenet, alone[None]).logits.argmax()) == label
+    again = build_grids(backend, images, side=2, count=5)
+    assert all(torch.equal(one.x, other.x) for one, other in zip(grids, again, strict=True))
+
+
+def test_a_network_of_one_size_sees_smaller_pictures(model_of, images):
+    (grid,) = build_grids(EagerBackend(model_of("vit_b_16")), images, side=2, count=1) or [None]
+    assert grid is None or grid.x.shape == (3, 224, 224)
+
+
+def test_too_few_classes_make_no_grid(imagenet, images):
+    assert build_grids(EagerBackend(imagenet), images[:1] * 4, side=2, count=3) == []
+
+
+@pytest.mark.parametrize("kind", ["DiFull", "DiPart"])
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("hires_cam", "stage6.0"),
+        ("hires_cam", "stage5.2"),
+        ("layer_cam", "stage5.2"),
+        ("integrated_gradients", None),
+        ("occlusion", None),
+    ],
+)
+def test_maps_lie_in_the_only_cell_that_the_score_can_come_from(imagenet, images, kind, name, block):
+    """Where each class' score depends on its own cell alone, all evidence must lie there."""
+    grid = build_grids(EagerBackend(imagenet), images, side=2, count=1)[0]
+    cells = {label: cell for cell, label in enumerate(grid.classes)}
+    model = disconnect(imagenet, 2, cells if kind == "DiFull" else None)
+    small = {"integrated_gradients": {"steps": 8, "most_steps": 8, "cell": 8},
+             "occlusion": {"window": 112, "stride": 112, "cell": 8}}.get(name, {})  # fmt: skip
+    forward = run_forward(model, grid.x[None], block=block)
+    (maps,) = attribute(forward, [list(grid.classes)], method=name, parameters=parameters_of(name, **small))
+    for cell, attribution in enumerate(maps):
+        found = localize(attribution, grid.frame, grid.mask(cell))
+        assert found is not None
+        if kind == "DiFull":
+            inside = _by_cell(attribution.values)
+            assert np.abs(inside).sum() > 0
+            outside = np.delete(np.abs(inside), cell).sum()
+            assert outside <= 1e-6 * np.abs(inside).sum(), (name, cell, inside)
+        else:
+            # The head pools over all cells: another picture may speak for the class as well.
+            assert found.auroc > 0.5
+    assert METHODS[name].reads_block == (block is not None)
+
+
+def _by_cell(values):
+    rows, cols = (side // 2 for side in values.shape)
+    return np.array([
+        np.abs(values[row * rows : (row + 1) * rows, col * cols : (col + 1) * cols]).sum()
+        for row in range(2) for col in range(2)
+    ])  # fmt: skip

@@ -1,0 +1,69 @@
+"""Networks whose blocks see the cells of a mosaic one by one, so that it is known where a score comes from.
+
+DiFull and DiPart (Rao et al. 2022): in DiPart the head pools over all cells, in DiFull that of a class sees
+its own cell alone. Any value that a map has in another cell is then wrong, and not a matter of taste.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from models.networks.transfer_model import TransferModel
+
+
+class CellByCell(nn.Module):
+    """A block that is run on each cell of a mosaic of side x side alone."""
+
+    def __init__(self, block: nn.Module, side: int) -> None:
+        super().__init__()
+        self.block, self.side = block, side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Cut (N, C, side * h, side * w) into cells, run the block on each, and put them together again."""
+        return join(self.block(cut(x, self.side)), self.side)
+
+
+class OwnCells(nn.Module):
+    """A head in which each class is scored by one cell alone; all others by the whole."""
+
+    def __init__(self, pool: nn.Module, head: nn.Module, side: int, cells: dict[int, int]) -> None:
+        super().__init__()
+        self.pool, self.head, self.side, self.cells = pool, head, side, cells
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, classes)."""
+        logits = self.head(self.pool(x))
+        each = self.head(self.pool(cut(x, self.side)))
+        each = each.reshape(len(x), self.side**2, -1)
+        for label, cell in self.cells.items():
+            logits = torch.cat([logits[:, :label], each[:, cell, label, None], logits[:, label + 1 :]], dim=1)
+        return logits
+
+
+def cut(x: Tensor, side: int) -> Tensor:
+    """Return (N * side², C, h, w), row by row."""
+    n, channels, height, width = x.shape
+    cells = x.reshape(n, channels, side, height // side, side, width // side)
+    return cells.permute(0, 2, 4, 1, 3, 5).reshape(n * side**2, channels, height // side, width // side)
+
+
+def join(cells: Tensor, side: int) -> Tensor:
+    """Return what :func:`cut` cut."""
+    count, channels, height, width = cells.shape
+    laid = cells.reshape(count // side**2, side, side, channels, height, width)
+    return laid.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, side * height, side * width)
+
+
+def disconnect(model: TransferModel, side: int, cells: dict[int, int] | None = None) -> TransferModel:
+    """Return a copy for mosaics whose blocks see one cell at a time; with ``cells`` (class to cell) each of
+    these classes' head does as well.
+    """
+    copied = copy.deepcopy(model).eval()
+    for name in copied.block_names:
+        copied.replace_block(name, CellByCell(copied.block(name), side))
+    if cells is not None:
+        copied.pool, copied.classifier = nn.Identity(), OwnCells(copied.pool, copied.classifier, side, cells)
+    return copied
