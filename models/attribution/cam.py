@@ -25,6 +25,7 @@ from torch import Tensor
 from models.attribution.forward import ForwardPass, ScoreHead
 from models.attribution.measured import MeasuredMaps
 from models.attribution.targets import Target
+from models.devices import to_host
 from models.errors import ExplanationError
 
 _RETAIN_GRAPH = {"retain_graph": True}
@@ -62,7 +63,7 @@ def grad_cam_plus_plus(forward: ForwardPass, targets: Sequence[Target]) -> Measu
     total = activation.clamp(min=0).sum(dim=(2, 3), keepdim=True)
     weights = (gradient / (2 + gradient * total)).sum(dim=(2, 3), keepdim=True)
     negative = activation.clamp(max=0).abs().sum(dim=(1, 2, 3)) / activation.abs().sum(dim=(1, 2, 3))
-    facts = [{"negative_activation": share} for share in negative.nan_to_num().tolist()]
+    facts = [{"negative_activation": share} for share in to_host(negative.nan_to_num()).tolist()]
     return MeasuredMaps((weights * activation).sum(1), facts)
 
 

@@ -21,11 +21,11 @@ class MeasuredMaps:
     """Of each map, by name."""
 
 
-def maps_of(found: Tensor | MeasuredMaps) -> Tensor:
+def maps_of(result: Tensor | MeasuredMaps) -> Tensor:
     """Return the maps alone."""
-    return found.maps if isinstance(found, MeasuredMaps) else found
+    return result.maps if isinstance(result, MeasuredMaps) else result
 
 
-def facts_of(found: Tensor | MeasuredMaps, n: int) -> Mapping[str, float]:
+def facts_of(result: Tensor | MeasuredMaps, n: int) -> Mapping[str, float]:
     """Return what was measured of the n-th map."""
-    return found.facts[n] if isinstance(found, MeasuredMaps) else {}
+    return result.facts[n] if isinstance(result, MeasuredMaps) else {}

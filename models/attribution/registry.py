@@ -154,18 +154,18 @@ def attribute(
     spec = get_method(method)
     parameters = parameters if parameters is not None else spec.parameters()
     chosen = [[_as_target(forward, target) for target in image_targets] for image_targets in targets]
-    found = spec.run(forward, list(zip(*chosen, strict=True)), parameters)
+    results = spec.run(forward, list(zip(*chosen, strict=True)), parameters)
     backend, precision = spec.execution_info(forward)
     settings = {**asdict(parameters), "engine": backend, "precision": precision}
     return [
         [
             make_attribution(
                 target,
-                to_numpy(maps_of(found[k])[n]),
+                to_numpy(maps_of(results[k])[n]),
                 method=method,
                 block=spec.block_of(forward),
                 unit=spec.unit,
-                settings={**settings, **facts_of(found[k], n)},
+                settings={**settings, **facts_of(results[k], n)},
                 grid=spec.grid,
             )
             for k, target in enumerate(image_targets)

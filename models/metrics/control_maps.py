@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.devices import to_numpy
+
 _KINDS = ("other", "random", "other mirrored", "mirrored", "other", "other mirrored", "other", "random",
           "other", "other mirrored", "other", "random", "other", "other mirrored", "other", "random",
           "other mirrored", "other")  # fmt: skip
@@ -36,7 +38,7 @@ def centre_spot(shape: Sequence[int]) -> np.ndarray:
 
 def picture_seed(x: Tensor) -> int:
     """Return a seed that is one image's own: the same picture gets the same controls, another one others."""
-    return zlib.crc32(np.ascontiguousarray(x.numpy()).tobytes())
+    return zlib.crc32(np.ascontiguousarray(to_numpy(x)).tobytes())
 
 
 def make_control_maps(
@@ -69,8 +71,7 @@ def select_bank(maps: Sequence[np.ndarray]) -> np.ndarray | None:
     chosen = [maps[place] for place in np.linspace(0, len(maps) - 1, min(len(maps), _MOST)).astype(int)]
     shape = (min(chosen[0].shape[0], _MOST), min(chosen[0].shape[1], _MOST))
     laid = [torch.from_numpy(values / max(float(np.abs(values).max()), 1e-12))[None] for values in chosen]
-    kept: np.ndarray = torch.cat([F.adaptive_avg_pool2d(item.float(), shape) for item in laid]).numpy()
-    return kept
+    return to_numpy(torch.cat([F.adaptive_avg_pool2d(item.float(), shape) for item in laid]))
 
 
 def random_surrogates(grid: np.ndarray, count: int, *, seed: int) -> list[np.ndarray]:
@@ -103,8 +104,7 @@ def _resized(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if values.shape == shape:
         return values.astype(np.float32)
     laid = torch.from_numpy(values.astype(np.float32))[None, None]
-    resized: np.ndarray = F.interpolate(laid, shape, mode="bilinear", align_corners=False)[0, 0].numpy()
-    return resized
+    return to_numpy(F.interpolate(laid, shape, mode="bilinear", align_corners=False)[0, 0])
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:

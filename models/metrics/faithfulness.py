@@ -24,6 +24,7 @@ from models.attribution.perturbation import window_starts
 from models.attribution.result import STATUS_MEANINGS, Attribution
 from models.attribution.targets import Target
 from models.backends.base import Backend
+from models.devices import to_numpy
 from models.errors import ExplanationError
 from models.metrics.agreement import rank_correlation
 from models.metrics.control_maps import centre_spot, make_control_maps, picture_seed
@@ -231,7 +232,7 @@ def patch_losses(backend: Backend, x: Tensor, target: Target, cover: Cover, batc
             image[place] = hidden[place]
             images.append(image)
     logits = torch.cat([predict_logits(backend, part) for part in torch.split(torch.stack(images), batch)])
-    values = target.of(logits).double().numpy()
+    values = to_numpy(target.of(logits).double())
     return np.asarray((values[0] - values[1:]).reshape(len(tops), len(lefts)))
 
 
@@ -240,7 +241,7 @@ def rank_patches(grid: np.ndarray, losses: np.ndarray) -> float:
     laid = torch.from_numpy(grid.astype(np.float32))[None, None]
     if min(grid.shape) < min(losses.shape):
         laid = F.interpolate(laid, [4 * side for side in losses.shape], mode="bilinear", align_corners=False)
-    patches = F.adaptive_avg_pool2d(laid, (losses.shape[0], losses.shape[1]))[0, 0].numpy()
+    patches = to_numpy(F.adaptive_avg_pool2d(laid, (losses.shape[0], losses.shape[1]))[0, 0])
     return rank_correlation(patches, losses)
 
 

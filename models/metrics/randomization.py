@@ -152,12 +152,12 @@ def _verdict(alike: Mapping[str, Sequence[float]], apart: Sequence[float]) -> Me
     reason = f"Its maps {change} when every weight is shuffled (rank correlation {last:.2f})"
     if disabled:
         return MethodCheck(similarity, True, f"{reason}: it shows the picture, not the model.", other)
-    found = MethodCheck(similarity, False, f"{reason}.", other)
-    if not found.class_blind:
-        return found
-    asked = f", nor when another class is asked for ({other:.2f})" if other is not None else ""
+    check = MethodCheck(similarity, False, f"{reason}.", other)
+    if not check.class_blind:
+        return check
+    for_other = f", nor when another class is asked for ({other:.2f})" if other is not None else ""
     return replace(
-        found,
-        reason=f"{reason}, but hardly when only the head's are ({similarity[HEAD]:.2f}){asked}: it shows "
+        check,
+        reason=f"{reason}, but hardly when only the head's are ({similarity[HEAD]:.2f}){for_other}: it shows "
         "what the network responds to, and not which class it is.",
     )

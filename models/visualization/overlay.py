@@ -103,7 +103,7 @@ def _hatch(image: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.composite(dimmed.point(_ON_LINE * 3), dimmed, _diagonals(*image.size))
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=4)
 def _diagonals(width: int, height: int) -> PIL.Image.Image:
     """Return a mask of thin diagonals, which pictures of one size share."""
     rows, cols = np.arange(height)[:, None], np.arange(width)[None, :]

@@ -99,7 +99,7 @@ def _refuse_living(store: Store, token: str) -> None:
     try:
         note = json.loads(store.read(_NOTE))
         other, owner, age = note["token"], str(note["owner"]), time.time() - float(note["at"])
-        gone = note["host"] == socket.gethostname() and not _is_running(int(note["process"]))
+        gone = note.get("host") == socket.gethostname() and not _is_running(int(note["process"]))
     except (OSError, ValueError, KeyError, TypeError):
         return
     if other != token and age < _DEAD_S and not gone:

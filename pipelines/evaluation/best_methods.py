@@ -92,11 +92,11 @@ def choose_best(
 
 
 def _best(
-    question: str, found: dict[str, dict[str, Figure]], name: str, order: Sequence[str], what: str,
+    question: str, figures: dict[str, dict[str, Figure]], name: str, order: Sequence[str], what: str,
     chance: float,
 ) -> BestMethod:  # fmt: skip
     above = {
-        candidate: own[name] for candidate, own in found.items()
+        candidate: own[name] for candidate, own in figures.items()
         if own[name].mean > chance + _SURE * np.nan_to_num(own[name].error)
     }  # fmt: skip
     if not above:

@@ -169,17 +169,17 @@ def _localize_samples(
         maps = explainer.attribute(images, targets, options=options)
         for n, (sample, image, (own, other)) in enumerate(zip(batch, images, maps, strict=True)):
             mask = region(sample, (image.image.width, image.image.height))
-            found = localize(own, image.frame, mask) if mask is not None else None
-            if mask is None or found is None:
+            result = localize(own, image.frame, mask) if mask is not None else None
+            if mask is None or result is None:
                 yield None
                 continue
             foreign = maps[(n + 1) % len(maps)][0]
-            controls = {"spot": found.spot}
+            controls = {"spot": result.spot}
             if other.index != own.index:
                 controls["other_class"] = auroc_on(other.values, image.frame, mask)
             if foreign is not own:
                 controls["other_picture"] = auroc_on(foreign.values, image.frame, mask)
-            yield found, controls
+            yield result, controls
 
 
 def _other_class(model: TransferModel, sample: Sample) -> int:
@@ -189,13 +189,13 @@ def _other_class(model: TransferModel, sample: Sample) -> int:
 
 
 def _above_controls(
-    found: Sequence[Localization], others: Sequence[Mapping[str, float]]
+    results: Sequence[Localization], others: Sequence[Mapping[str, float]]
 ) -> dict[str, Interval]:
     """Return for each control how much higher the maps' AUROC is, over the samples that have it."""
     gaps = {}
     for name in ("spot", "other_class", "other_picture"):
         differences = np.array(
-            [item.auroc - row[name] for item, row in zip(found, others, strict=True) if name in row]
+            [item.auroc - row[name] for item, row in zip(results, others, strict=True) if name in row]
         )
         if len(differences):
             gaps[name] = _mean_interval(differences)

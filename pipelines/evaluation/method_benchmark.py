@@ -61,15 +61,15 @@ def list_candidates(model: TransferModel, x: Tensor) -> list[Candidate]:
     """
     ends = stage_ends(model, x[None])
     blocks = [model.cam_block, *(end for end in ends[-2:-1] if end != model.cam_block)] if ends else []
-    found = []
+    candidates = []
     for name, method in METHODS.items():
         if not method.reads_block:
-            found.append(Candidate(name, model.cam_block))
+            candidates.append(Candidate(name, model.cam_block))
         elif method.grid == "block":
-            found += [Candidate(name, block) for block in blocks]
+            candidates += [Candidate(name, block) for block in blocks]
         elif blocks:
-            found.append(Candidate(name, blocks[0]))
-    return found
+            candidates.append(Candidate(name, blocks[0]))
+    return candidates
 
 
 def cells_by_candidate(candidates: Sequence[Candidate], model: TransferModel, x: Tensor) -> dict[str, int]:
@@ -151,11 +151,11 @@ class MethodBenchmark:
         rows = []
         for cell, attribution in enumerate(maps):
             mask = grid.mask(cell)
-            found = localize(attribution, grid.frame, mask)
-            assert isinstance(found, Localization)
+            result = localize(attribution, grid.frame, mask)
+            assert isinstance(result, Localization)
             other = maps[(cell + 1) % len(maps)]
             rows.append(
-                asdict(found) | {"cell": cell, "other_class": auroc_on(other.values, grid.frame, mask)}
+                asdict(result) | {"cell": cell, "other_class": auroc_on(other.values, grid.frame, mask)}
             )
         return rows
 
