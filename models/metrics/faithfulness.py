@@ -32,6 +32,7 @@ from models.progress import Progress, no_progress
 
 _SURE, _LIKELY = 0.05, 0.25
 """Chances at which a map without any knowledge would come as far among so many controls."""
+_MIDDLE = 50.0
 _PATCHES = 7
 """Along each side, of single deletion."""
 _FEWEST_WITH_SPOT = 4
@@ -122,9 +123,11 @@ class FaithfulnessResult:
 
     @property
     def disagree(self) -> bool:
-        """Whether one test finds that the model reacts to the map and the other does not."""
-        levels = (self.curves.level, self.single.level)
-        return (max(levels) > 0 and min(levels) < max(levels) - 1) or min(levels) < 0 < max(levels)
+        """Whether one test finds that the model reacts to the map, and by the other half of the controls or
+        more do as well.
+        """
+        percentiles = (self.percentile, self.single_percentile)
+        return max(self.curves.level, self.single.level) > 0 and min(percentiles) <= _MIDDLE
 
     @property
     def verdict(self) -> str:

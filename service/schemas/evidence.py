@@ -37,7 +37,9 @@ class Faithfulness(Answer):
         description="Rank correlation, -1 to 1, of the map with what the logit loses patch by patch."
     )
     single_percentile: float = Field(description="Share of the control maps whose is lower, percent.")
-    disagree: bool = Field(description="Whether one of the two tests finds a reaction and the other none.")
+    disagree: bool = Field(
+        description="Whether one test finds a reaction, and by the other half of the controls do as well."
+    )
     centre: float = Field(description="The score of a plain spot in the middle.")
     cover: str
     deletion: Curve

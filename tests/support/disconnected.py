@@ -1,7 +1,7 @@
-"""Networks whose blocks see the cells of a mosaic one by one, so that it is known where a score comes from.
+"""Networks that see the cells of a mosaic one by one, so that it is known where a score comes from.
 
-DiFull and DiPart (Rao et al. 2022): in DiPart the head pools over all cells, in DiFull that of a class sees
-its own cell alone. Any value that a map has in another cell is then wrong, and not a matter of taste.
+DiFull and DiPart (Rao et al. 2022): in both the head of a class sees its own cell alone; in DiFull each block
+sees one cell at a time as well. Any value that a map has in another cell is then wrong: no matter of taste.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def join(cells: Tensor, side: int) -> Tensor:
     return laid.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, side * height, side * width)
 
 
-def disconnect(model: TransferModel, side: int, cells: dict[int, int] | None = None) -> TransferModel:
-    """Return a copy for mosaics whose blocks see one cell at a time; with ``cells`` (class to cell) each of
-    these classes' head does as well.
+def disconnect(model: TransferModel, side: int, cells: dict[int, int], *, blocks: bool) -> TransferModel:
+    """Return a copy for mosaics in which each class of ``cells`` (class to cell) is scored by its cell alone;
+    with ``blocks`` these see one cell at a time.
     """
     copied = copy.deepcopy(model).eval()
-    for name in copied.block_names:
-        copied.replace_block(name, CellByCell(copied.block(name), side))
-    if cells is not None:
-        copied.pool, copied.classifier = nn.Identity(), OwnCells(copied.pool, copied.classifier, side, cells)
+    if blocks:
+        for name in copied.block_names:
+            copied.replace_block(name, CellByCell(copied.block(name), side))
+    copied.pool, copied.classifier = nn.Identity(), OwnCells(copied.pool, copied.classifier, side, cells)
     return copied
