@@ -121,6 +121,6 @@ def integrated_gradients(
         )
         for x, target in zip(forward.x, targets, strict=True)
     ]  # fmt: skip
-    maps = torch.stack([result.shares.sum(0) for result in results]).float()
+    maps = torch.stack([result.shares for result in results]).float()
     facts = [{"steps": result.steps, "rise": result.rise, "residual": result.residual} for result in results]
     return MeasuredMaps(sum_cells(maps, parameters.cell), facts)

@@ -31,7 +31,7 @@ class PathIntegral:
     """Shares of a score's rise, with how far they are from adding up to it."""
 
     shares: Tensor
-    """(3, H, W)"""
+    """(H, W), summed over the colours."""
     rise: float
     """Of the score from the line's beginning to the image."""
     steps: int
@@ -60,7 +60,7 @@ def integrate_gradient(
         }
         left = (most_steps - taken) // (2 * len(_NODES))
         if abs(sum(errors.values())) <= CLOSE_ENOUGH * abs(rise) or left < 1:
-            return PathIntegral(torch.stack(list(shares.values())).sum(0), rise, taken)
+            return PathIntegral(sum(shares.values(), torch.zeros_like(x[0])), rise, taken)
         worst = sorted(errors, key=lambda piece: -abs(errors[piece]))
         halves: list[Piece] = []
         for begin, end in worst[: min(left, _MOST_HALVED, max(1, len(worst) // 2))]:
@@ -82,17 +82,24 @@ def _scores(score: Callable[[Tensor], Tensor], x: Tensor, places: Sequence[float
 
 
 def _integrate(score: Callable[[Tensor], Tensor], x: Tensor, pieces: Sequence[Piece]) -> dict[Piece, Tensor]:
-    """Return each piece's shares, (3, H, W)."""
-    places = torch.tensor(
-        [begin + (end - begin) * node for begin, end in pieces for node in _NODES], dtype=torch.float64
-    )
-    gradients = []
-    for part in torch.split(places, BATCH_SIZE):
-        images = _along(part, x).requires_grad_()
+    """Return each piece's shares, (H, W)."""
+    shares = []
+    for part in _parts(pieces):
+        places = torch.tensor(
+            [begin + (end - begin) * node for begin, end in part for node in _NODES], dtype=torch.float64
+        )
+        images = _along(places, x).requires_grad_()
         with torch.enable_grad():
-            gradients.append(torch.autograd.grad(score(images).sum(), images)[0].detach())
-    means = torch.cat(gradients).view(len(pieces), len(_NODES), *x.shape).mean(1)
-    return {piece: mean * (piece[1] - piece[0]) * x for piece, mean in zip(pieces, means, strict=True)}
+            (gradient,) = torch.autograd.grad(score(images).sum(), images)
+        means = gradient.detach().view(len(part), len(_NODES), *x.shape).mean(1)
+        shares += [(mean * x).sum(0) * (end - begin) for mean, (begin, end) in zip(means, part, strict=True)]
+    return dict(zip(pieces, shares, strict=True))
+
+
+def _parts(pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
+    """Return the pieces in parts of as many images as are run at once."""
+    size = BATCH_SIZE // len(_NODES)
+    return [pieces[start : start + size] for start in range(0, len(pieces), size)]
 
 
 def _along(places: Tensor, x: Tensor) -> Tensor:
