@@ -210,28 +210,28 @@ def test_random_surrogates_are_as_smooth_as_the_map_and_not_the_map():
 
 @pytest.mark.soak
 def test_maps_that_know_nothing_of_a_picture_land_in_the_middle_of_their_controls(imagenet, photos):
-    """A mirrored map, that of another picture and a spot, beside the true one, over 20 photographs."""
-    folders = sorted((photos / "caltech_animals/val").iterdir())
-    paths = [path for folder in folders for path in sorted(folder.glob("*.jpg"))[:4]][:44]
+    """A mirrored map, that of another picture and a spot, beside the true one, over 14 photographs."""
+    files = sorted((photos / "caltech_animals").rglob("*.jpg"))
+    paths = [files[place] for place in np.random.default_rng(0).permutation(len(files))[:34]]
     backend = create_backend("auto", imagenet, probe=torch.zeros(1, 3, 224, 224), threads=2)
-    inputs = [imagenet.geometry.prepare(read_image(path))[0] for path in paths[::2] + paths[1::2]]
+    inputs = [imagenet.geometry.prepare(read_image(path))[0] for path in paths]
     maps = []
     for x in inputs:
         forward = run_forward(imagenet, x[None], backend=backend)
         maps += attribute_each(forward, [int(forward.logits.argmax())])
-    bank = select_bank([item.values for item in maps[20:]])
+    bank = select_bank([item.values for item in maps[14:]])
     percentiles: dict[str, list[float]] = {"true": [], "mirrored": [], "foreign": [], "centred": []}
-    for n in range(20):
+    for n in range(14):
         own = maps[n].values
-        candidates = (own, own[:, ::-1], maps[(n + 7) % 20].values, centre_spot(own.shape) ** 2)
+        candidates = (own, own[:, ::-1], maps[(n + 7) % 14].values, centre_spot(own.shape) ** 2)
         for kind, values in zip(percentiles, candidates, strict=True):
             judged = replace(maps[n], values=np.ascontiguousarray(values, np.float32))
-            result = measure_faithfulness(backend, inputs[n], judged, bank=bank, steps=6, batch=32)
+            result = measure_faithfulness(backend, inputs[n], judged, bank=bank, steps=5, batch=32)
             percentiles[kind].append(result.percentile)
     means = {kind: np.mean(values) for kind, values in percentiles.items()}
-    assert means["true"] > 75, means
+    assert means["true"] > 70, means
     for kind in ("mirrored", "foreign", "centred"):
-        assert 33 < means[kind] < 67, means
+        assert 25 < means[kind] < min(75, means["true"]), means
 
 
 def test_an_empty_map_is_not_judged_and_counts_have_limits(spot):
