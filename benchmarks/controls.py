@@ -3,7 +3,7 @@ were explanations of it.
 
 python benchmarks/controls.py PICTURES [--count 60] [--steps 10]
 
-Prints for true Grad-CAM maps, and for mirrored, foreign, centred, edge and turned ones, the mean percentile
+Prints for true Grad-CAM maps, and for mirrored, foreign, centred, edge and negated ones, the mean percentile
 among the controls and the share of the surest words; for deletion and insertion, and for single deletion.
 """
 

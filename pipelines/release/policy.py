@@ -51,7 +51,7 @@ METRICS: dict[str, MetricInfo] = {
     "worst_class_recall": MetricInfo("recall of the class with the lowest", True),
     "loss": MetricInfo("mean negative log of the true class's score, nats", False),
     "calibration_error": MetricInfo("gap between scores and share of right answers, in ten bins", False),
-    "faithfulness": MetricInfo("percentile of the maps against random ones as smooth, 0 to 100", True),
+    "faithfulness": MetricInfo("percentile of the maps among control maps, 0 to 100", True),
     "localization": MetricInfo("AUROC of the evidence against the objects' masks or boxes", True),
     "explanation_drift": MetricInfo(
         "share of the evidence that moved since the champion, beyond what another seed moves", False,

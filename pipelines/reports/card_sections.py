@@ -155,10 +155,13 @@ def explanation_section(bundle: Bundle) -> CardSection:
             rows.append((name, f"{head:.2f}", f"{whole:.2f}", other, verdict))
     columns = ("method", "with the head shuffled", "with all shuffled", "for another class", "verdict")
     tables = [CardTable("Rank correlation with the trained model's maps", columns, rows)] if rows else []
+    metrics = bundle.manifest["metrics"]
+    # The classifier has an AUROC of its own; those of maps stand beside a share of the area.
+    regions = tuple(name.removesuffix("area") for name in metrics if name.endswith("_area"))
     located = {
         name.replace("_", " "): f"{value:.3f}"
-        for name, value in bundle.manifest["metrics"].items()
-        if any(figure in name for figure in ("auroc", "average_precision", "pointing", "energy"))
+        for name, value in metrics.items()
+        if regions and name.startswith(regions)
     }
     return CardSection("Explanations", paragraphs, located, tables)
 
