@@ -190,6 +190,12 @@ class Settings(BaseSettings):
         description="Folder of the jobs, their pictures and results, and of the service's figures. As a "
         "default, a folder within this one, of what is served and of the port.",
     )
+    jobs_url: str | None = Field(
+        None,
+        pattern=r"^(s3|gs|az)://[^/\s?#]+(/[^\s?#]*)?$",
+        description="Where the jobs lie instead, in an object store that several replicas share, as "
+        "s3://bucket/service. Credentials come from that store's own variables.",
+    )
     max_jobs: int = Field(50, ge=0, description="Jobs waiting or running; beyond them 429. 0 for no jobs.")
     max_jobs_bytes: int = Field(
         5_000_000_000, ge=1_000,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from http import HTTPStatus
@@ -14,18 +15,23 @@ from starlette.routing import Route
 from service import schemas
 from service.api.routes import AppState, json_errors
 from service.errors import HTTPError
-from service.jobs.store import UNFINISHED_STATES, Job, JobStore, is_no_room
+from service.jobs.open import open_job_store
+from service.jobs.store import UNFINISHED_STATES, Job, JobStoreUnavailable, is_no_room
 from service.operations import multipart
 from service.operations.operation import Operation
 from service.operations.registry import JOB_OPERATIONS
 
+log = logging.getLogger("lucida.jobs")
+
+_PATIENCE_SECONDS = 3.0
+
 
 class JobApi:
-    """The routes of the jobs, over one folder."""
+    """The routes of the jobs, over the store that the settings name."""
 
     def __init__(self, state: AppState) -> None:
         self._state, self._settings = state, state.settings
-        self._store = JobStore(state.settings.jobs, most_bytes=state.settings.max_jobs_bytes)
+        self._store = open_job_store(state.settings, patience=_PATIENCE_SECONDS)
 
     def routes(self) -> list[Route]:
         """Return the submission of each operation, and what can be asked about a job."""
@@ -40,9 +46,18 @@ class JobApi:
         ]
 
     def _route(self, path: str, answer: Callable[[Request], Awaitable[Response]], *methods: str) -> Route:
-        return Route(
-            path, json_errors(lambda request, state: answer(request), self._state), methods=[*methods]
-        )
+        async def endpoint(request: Request, state: AppState) -> Response:
+            try:
+                return await answer(request)
+            except JobStoreUnavailable as error:
+                log.warning("%s", error)
+                raise HTTPError(
+                    HTTPStatus.SERVICE_UNAVAILABLE, "jobs_unavailable",
+                    "The store of the jobs does not answer now. Nothing is lost; ask again.",
+                    {"Retry-After": "10"},
+                ) from error  # fmt: skip
+
+        return Route(path, json_errors(endpoint, self._state), methods=[*methods])
 
     async def _submit(self, request: Request, *, operation: Operation) -> Response:
         multipart.check_form(request)
@@ -62,9 +77,8 @@ class JobApi:
             # A wrong name is refused now, not by each image's answer later.
             form.check(self._state.models.predictor, unlimited=True)
             job = await to_thread.run_sync(self._create, operation, upload, _owner(request))
-        return self._job_response(
-            job, HTTPStatus.ACCEPTED, {"Location": f"{self._settings.root_path}/jobs/{job.id}"}
-        )
+        headers = {"Location": f"{self._settings.root_path}/jobs/{job.id}"}
+        return await to_thread.run_sync(self._job_response, job, HTTPStatus.ACCEPTED, headers)
 
     def _create(self, operation: Operation, upload: multipart.Upload, owner: str | None) -> Job:
         """Store a job; raises HTTPError where there are too many, or no room for this one."""
@@ -99,6 +113,9 @@ class JobApi:
         return JSONResponse((await to_thread.run_sync(own_jobs)).model_dump())
 
     async def _status_or_cancel(self, request: Request) -> Response:
+        return await to_thread.run_sync(self._find_and_cancel, request)
+
+    def _find_and_cancel(self, request: Request) -> Response:
         job = self._find(request)
         if request.method != "DELETE":
             return self._job_response(job)
@@ -106,12 +123,13 @@ class JobApi:
             self._store.cancel(job)
             return self._job_response(job)
         response = self._job_response(job)
-        await to_thread.run_sync(self._store.remove, job)
+        self._store.remove(job)
         return response
 
     async def _result(self, request: Request) -> Response:
-        job = self._find(request)
-        head = JSONResponse({"id": job.id, "state": self._store.status(job).state}).body
+        job = await to_thread.run_sync(self._find, request)
+        status = await to_thread.run_sync(self._store.status, job)
+        head = JSONResponse({"id": job.id, "state": status.state}).body
 
         def parts() -> Iterator[bytes]:
             yield bytes(head)[:-1] + b',"answers":['

@@ -13,19 +13,24 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 
 from models.errors import LucidaError
 from service.inference.model_manager import ModelManager
-from service.jobs.store import JobStore
+from service.jobs.open import open_job_store
+from service.jobs.store import JobStore, JobStoreUnavailable
 from service.jobs.worker import JobWorker
 from service.metrics import get_metrics
 from service.operations.trial import try_answers
 from service.settings import Settings
 
+log = logging.getLogger("lucida.jobs")
+
 _IDLE_SECONDS = 60.0
 _FORWARDS = 10**9
 """No limit: a job ends by its time."""
-_POLL_SECONDS = 0.3
+_PATIENCE_SECONDS = 20.0
+"""Less than the silence that ends a lease on a job."""
 _PARENT_SECONDS = 1.0
 
 
@@ -39,7 +44,7 @@ def main() -> None:
     # A job may take hours where a request takes seconds, but it shares the machine with the service.
     settings = settings.model_copy(update={"max_forwards": _FORWARDS, "max_batch": 1})
     os.nice(5)
-    store = JobStore(settings.jobs, most_bytes=settings.max_jobs_bytes)
+    store = open_job_store(settings, patience=_PATIENCE_SECONDS)
     stopping = threading.Event()
     signal.signal(signal.SIGINT, lambda number, frame: stopping.set())
     threading.Thread(target=_end_with_parent, args=(store, os.getppid()), daemon=True).start()
@@ -54,10 +59,15 @@ def _work(worker: JobWorker, stopping: threading.Event) -> None:
     """Take the next job that nobody works on, until there has been none for a while."""
     idle_since = time.monotonic()
     while not stopping.is_set() and time.monotonic() - idle_since < _IDLE_SECONDS:
-        if worker.run_next():
+        try:
+            worked = worker.run_next()
+        except JobStoreUnavailable as error:
+            log.warning("The jobs wait: %s", error)
+            worked = False
+        if worked:
             idle_since = time.monotonic()
         else:
-            stopping.wait(_POLL_SECONDS)
+            stopping.wait(worker.store.poll_seconds)
 
 
 def _end_with_parent(store: JobStore, parent: int) -> None:
@@ -65,8 +75,9 @@ def _end_with_parent(store: JobStore, parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_PARENT_SECONDS)
     # What is done so far is on disk; nobody waits for the rest, and no image is to blame.
-    for job in store.unfinished():
-        store.clear_attempt(job)
+    with suppress(JobStoreUnavailable):
+        for job in store.unfinished():
+            store.clear_attempt(job)
     os._exit(128 + signal.SIGTERM)
 
 

@@ -15,15 +15,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from service.jobs.store import JobStore
+from service.jobs.open import open_job_store
+from service.jobs.store import JobStoreUnavailable
 from service.settings import Settings
 
 log = logging.getLogger("lucida.jobs")
 
 _LOOK_SECONDS = 0.5
 _CLEAN_SECONDS = 60.0
+_PATIENCE_SECONDS = 2.0
+_AWAY_SECONDS = 10.0
 _END_SECONDS = 5.0
 _SOUND_SECONDS = 30.0
 _LONGEST_PAUSE = 60.0
@@ -34,7 +38,7 @@ class JobSupervisor:
 
     def __init__(self, settings: Settings, bundle: Callable[[], Path]) -> None:
         self._settings, self._bundle = settings, bundle
-        self._store = JobStore(settings.jobs, most_bytes=settings.max_jobs_bytes)
+        self._store = open_job_store(settings, patience=_PATIENCE_SECONDS)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lucida-job-supervisor", daemon=True)
         self._child: subprocess.Popen[bytes] | None = None
@@ -59,7 +63,7 @@ class JobSupervisor:
                 if self._stop.wait(_LOOK_SECONDS):
                     return
             cleaned = 0.0
-            while not self._stop.wait(_LOOK_SECONDS):
+            while not self._stop.wait(max(_LOOK_SECONDS, self._store.poll_seconds)):
                 try:
                     self._look()
                     if time.monotonic() - cleaned > _CLEAN_SECONDS:
@@ -67,6 +71,9 @@ class JobSupervisor:
                         self._store.remove_old(
                             self._settings.job_hours * 3600, most=self._settings.max_kept_jobs
                         )
+                except JobStoreUnavailable as error:
+                    log.warning("The jobs cannot be looked after now: %s", error)
+                    self._stop.wait(_AWAY_SECONDS)
                 except Exception:
                     # Whatever it is, jobs that wait need somebody who looks again.
                     log.exception("The jobs cannot be looked after now.")
@@ -120,5 +127,6 @@ class JobSupervisor:
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
-        for job in self._store.unfinished():
-            self._store.clear_attempt(job)
+        with suppress(JobStoreUnavailable):
+            for job in self._store.unfinished():
+                self._store.clear_attempt(job)

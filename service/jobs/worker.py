@@ -11,7 +11,14 @@ from models.cancellation import Deadline, check_deadline, deadline_scope
 from models.errors import Cancelled, DeadlineExceeded, LucidaError
 from service.errors import INTERNAL_MESSAGE, HTTPError, to_http_error
 from service.inference.model_manager import ModelManager
-from service.jobs.store import UNFINISHED_STATES, Job, JobStore, is_no_room
+from service.jobs.store import (
+    UNFINISHED_STATES,
+    Job,
+    JobStore,
+    JobStoreUnavailable,
+    JobTaken,
+    is_no_room,
+)
 from service.operations import multipart
 from service.operations.operation import Operation
 from service.operations.registry import JOB_OPERATIONS
@@ -20,10 +27,8 @@ from service.settings import Settings
 
 log = logging.getLogger("lucida.jobs")
 
-_SAY_SECONDS = 0.5
 _LOOK_SECONDS = 1.0
 """How often a long job looks whether a short one waits."""
-_MEASURE_SECONDS = 5.0
 _ATTEMPTS = 2
 _NO_ROOM_MESSAGE = (
     "There is no room left for the answers of the job; those found so far are kept. Delete jobs that have "
@@ -64,6 +69,10 @@ class JobWorker:
                 return False
             try:
                 self._run(job)
+            except JobTaken as reason:
+                log.warning("job %s is left: %s", job.id, reason)
+            except JobStoreUnavailable:
+                raise
             except Exception:
                 log.exception("job %s failed", job.id)
                 self.store.finish(job, state="failed", error=INTERNAL_MESSAGE)
@@ -76,12 +85,12 @@ class JobWorker:
         try:
             for n in range(progress.done, progress.total):
                 if self.store.attempt(job, n) > _ATTEMPTS:
-                    self.store.add_answer(job, _DEADLY.body.model_dump_json().encode())
+                    self.store.add_answer(job, n, _DEADLY.body.model_dump_json().encode())
                     progress.step()
                     continue
                 answer = self._answer(job, n, progress, limit).model_dump_json().encode()
                 self._make_room(len(answer))
-                self.store.add_answer(job, answer)
+                self.store.add_answer(job, n, answer)
                 progress.step()
                 self._run_short_jobs(job)
         except Cancelled:
@@ -101,7 +110,7 @@ class JobWorker:
         """Keep the folder within its limit; raises OSError where it is full. It is measured now and then."""
         now = time.monotonic()
         self._room -= needed
-        if self._room < 0 or now - self._measured > _MEASURE_SECONDS:
+        if self._room < 0 or now - self._measured > self.store.measure_seconds:
             self.store.make_room(needed)
             self._room, self._measured = self.store.most_bytes - self.store.size() - needed, now
 
@@ -129,7 +138,7 @@ class JobWorker:
                 answer = operation.run(self.models.predictor, data, form)
                 assert isinstance(answer, Answer)
                 return answer
-        except Cancelled:
+        except (Cancelled, JobTaken, JobStoreUnavailable):
             raise
         except DeadlineExceeded as error:
             limit.check()
@@ -162,10 +171,8 @@ class _Progress:
     def tick(self) -> None:
         """Note one step of the image's work; raises Cancelled."""
         self._ticks += 1
-        now = time.monotonic()
-        if now - self._said < _SAY_SECONDS:
+        if time.monotonic() - self._said < self._store.say_seconds:
             return
-        self._said = now
         if self._store.cancelled(self._job):
             raise Cancelled("The job was cancelled.")
         self._say()
@@ -175,9 +182,11 @@ class _Progress:
         self.done += 1
         self._all_ticks += self._ticks
         self._ticks = 0
-        self._say()
+        if time.monotonic() - self._said >= self._store.say_seconds or self.done == self.total:
+            self._say()
 
     def _say(self) -> None:
+        self._said = time.monotonic()
         done_here = self.done - self._first
         ticks_per_image = max(self._all_ticks / done_here, 1.0) if done_here else float(self._GUESS)
         within = (

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import boto3
+import httpx
 import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
@@ -30,7 +31,7 @@ class S3Server:
 
     def __call__(self, request: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer a request, as WSGI has it."""
-        if self.refuse(request):
+        if not request["PATH_INFO"].startswith("/moto-api") and self.refuse(request):
             self.refused += 1
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
             return [_SLOW_DOWN]
@@ -56,6 +57,8 @@ def faulty_s3(bucket: str) -> Iterator[tuple[Any, S3Server]]:
         client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
         client.create_bucket(Bucket=bucket)
         yield client, server
+        # Its buckets belong to the process: the next server would find them.
+        httpx.post(f"{server.address}/moto-api/reset", trust_env=False).raise_for_status()
     server.close()
 
 

@@ -11,7 +11,8 @@ import time
 import httpx
 import pytest
 
-from service.jobs.store import JobStatus, JobStore
+from service.jobs.folder_store import FolderJobStore
+from service.jobs.store import JobStatus
 from service.jobs.supervisor import JobSupervisor
 from service.settings import Settings
 
@@ -192,7 +193,7 @@ def test_jobs_are_bounded_in_number_and_belong_to_their_key(start, bundle_folder
 
 
 def test_what_ended_long_ago_is_forgotten(tmp_path):
-    store = JobStore(tmp_path, most_bytes=10**9)
+    store = FolderJobStore(tmp_path, most_bytes=10**9)
     old, new, waiting = (store.create("explain", {}, [b"x"], None) for _ in range(3))
     store.update(old, state="done", ended=time.time() - 100)
     store.update(new, state="done", ended=time.time())
@@ -202,21 +203,21 @@ def test_what_ended_long_ago_is_forgotten(tmp_path):
 
 
 def test_an_answer_that_a_kill_cut_off_is_dropped(tmp_path):
-    store = JobStore(tmp_path, most_bytes=10**9)
+    store = FolderJobStore(tmp_path, most_bytes=10**9)
     job = store.create("explain", {}, [b"x", b"y"], None)
-    store.add_answer(job, b'{"whole": 1}')
+    store.add_answer(job, 0, b'{"whole": 1}')
     with (tmp_path / job.id / "answers.jsonl").open("ab") as lines:
         lines.write(b'{"cut')
     assert list(store.answers(job)) == [b'{"whole": 1}']
     assert store.answered(job) == 1
-    store.add_answer(job, b'{"next": 2}')
+    store.add_answer(job, 1, b'{"next": 2}')
     assert [json.loads(line) for line in store.answers(job)] == [{"whole": 1}, {"next": 2}]
 
 
 def test_no_two_processes_work_on_one_job(tmp_path):
-    store = JobStore(tmp_path, most_bytes=10**9)
+    store = FolderJobStore(tmp_path, most_bytes=10**9)
     job = store.create("explain", {}, [], None)
-    with store.try_lock(job) as first, JobStore(tmp_path, most_bytes=10**9).try_lock(job) as second:
+    with store.try_lock(job) as first, FolderJobStore(tmp_path, most_bytes=10**9).try_lock(job) as second:
         assert (first, second) == (True, False)
     with store.try_lock(job) as third:
         assert third
@@ -250,7 +251,7 @@ def test_a_job_of_one_picture_does_not_wait_for_the_end_of_a_longer_one(service,
 
 
 def test_a_picture_that_kills_its_process_is_passed_over_after_two_tries(tmp_path):
-    store = JobStore(tmp_path, most_bytes=10**9)
+    store = FolderJobStore(tmp_path, most_bytes=10**9)
     job = store.create("explain", {}, [b"x", b"y"], None)
     assert [store.attempt(job, 0) for _ in range(3)] == [1, 2, 3]
     assert store.attempt(job, 1) == 1
@@ -259,7 +260,7 @@ def test_a_picture_that_kills_its_process_is_passed_over_after_two_tries(tmp_pat
 
 
 def test_only_so_many_ended_jobs_are_kept_and_none_keeps_its_pictures(tmp_path):
-    store = JobStore(tmp_path, most_bytes=10**9)
+    store = FolderJobStore(tmp_path, most_bytes=10**9)
     jobs = [store.create("explain", {}, [b"x"], None) for _ in range(4)]
     for job in jobs[:3]:
         store.finish(job, state="done")
@@ -269,7 +270,7 @@ def test_only_so_many_ended_jobs_are_kept_and_none_keeps_its_pictures(tmp_path):
 
 
 def test_a_damaged_job_stops_no_other(tmp_path):
-    store = JobStore(tmp_path, most_bytes=10**9)
+    store = FolderJobStore(tmp_path, most_bytes=10**9)
     jobs = [store.create("explain", {}, [b"x"], None) for _ in range(3)]
     (tmp_path / jobs[0].id / "job.json").write_text("")
     (tmp_path / jobs[1].id / "status.json").write_text('{"state": "running", "of another version": 1}')

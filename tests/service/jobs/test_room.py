@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.jobs.store import JobStore, is_no_room
+from service.jobs.folder_store import FolderJobStore
+from service.jobs.store import is_no_room
 
 
 def submit(service, verb: str, *pictures: bytes, **options: str) -> httpx.Response:
@@ -71,7 +72,7 @@ def test_a_full_disk_refuses_ends_and_frees_and_goes_on_when_there_is_room(
 
 
 def test_a_job_that_waits_can_be_cancelled_on_a_full_disk(bee, small_disk):
-    store = JobStore(small_disk / "jobs", most_bytes=10**9)
+    store = FolderJobStore(small_disk / "jobs", most_bytes=10**9)
     store.folder.mkdir()
     job = store.create("predict", {}, [bee], None)
     fill(small_disk / "ballast")
@@ -80,7 +81,7 @@ def test_a_job_that_waits_can_be_cancelled_on_a_full_disk(bee, small_disk):
 
 
 def test_a_status_is_kept_on_a_full_disk(bee, small_disk):
-    store = JobStore(small_disk / "jobs", most_bytes=10**9)
+    store = FolderJobStore(small_disk / "jobs", most_bytes=10**9)
     store.folder.mkdir()
     job = store.create("predict", {}, [bee], None)
     fill(small_disk / "ballast")
@@ -91,12 +92,12 @@ def test_a_status_is_kept_on_a_full_disk(bee, small_disk):
 
 
 def test_the_folder_keeps_within_its_bytes_and_the_oldest_that_ended_go(tmp_path):
-    store = JobStore(tmp_path / "jobs", most_bytes=100_000)
+    store = FolderJobStore(tmp_path / "jobs", most_bytes=100_000)
     store.folder.mkdir()
     ended = []
     for n in range(3):
         ended.append(store.create("predict", {}, [b"x" * 20_000], None))
-        store.add_answer(ended[n], b"y" * 20_000)
+        store.add_answer(ended[n], 0, b"y" * 20_000)
     for job in ended:
         store.finish(job, state="done")
     waiting = store.create("predict", {}, [b"x" * 20_000], None)
@@ -110,7 +111,7 @@ def test_the_folder_keeps_within_its_bytes_and_the_oldest_that_ended_go(tmp_path
 
 
 def test_the_folder_is_measured_while_jobs_come_and_go(tmp_path):
-    store = JobStore(tmp_path / "jobs", most_bytes=10**9)
+    store = FolderJobStore(tmp_path / "jobs", most_bytes=10**9)
     store.folder.mkdir()
     done = threading.Event()
 
