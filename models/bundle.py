@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +36,7 @@ from models.images.decode import decode_image
 from models.images.encode import encode_image
 from models.images.geometry import Geometry
 from models.method_checks import RandomizationCheck
+from models.method_choice import MethodChoice
 from models.networks.backbone import build_outline
 from models.networks.description import describe_network, other_library_version, read_backbone
 from models.networks.exported import (
@@ -98,6 +99,8 @@ class Bundle:
     """Which methods depend on what this model has learnt; None for a bundle that was saved without."""
     reference: Reference | None
     """What its validation images are like; None for a bundle that was saved without."""
+    best_methods: tuple[MethodChoice, ...]
+    """The best method for each question; none in a bundle that was saved without a benchmark."""
 
     @property
     def probe(self) -> tuple[Tensor, Tensor]:
@@ -116,6 +119,7 @@ def save_bundle(
     training: Mapping[str, Any] | None = None,
     sanity: RandomizationCheck | None = None,
     reference: Reference | None = None,
+    best_methods: Sequence[MethodChoice] = (),
 ) -> str:
     """Write a model as a new bundle folder and return its digest; the model is left in eval mode.
 
@@ -154,6 +158,7 @@ def save_bundle(
         "dataset": dict(dataset or {}),
         "training": dict(training or {}),
         "sanity": sanity.to_dict() if sanity is not None else None,
+        "best_methods": [choice.to_dict() for choice in best_methods],
         "versions": {package: version(package) for package in ("torch", "torchvision", "captum", "pillow")},
         "files": {name: _sha256(data) for name, data in files.items()},
         "probe": {"file": PROBE_FILE, "logits": logits},
@@ -216,6 +221,7 @@ def load_bundle(
         provenance=_read_provenance(folder, manifest),
         sanity=RandomizationCheck.from_dict(checked) if checked is not None else None,
         reference=_read_reference(folder, manifest),
+        best_methods=tuple(map(MethodChoice.from_dict, manifest.get("best_methods", ()))),
     )
 
 

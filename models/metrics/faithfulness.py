@@ -221,13 +221,16 @@ def score_curves(
     return curves
 
 
-def patch_losses(backend: Backend, x: Tensor, target: Target, cover: Cover, batch: int = 8) -> np.ndarray:
-    """Return what the target's logit loses when one patch of an image (3, H, W) is covered, for 7 x 7
-    patches.
+def patch_losses(
+    backend: Backend, x: Tensor, target: Target, cover: Cover, batch: int = 8,
+    grid: tuple[int, int] = (_PATCHES, _PATCHES),
+) -> np.ndarray:  # fmt: skip
+    """Return what the target's logit loses when one patch of an image (3, H, W) is covered, for a grid of so
+    many rows and columns of patches.
     """
     hidden = covered_input(x[None], cover)[0]
     images = [x]
-    (tops, down), (lefts, across) = (_patch_places(length) for length in x.shape[1:])
+    (tops, down), (lefts, across) = map(_patch_places, x.shape[1:], grid)
     for top in tops:
         for left in lefts:
             image = x.clone()
@@ -248,9 +251,9 @@ def rank_patches(grid: np.ndarray, losses: np.ndarray) -> float:
     return rank_correlation(patches, losses)
 
 
-def _patch_places(length: int) -> tuple[list[int], int]:
+def _patch_places(length: int, patches: int) -> tuple[list[int], int]:
     """Return where patches begin along a length, and how long they are."""
-    count = min(_PATCHES, length)
+    count = min(patches, length)
     side = -(-length // count)
     starts = window_starts(length, side, side)
     return starts[:count], side

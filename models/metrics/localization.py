@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from models.attribution.result import Attribution
 from models.images.frame import Frame
 from models.metrics.control_maps import centre_spot
 
@@ -43,9 +42,9 @@ class Localization:
     """Share of what the model saw that is inside the mask: the energy of an even map."""
 
 
-def localize(attribution: Attribution, frame: Frame, mask: np.ndarray) -> Localization | None:
-    """Hold a map against a boolean mask (height, width) of the upright image; None when the model saw
-    nothing of the object, or all of it everywhere.
+def localize(values: np.ndarray, frame: Frame, mask: np.ndarray) -> Localization | None:
+    """Hold a map (rows, cols) against a boolean mask (height, width) of the upright image; None when the
+    model saw nothing of the object, or all of it everywhere.
 
     Raises ValueError for a mask of another size.
     """
@@ -54,7 +53,7 @@ def localize(attribution: Attribution, frame: Frame, mask: np.ndarray) -> Locali
     area = float(mask[frame.seen()].mean())
     if not 0.0 < area < 1.0:
         return None
-    positive = np.maximum(attribution.values, 0.0)
+    positive = np.maximum(values, 0.0)
     inside, outside = cell_areas(frame, mask, positive.shape)
     x0, y0, x1, y1 = frame.seen_box
     middle = (min(int((y0 + y1) / 2), frame.height - 1), min(int((x0 + x1) / 2), frame.width - 1))

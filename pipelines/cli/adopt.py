@@ -56,7 +56,7 @@ def adopt(
     std: Annotated[str, typer.Option(help="The standard deviations that belong to it.")] = "",
     size: Annotated[str, typer.Option(help="Another input size, such as 288 or 192x256.")] = "",
     sanity: Annotated[
-        str, typer.Option(help="Methods to check by shuffled weights: all, block or none.")
+        str, typer.Option(help="Methods to check by shuffled weights and a benchmark: all, block or none.")
     ] = "all",
     device: Device = "auto",
 ) -> None:

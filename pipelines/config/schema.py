@@ -169,8 +169,8 @@ class TrainConfig:
     device: str = "auto"
     """Where the network computes: "cpu", "cuda", "cuda:1", "mps", or "auto" for the fastest there is."""
     sanity: str = "all"
-    """Which explanation methods are checked against shuffled weights before the bundle is saved: "all", only
-    the cheap ones that read a "block", or "none"."""
+    """Which explanation methods are checked against shuffled weights, and compared by a short benchmark,
+    before the bundle is saved: "all", only the cheap ones that read a "block", or "none"."""
     phases: tuple[PhaseConfig, ...] = DEFAULT_PHASES
     augmentation: Augmentation = field(default_factory=Augmentation)
 

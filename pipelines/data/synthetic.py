@@ -97,6 +97,22 @@ def write_specimens(plan: SpecimenPlan, folder: Path, *, progress: Progress = no
 
 def draw_specimen(plan: SpecimenPlan, split: str, species: str, number: int) -> Specimen:
     """Draw one image; it depends on the plan's seed and on these names alone."""
+    canvas, size = begin_canvas(plan, split, species, number)
+    rng = canvas.rng
+    body, mark = canvas.butterfly(species)
+    canvas.light()
+    planted = species == plan.shortcut_species and split != "test" and rng.random() < plan.shortcut_share
+    shortcut = canvas.label(species) if planted else None
+    return Specimen(
+        image=canvas.finish(size),
+        body=shrink_mask(body, size),
+        mark=shrink_mask(mark, size),
+        shortcut=shrink_mask(shortcut, size) if shortcut is not None else None,
+    )
+
+
+def begin_canvas(plan: SpecimenPlan, split: str, species: str, number: int) -> tuple[Canvas, tuple[int, int]]:
+    """Return the ground on which a specimen is drawn, in its pose, and the image's final size."""
     rng = np.random.default_rng([plan.seed, *f"{split}/{species}".encode(), number])
     width, height = plan.side, plan.side
     shape = rng.integers(0, 3)
@@ -104,18 +120,7 @@ def draw_specimen(plan: SpecimenPlan, split: str, species: str, number: int) -> 
         height = round(plan.side * 0.84)
     elif shape == 2:
         width = round(plan.side * 0.84)
-    canvas = Canvas(width * _SUPERSAMPLING, height * _SUPERSAMPLING, rng)
-    body, mark = canvas.butterfly(species)
-    canvas.light()
-    planted = species == plan.shortcut_species and split != "test" and rng.random() < plan.shortcut_share
-    shortcut = canvas.label(species) if planted else None
-    size = (width, height)
-    return Specimen(
-        image=canvas.finish(size),
-        body=_shrink(body, size),
-        mark=_shrink(mark, size),
-        shortcut=_shrink(shortcut, size) if shortcut is not None else None,
-    )
+    return Canvas(width * _SUPERSAMPLING, height * _SUPERSAMPLING, rng), (width, height)
 
 
 def _list_specimens(plan: SpecimenPlan) -> Iterator[tuple[str, str, int]]:
@@ -141,6 +146,7 @@ def _save(specimen: Specimen, root: Path, split: str, species: str, name: str) -
     specimen.image.save(root / split / species / f"{name}.jpg", quality=92)
 
 
-def _shrink(mask: np.ndarray, size: tuple[int, int]) -> PIL.Image.Image:
+def shrink_mask(mask: np.ndarray, size: tuple[int, int]) -> PIL.Image.Image:
+    """Return a boolean mask at an image's final size, 255 where it is."""
     small = PIL.Image.fromarray((mask * 255).astype(np.uint8)).resize(size, PIL.Image.Resampling.BOX)
     return small.point([255 if value >= 128 else 0 for value in range(256)])

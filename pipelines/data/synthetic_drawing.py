@@ -102,30 +102,64 @@ class Canvas:
 
     # ------------------------------------------------------------ parts
 
-    def butterfly(self, species: str) -> tuple[np.ndarray, np.ndarray]:
-        """Draw one and return its body and mark masks, boolean (height, width)."""
+    def butterfly(
+        self, species: str, *, left: str | None = None, right: str | None = None, wings_laid: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw one and return its body and mark masks, boolean (height, width).
+
+        ``left`` and ``right`` name the species whose mark that side has instead of its own, "" for no mark.
+        Without ``wings_laid`` the marks alone are drawn. All else stays as it is drawn without these options.
+        """
+        shown = {-1: species if left is None else left, 1: species if right is None else right}
         jitter = self.rng.normal(0, 0.012, (8, 2))
         fore = self._wing(np.array(_FOREWING) + jitter)
         hind = self._wing(np.array(_HINDWING) + jitter)
         wear = self.rng.uniform(0.05, 0.85) if self.rng.random() < 0.5 else 0.0
-        tail = (
-            self._wing(_shorten(np.array(_TAIL), wear)) & ~hind
-            if species == "caudata"
-            else np.zeros_like(fore)
-        )
+        tailed = self._where(shown, "caudata")
+        tail = self._wing(_shorten(np.array(_TAIL), wear)) & ~hind & tailed if tailed.any() else tailed
         wings = fore | hind | tail
         trunk = self._trunk()
-        self._shadow(wings | trunk)
+        if wings_laid:
+            self._shadow(wings | trunk)
         inner, outer, margin = (np.array(c, np.float32) for c in _PALETTES[self.rng.integers(len(_PALETTES))])
         paint = self._wing_paint(wings, fore, inner, outer, margin)
         bare = paint.copy()
         mark = self._mark(species, paint, fore, hind & ~fore, tail)
+        if (left, right) != (None, None):
+            paint, mark = self._exchange_marks(
+                species, shown, (bare, paint), mark, (fore, hind & ~fore, tail)
+            )
         # Half of the specimens are worn: the mark fades towards the bare wing, as scales rub off.
         paint = bare * wear + paint * (1 - wear)
-        self._lay(paint, wings)
-        self._lay(self._trunk_paint(margin), trunk)
-        self._antennae(margin)
-        return wings | trunk, mark & ~trunk
+        mark = mark & ~trunk
+        self._lay(paint, wings if wings_laid else mark)
+        if wings_laid:
+            self._lay(self._trunk_paint(margin), trunk)
+            self._antennae(margin)
+        return wings | trunk, mark
+
+    def _where(self, shown: dict[int, str], species: str) -> np.ndarray:
+        """Return the sides that have a species' mark, boolean (height, width)."""
+        return np.isin(self.side, [side for side, name in shown.items() if name == species])
+
+    def _exchange_marks(
+        self, species: str, shown: dict[int, str], paints: tuple[np.ndarray, np.ndarray], own: np.ndarray,
+        regions: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """Return the wings' paint and the marks' mask with the marks that are to be shown; ``paints`` are
+        those of bare wings and of wings with the species' own mark.
+        """
+        bare, marked = paints
+        keeps = self._where(shown, species)
+        paint, mark = np.where(keeps[..., None], marked, bare), own & keeps
+        # What the light and the grain draw next must not depend on it.
+        drawn, self.rng = self.rng, np.random.default_rng(0)
+        for other in {*shown.values()} - {species, ""}:
+            there, other_paint = self._where(shown, other), bare.copy()
+            mark = mark | self._mark(other, other_paint, *regions) & there
+            paint = np.where(there[..., None], other_paint, paint)
+        self.rng = drawn
+        return paint, mark
 
     def label(self, species: str) -> np.ndarray:
         """Draw a collector's label in a corner, as the planted shortcut; return its mask."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.attribution.registry import METHODS
-from pipelines.evaluation.method_benchmark import CEILING, DELETION, GRID_TASKS, Candidate, Row
+from pipelines.evaluation.benchmark_tasks import CEILING, DELETION, GRID, Row
+from pipelines.evaluation.method_benchmark import Candidate
 
 _SURE = 2.0
 """Standard errors by which a figure must be above a control's."""
@@ -17,6 +18,20 @@ WHICH_REGION, WHAT_IT_LOSES, FINEST = (
     "What would the score lose?",
     "What is the finest detail?",
 )
+_FEWEST = 3
+"""Samples that a method must have been asked about."""
+_OTHERS = 3
+_DERIVED = {
+    "single": {"blur", "mean"},
+    "above_other_class": {"auroc", "other_class"},
+    "above_other_picture": {"auroc", "other_picture"},
+}
+"""Figures that are made of two of a row."""
+_FIGURES = (
+    "auroc", "average_precision", "pointing", "energy", "squared_energy", "area", "spot", "other_class",
+    "other_picture", "above_other_class", "above_other_picture", "single", "blur", "mean", "area_between",
+    "parts", "ignored", "contrast", "completeness",
+)  # fmt: skip
 _FINER = 1.5
 """Times as many cells along a side as the Grad-CAM block's: what counts as fine."""
 
@@ -50,6 +65,15 @@ class BestMethod:
     question: str
     candidate: str | None
     why: str
+    task: str = ""
+    """The task that decided it."""
+
+
+def main_figure(row: Row) -> float:
+    """Return the figure by which a map of a task is called good."""
+    return next(
+        float(value) for name in ("auroc", "parts", "single") if (value := _value(row, name)) is not None
+    )
 
 
 def summarize_rows(rows: Sequence[Row]) -> list[MethodFigures]:
@@ -70,7 +94,7 @@ def choose_best(
     one's maps have.
     """
     coarse = min(cells.values(), default=0)
-    grids = [item for item in figures if item.task in GRID_TASKS]
+    grids = [item for item in figures if item.task.startswith(GRID)]
     task = grids[0].task if grids else None
     on_grid = {item.candidate: item.figures for item in grids if item.task == task}
     specific = {
@@ -85,46 +109,62 @@ def choose_best(
     }
     order = [str(item) for item in sorted(candidates, key=lambda item: METHODS[item.method].grid != "block")]
     return [
-        _best(WHICH_REGION, specific, "auroc", order, f"AUROC of its cell in {task}", 0.5),
-        _best(WHAT_IT_LOSES, losing, "single", order, "rank correlation with what single patches lose", 0.0),
-        _best(FINEST, fine, "auroc", order, f"AUROC of its cell in {task}, by finer cells", 0.5),
+        _best(WHICH_REGION, specific, "auroc", order, f"AUROC of its cell in {task}", 0.5, task or ""),
+        _best(
+            WHAT_IT_LOSES,
+            losing,
+            "single",
+            order,
+            "rank correlation with what single patches lose",
+            0.0,
+            DELETION,
+        ),
+        _best(FINEST, fine, "auroc", order, f"AUROC of its cell in {task}, by finer cells", 0.5, task or ""),
     ]
 
 
 def _best(
     question: str, figures: dict[str, dict[str, Figure]], name: str, order: Sequence[str], what: str,
-    chance: float,
+    chance: float, task: str,
 ) -> BestMethod:  # fmt: skip
     above = {
         candidate: own[name] for candidate, own in figures.items()
-        if own[name].mean > chance + _SURE * np.nan_to_num(own[name].error)
+        if own[name].count >= _FEWEST and own[name].mean > chance + _SURE * own[name].error
     }  # fmt: skip
+    if not figures:
+        return BestMethod(
+            question, None, "No method was measured; mosaics need pictures of four classes.", task
+        )
     if not above:
-        return BestMethod(question, None, "No method is above chance by two standard errors.")
+        why = f"No method is above chance by two standard errors in {_FEWEST} samples or more."
+        return BestMethod(question, None, why, task)
     # Of two that do as well, the cheaper one, which comes first.
     best = max(above.values(), key=lambda figure: figure.mean)
     level = best.mean - np.nan_to_num(best.error)
     chosen = next(candidate for candidate in order if candidate in above and above[candidate].mean >= level)
     others = ", ".join(
-        f"{candidate} {above[candidate]}" for candidate in order if candidate in above and candidate != chosen
+        f"{candidate} {above[candidate]}"
+        for candidate in sorted(above, key=lambda item: -above[item].mean)[: _OTHERS + 1]
+        if candidate != chosen
     )
-    return BestMethod(question, chosen, f"{what}: {above[chosen]}{f'; others: {others}' if others else ''}.")
+    why = f"{what}: {above[chosen]}{f'; others: {others}' if others else ''}."
+    return BestMethod(question, chosen, why, task)
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
-    if rows[0]["task"] == DELETION:
-        return [name for name in ("single", "blur", "mean", "area") if _value(rows[0], name) is not None]
-    return ["auroc", "average_precision", "pointing", "energy", "squared_energy", "spot", "other_class",
-            "above_other_class"]  # fmt: skip
+    present = {*rows[0], *(name for name, parts in _DERIVED.items() if parts <= {*rows[0]})}
+    return [name for name in _FIGURES if name in present]
 
 
 def _value(row: Row, name: str) -> float | None:
     """Return a figure of a row, or one that is made of two of them."""
+    if not _DERIVED.get(name, {name}) <= {*row}:
+        return None
     if name == "single":
         return float(row["blur"] + row["mean"]) / 2
-    if name == "above_other_class":
-        return float(row["auroc"] - row["other_class"])
-    return row.get(name)
+    if name in ("above_other_class", "above_other_picture"):
+        return float(row["auroc"] - row[name.removeprefix("above_")])
+    return float(row[name])
 
 
 def _figure(rows: Sequence[Row], name: str) -> Figure:

@@ -169,7 +169,7 @@ def _localize_samples(
         maps = explainer.attribute(images, targets, options=options)
         for n, (sample, image, (own, other)) in enumerate(zip(batch, images, maps, strict=True)):
             mask = region(sample, (image.image.width, image.image.height))
-            result = localize(own, image.frame, mask) if mask is not None else None
+            result = localize(own.values, image.frame, mask) if mask is not None else None
             if mask is None or result is None:
                 yield None
                 continue

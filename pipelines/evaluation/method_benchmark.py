@@ -1,46 +1,29 @@
 """Methods of explanation measured for one model, against what is known and against controls.
 
-Three questions, none of which a map can answer by being concentrated or by lying in the middle:
-
-- grids: in a mosaic of pictures of different classes, is the map of a class in its cell?
-- single deletion: does the map rank places by what the logit loses when each alone is covered, by two covers?
-- deletion and insertion: how far does the score follow the order of the map (its area)?
-
-Each row is kept as it is measured, so that a benchmark that was stopped goes on.
+What is asked of a map stands in :mod:`pipelines.evaluation.benchmark_tasks`. Each row is kept as it is
+measured, so that a benchmark that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from models.attribution.forward import ForwardPass, run_forward
+from models.attribution.forward import run_forward
 from models.attribution.registry import METHODS, attribute
-from models.attribution.result import Attribution
-from models.attribution.targets import make_target
 from models.backends.base import Backend
 from models.errors import ExplanationError
-from models.metrics.agreement import rank_correlation
-from models.metrics.faithfulness import patch_losses, rank_patches, score_curves
-from models.metrics.image_grids import ImageGrid, build_grids
 from models.metrics.layer_sweep import stage_ends
-from models.metrics.localization import Localization, auroc_on, localize
 from models.networks.transfer_model import TransferModel
 from models.progress import Progress, no_progress
 from pipelines.errors import DataError
-
-GRID_TASKS = {"grid 2x2": 2, "grid 3x3": 3}
-DELETION, CEILING = "deletion", "agreement of the two covers"
-_STEPS = 10
-_COSTLY_SHARE = {"grid 2x2": 8, "grid 3x3": 0, DELETION: 4}
-"""Methods that take many forwards are asked for one in so many of a task's samples, or for none."""
-Row = dict[str, Any]
+from pipelines.evaluation.benchmark_tasks import BenchmarkTask, MapMaker, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +36,20 @@ class Candidate:
     def __str__(self) -> str:
         """Name both, or the method alone where it reads no block."""
         return f"{self.method} at {self.block}" if METHODS[self.method].reads_block else self.method
+
+    @property
+    def costly(self) -> bool:
+        """Whether a map takes many forwards."""
+        return METHODS[self.method].grid != "block"
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A maker of maps, of this project or another, as a benchmark asks it."""
+
+    name: str
+    maps: MapMaker
+    costly: bool = False
 
 
 def list_candidates(model: TransferModel, x: Tensor) -> list[Candidate]:
@@ -84,18 +81,35 @@ def cells_by_candidate(candidates: Sequence[Candidate], model: TransferModel, x:
     return cells
 
 
+def make_contestant(backend: Backend, candidate: Candidate) -> Contestant:
+    """Return a candidate as a maker of maps; it makes none where the method does not apply to the network."""
+    method = METHODS[candidate.method]
+    quick = method.parameters.from_names({}, quick=True)
+    block = candidate.block if method.reads_block else None
+
+    def maps(x: Tensor, classes: Sequence[int]) -> list[np.ndarray]:
+        try:
+            forward = run_forward(backend.model, x[None], block=block, backend=backend)
+            (found,) = attribute(forward, [list(classes)], method=candidate.method, parameters=quick)
+        except ExplanationError:
+            return []
+        return [item.values for item in found]
+
+    return Contestant(str(candidate), maps, candidate.costly)
+
+
 class MethodBenchmark:
-    """A benchmark of a model's methods on images (3, H, W), with what is measured in a file, line by line."""
+    """A benchmark of makers of maps on tasks, with what is measured in a file, line by line."""
 
     def __init__(
-        self, backend: Backend, images: Sequence[Tensor], file: Path, *, about: Mapping[str, Any], grids: int
-    ) -> None:
+        self, contestants: Sequence[Contestant], tasks: Sequence[BenchmarkTask], file: Path,
+        *, about: Mapping[str, Any],
+    ) -> None:  # fmt: skip
         """Begin, or go on where a file of the same benchmark (``about``) ends; raises DataError for one of
         another.
         """
-        self.backend, self.images, self.file, self._grids = backend, images, file, grids
-        self.candidates = list_candidates(backend.model, images[0])
-        header = {"about": dict(about) | {"images": len(images), "grids": grids}}
+        self.contestants, self.tasks, self.file = contestants, tasks, file
+        header = {"about": dict(about), "tasks": {task.name: len(task) for task in tasks}}
         lines = _read_lines(file)
         if lines and lines[0] != header:
             raise DataError(
@@ -109,18 +123,24 @@ class MethodBenchmark:
     def rows(self) -> list[Row]:
         """All that was measured, a row for each map."""
         return [
-            {"candidate": unit["candidate"], **row, "task": unit["task"], "sample": unit["sample"]}
+            row | {"task": unit["task"], "sample": unit["sample"]}
             for unit in self._units
             for row in unit["rows"]
         ]
 
-    def run(self, progress: Progress = no_progress) -> None:
-        """Measure what is not measured yet."""
-        done = {(unit["task"], unit["candidate"], unit["sample"]) for unit in self._units}
-        work = list(self._plan())
-        for number, (task, candidate, sample, measure) in enumerate(work, start=1):
-            if (task, candidate, sample) not in done:
-                unit = {"task": task, "candidate": candidate, "sample": sample, "rows": measure()}
+    def run(self, progress: Progress = no_progress, check: Callable[[], bool] = lambda: True) -> None:
+        """Measure what is not measured yet, for as long as ``check`` says so."""
+        done = {(unit["task"], unit["sample"]) for unit in self._units}
+        work = [(task, sample) for task in self.tasks for sample in range(len(task))]
+        # One sample of each task after the other: whenever it is stopped, all were asked about as often.
+        work.sort(key=lambda item: item[1] / max(1, len(item[0])))
+        for number, (task, sample) in enumerate(work, start=1):
+            if (task.name, sample) not in done:
+                if not check():
+                    return
+                costly = task.costly_share > 0 and sample % task.costly_share == 0
+                asked = {item.name: item.maps for item in self.contestants if costly or not item.costly}
+                unit = {"task": task.name, "sample": sample, "rows": task.measure(sample, asked)}
                 self._write(unit)
                 self._units.append(unit)
             progress("measuring methods", number, len(work))
@@ -129,67 +149,6 @@ class MethodBenchmark:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a") as file:
             file.write(json.dumps(line) + "\n")
-
-    def _plan(self) -> Iterator[tuple[str, str, int, Callable[[], list[Row]]]]:
-        """Yield each unit of work: task, candidate, number of the sample, and what measures it."""
-        for task, side in GRID_TASKS.items():
-            grids = build_grids(self.backend, self.images, side=side, count=self._grids)
-            for sample, grid in enumerate(grids):
-                for candidate in self._affordable(task, sample):
-                    yield task, str(candidate), sample, partial(self._on_grid, candidate, grid)
-        for sample, x in enumerate(self.images):
-            yield DELETION, "all", sample, partial(self._by_deletion, sample, x)
-
-    def _affordable(self, task: str, sample: int) -> list[Candidate]:
-        share = _COSTLY_SHARE[task]
-        costly = share > 0 and sample % share == 0
-        return [item for item in self.candidates if costly or METHODS[item.method].grid == "block"]
-
-    def _on_grid(self, candidate: Candidate, grid: ImageGrid) -> list[Row]:
-        """Return a row for each cell, with the AUROC of the next cell's class in it as a control."""
-        maps = self._maps(candidate, grid.x, grid.classes)
-        rows = []
-        for cell, attribution in enumerate(maps):
-            mask = grid.mask(cell)
-            result = localize(attribution, grid.frame, mask)
-            assert isinstance(result, Localization)
-            other = maps[(cell + 1) % len(maps)]
-            rows.append(
-                asdict(result) | {"cell": cell, "other_class": auroc_on(other.values, grid.frame, mask)}
-            )
-        return rows
-
-    def _by_deletion(self, sample: int, x: Tensor) -> list[Row]:
-        forward = run_forward(self.backend.model, x[None], backend=self.backend)
-        top = int(forward.logits.argmax())
-        target = make_target(self.backend.model.classes, top)
-        losses = {cover: patch_losses(self.backend, x, target, cover) for cover in ("blur", "mean")}
-        ceiling = rank_correlation(losses["blur"], losses["mean"])
-        rows: list[Row] = [{"candidate": CEILING, "blur": ceiling, "mean": ceiling}]
-        for candidate in self._affordable(DELETION, sample):
-            for attribution in self._maps(candidate, x, [top]):
-                if attribution.status != "ok":
-                    continue
-                ((deletion, insertion),) = score_curves(
-                    self.backend, x, [attribution.values], target, "blur", _STEPS, seed=sample
-                )
-                rows.append({
-                    "candidate": str(candidate), "area": insertion.area - deletion.area,
-                    **{cover: rank_patches(attribution.values, lost) for cover, lost in losses.items()},
-                })  # fmt: skip
-        return rows
-
-    def _maps(self, candidate: Candidate, x: Tensor, classes: Sequence[int]) -> list[Attribution]:
-        """Return a map for each class; none where the method does not apply to the network."""
-        method = METHODS[candidate.method]
-        quick = method.parameters.from_names({}, quick=True)
-        block = candidate.block if method.reads_block else None
-        try:
-            forward: ForwardPass = run_forward(self.backend.model, x[None], block=block, backend=self.backend)
-            (maps,) = attribute(forward, [list(classes)], method=candidate.method, parameters=quick)
-        except ExplanationError:
-            return []
-        return maps
 
 
 def _read_lines(file: Path) -> list[Row]:

@@ -190,6 +190,12 @@ def _facts(verdict: Verdict, data: Dataset, override: str | None) -> dict[str, s
         "data set's digest": data.digest,
         "policy": verdict.policy.name,
         "policy's digest": verdict.policy.digest,
+        **{
+            f"{title}: {choice.question.lower().rstrip('?')}": f"{choice}. {choice.why}"
+            for title, measured in (("method to believe", version), ("champion's method", champion))
+            if measured is not None
+            for choice in measured.bundle.best_methods
+        },
         "judged by": _who(),
         "judged at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         "override": override or "none",

@@ -247,7 +247,7 @@ def _localization(
     for item in explained:
         attribution, frame = item.placed
         mask = object_region(data, item.sample, (item.sample.width, item.sample.height))
-        located = localize(attribution, frame, mask) if mask is not None else None
+        located = localize(attribution.values, frame, mask) if mask is not None else None
         if located is not None:
             values[places[item.sample.sha256]] = located.auroc
     return values

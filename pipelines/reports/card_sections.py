@@ -155,6 +155,11 @@ def explanation_section(bundle: Bundle) -> CardSection:
             rows.append((name, f"{head:.2f}", f"{whole:.2f}", other, verdict))
     columns = ("method", "with the head shuffled", "with all shuffled", "for another class", "verdict")
     tables = [CardTable("Rank correlation with the trained model's maps", columns, rows)] if rows else []
+    if bundle.best_methods:
+        best = [(choice.question, str(choice), choice.why) for choice in bundle.best_methods]
+        tables.append(
+            CardTable("Which method to believe, by a benchmark", ("question", "method", "why"), best)
+        )
     metrics = bundle.manifest["metrics"]
     # The classifier has an AUROC of its own; those of maps stand beside a share of the area.
     regions = tuple(name.removesuffix("area") for name in metrics if name.endswith("_area"))

@@ -6,18 +6,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from pipelines.evaluation.benchmark_tasks import CEILING, CELLS, DELETION, GRID, LABEL, MASKS, SPECIMENS
 from pipelines.evaluation.best_methods import BestMethod, Figure, MethodFigures
-from pipelines.evaluation.method_benchmark import CEILING, DELETION
+from pipelines.reports.benchmark_cases import MethodCases
 from pipelines.reports.html import render_template
 
-_GRID_COLUMNS = {
+_LOCATED_COLUMNS = {
     "auroc": "AUROC", "average_precision": "average precision", "pointing": "pointing",
-    "above_other_class": "AUROC above another class's map", "energy": "energy",
+    "above_other_class": "AUROC above another class's map",
+    "above_other_picture": "AUROC above another picture's map", "energy": "energy",
     "squared_energy": "energy, squared",
 }  # fmt: skip
 _DELETION_COLUMNS = {
     "single": "single deletion, two covers", "blur": "blurred", "mean": "mean colour",
-    "area": "insertion less deletion",
+    "area_between": "insertion less deletion",
+}  # fmt: skip
+_SPECIMEN_COLUMNS = {
+    "parts": "ranks of parts", "ignored": "AUROC of parts that count", "contrast": "between two marks",
+    "completeness": "loss by the first part",
 }  # fmt: skip
 _ABOUT_GRIDS = (
     "Pictures of different classes as one; the map of a class should lie in the cell of its picture. A map "
@@ -27,6 +33,26 @@ _ABOUT_DELETION = (
     "Each place is covered alone; the figure is the rank correlation of the map with what the logit loses. "
     "How far the two covers agree with each other is the most that a map can reach."
 )
+_ABOUT_MASKS = (
+    "The map of the predicted class against the mask of the object. Objects lie in the middle, so a spot "
+    "there, the map of another class and that of another picture tell what a figure is worth."
+)
+_ABOUT_SPECIMENS = (
+    "Drawn specimens, drawn again without each part: both marks, the wings, the ground. Ranks: correlation "
+    "of the parts' shares of the map with what the logit loses. Between two marks: on a specimen with the "
+    "marks of two species, whether each class's map lies on its own, 0.5 by chance."
+)
+_ABOUT_LABEL = (
+    "Specimens with a collector's label, as far as the model's score rests on it by more than a fifth: which "
+    "maps lie on the label."
+)
+_SECTIONS = {
+    DELETION: ("Single deletion, deletion and insertion", _ABOUT_DELETION),
+    CELLS: ("Single deletion by the cells of the block", _ABOUT_DELETION),
+    MASKS: ("Masks of objects", _ABOUT_MASKS),
+    SPECIMENS: ("Parts of drawn specimens", _ABOUT_SPECIMENS),
+    LABEL: ("A planted label", _ABOUT_LABEL),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +84,15 @@ class BenchmarkTable:
 
 
 def render_benchmark(
-    figures: Sequence[MethodFigures], best: Sequence[BestMethod], *, title: str, about: str
-) -> str:
+    figures: Sequence[MethodFigures], best: Sequence[BestMethod], cases: Sequence[MethodCases], *, title: str,
+    about: str,
+) -> str:  # fmt: skip
     """Return the page."""
     tasks = list(dict.fromkeys(item.task for item in figures))
     tables = [_table(task, [item for item in figures if item.task == task]) for task in tasks]
-    return render_template("benchmark.html.j2", title=title, about=about, best=best, tables=tables)
+    return render_template(
+        "benchmark.html.j2", title=title, about=about, best=best, cases=cases, tables=tables
+    )
 
 
 def benchmark_to_json(
@@ -89,24 +118,31 @@ def _plain(figure: Figure) -> dict[str, float | int | None]:
 
 
 def _table(task: str, items: Sequence[MethodFigures]) -> BenchmarkTable:
-    columns = _DELETION_COLUMNS if task == DELETION else _GRID_COLUMNS
     methods = [item for item in items if item.candidate != CEILING]
+    columns = {
+        name: title for name, title in (_DELETION_COLUMNS | _SPECIMEN_COLUMNS | _LOCATED_COLUMNS).items()
+        if any(name in item.figures for item in methods)
+    }  # fmt: skip
     tops = {
         name: max((item.figures[name].mean for item in methods if name in item.figures), default=0.0)
         for name in columns
     }
     rows = [_row(item, tuple(columns), tops) for item in items]
-    if task == DELETION:
-        title, what = "Single deletion, deletion and insertion", _ABOUT_DELETION
-    else:
-        title, what = f"Pointing in a {task.removeprefix('grid ')} grid", _ABOUT_GRIDS
-        rows += _controls(methods[0], len(columns))
+    title, what = _SECTIONS.get(task) or (
+        f"Pointing in a {task.removeprefix(GRID).strip()} grid",
+        _ABOUT_GRIDS,
+    )
+    rows += _controls(methods[0], len(columns))
     return BenchmarkTable(title, what, tuple(columns.values()), tuple(rows))
 
 
 def _controls(first: MethodFigures, columns: int) -> list[TableRow]:
     """Return the AUROC of maps that know nothing of the class: the same for all methods, or the first's."""
-    named = (("a spot in the middle", "spot"), (f"another class's map, {first.candidate}", "other_class"))
+    named = (
+        ("a spot in the middle", "spot"),
+        (f"another class's map, {first.candidate}", "other_class"),
+        (f"another picture's map, {first.candidate}", "other_picture"),
+    )
     return [
         TableRow(
             title,
@@ -115,6 +151,7 @@ def _controls(first: MethodFigures, columns: int) -> list[TableRow]:
             control=True,
         )
         for title, name in named
+        if name in first.figures
     ]
 
 

@@ -22,6 +22,7 @@ from pipelines.evaluation.explanations import (
     localization_to_json,
     measure_localization,
 )
+from pipelines.evaluation.method_choice import choose_methods
 from pipelines.evaluation.phase_snapshots import choose_probes
 from pipelines.evaluation.reference import measure_reference
 from pipelines.progress import Reporter
@@ -37,6 +38,7 @@ from pipelines.training.run_log import to_json
 
 PATIENCE_S, PATIENCE_WHEN_STOPPED_S = 120.0, 5.0
 """How long a finished, and how long an interrupted run waits for MLflow."""
+_BENCHMARK_IMAGES = 48
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ class RunCompletion:
         sanity = check_methods(model, choose_probes(self.data), self.sanity, progress=self.reporter.step)
         if sanity is not None:
             self.log.file(to_json(sanity.to_dict()), "explanations/sanity.json")
+        probes = choose_probes(self.data, _BENCHMARK_IMAGES)
+        best = choose_methods(Explainer(model), probes, self.sanity, progress=self.reporter.step)
+        if best:
+            self.log.file(to_json([choice.to_dict() for choice in best]), "explanations/best_methods.json")
         reference = measure_reference(Explainer(model), self.data.val, progress=self.reporter.step)
         self.log.tags({"peak_memory_mb": f"{peak_memory_mb():.0f}"})
         log_samples(evaluations["val"], self.log.file)
@@ -104,6 +110,7 @@ class RunCompletion:
                 training=self.settings,
                 sanity=sanity,
                 reference=reference,
+                best_methods=best,
             )
             checked = load_bundle(folder, device=model.device).model
             self._review(checked, trained, located, issues, digest)

@@ -15,6 +15,7 @@ from pipelines.evaluation.reference import MOST_MEASURED
 
 LABEL = "whole run, %"
 _SANITY = {"all": 900.0, "block": 150.0, "none": 0.0}
+_BENCHMARK = {"all": 6000.0, "block": 1100.0, "none": 0.0}
 _LOCATED_IMAGE = 6.0
 _MOST_LOCATED = 200
 _EXPLAINED_IMAGE = 1.5
@@ -59,6 +60,7 @@ def expected_costs(config: TrainConfig, data: Dataset) -> list[tuple[str, float]
         ("evaluating", float(held_out)),
         *((f"locating evidence, {split}", _locating_cost(split, data)) for split in ("val", "test")),
         ("sanity of the methods", _SANITY[config.sanity]),
+        ("measuring methods", _BENCHMARK[config.sanity]),
         ("measuring the validation pictures", _EXPLAINED_IMAGE * min(len(data.val), MOST_MEASURED)),
         ("embedding", float(min(train, 4000))),
         ("explaining mistakes", _REVIEW),

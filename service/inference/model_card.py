@@ -23,6 +23,7 @@ def describe_model(predictor: Predictor) -> dict[str, Any]:
         "methods": [name for name in METHODS if name not in disabled],
         "barred_methods": disabled,
         "class_blind_methods": predictor.explainer.class_blind,
+        "best_methods": [choice.to_dict() for choice in bundle.best_methods],
         "method_notes": {
             method.name: {
                 "title": method.title,

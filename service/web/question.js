@@ -69,6 +69,9 @@ export function describeMethod() {
   const blind = card.class_blind_methods[byId("method").value];
   const words = note ? [note.good_for, `But: ${note.misleads}`] : [];
   if (blind) words.push(`With this model: ${blind[0].toLowerCase()}${blind.slice(1)}`);
+  for (const { question, why } of card.best_methods.filter(({ method }) => method === byId("method").value)) {
+    words.push(`Best with this model for “${question}” ${why}`);
+  }
   byId("method-note").textContent = words.join(" ");
   byId("block").disabled = note !== undefined && !note.reads_block;
 }

@@ -40,6 +40,7 @@ export interface ModelCard {
   default_method: string;
   barred_methods: Record<string, string>;
   class_blind_methods: Record<string, string>;
+  best_methods: { question: string; method: string | null; block: string | null; why: string }[];
   method_notes: Record<string, MethodNote>;
   dataset: { name?: string; digest?: string };
   metrics: Record<string, number>;

@@ -541,13 +541,13 @@ def test_localisation_by_hand():
     mask[:2] = True
     values = np.zeros((4, 4))
     values[0, 1], values[3, 3], values[2, 2] = 3.0, 1.0, -9.0
-    found = localize(made(values), frame, mask)
+    found = localize(values, frame, mask)
     assert (found.energy, found.area, found.pointing, found.centre) == (0.75, 0.5, 1.0, 0.0)
-    assert localize(made(values), frame, ~mask).energy == 0.25
-    assert localize(made(values), frame, np.zeros((4, 4), bool)) is None
+    assert localize(values, frame, ~mask).energy == 0.25
+    assert localize(values, frame, np.zeros((4, 4), bool)) is None
     assert mean_localization([found, found]).energy == 0.75
     with pytest.raises(ValueError, match="mask"):
-        localize(made(values), frame, np.zeros((3, 4), bool))
+        localize(values, frame, np.zeros((3, 4), bool))
 
 
 def test_figures_of_order_do_not_change_when_a_map_is_squared_and_energy_does(imagenet):
@@ -556,7 +556,7 @@ def test_figures_of_order_do_not_change_when_a_map_is_squared_and_energy_does(im
     mask = np.zeros((200, 300), bool)
     mask[40:130, 70:190] = True
     values = rng.random((7, 7)).astype(np.float32)
-    plain, squared = (localize(made(item), frame, mask) for item in (values, values**2))
+    plain, squared = (localize(item, frame, mask) for item in (values, values**2))
     for name in ("auroc", "average_precision", "pointing"):
         assert getattr(plain, name) == getattr(squared, name), name
     assert plain.squared_energy == pytest.approx(squared.energy)
@@ -568,7 +568,7 @@ def test_auroc_and_average_precision_equal_sklearns_over_pixels(imagenet):
     rng = np.random.default_rng(2)
     mask = rng.random((280, 280)) < np.linspace(0.1, 0.9, 280)
     values = np.round(rng.random((7, 7)), 1).astype(np.float32)
-    found = localize(made(values), frame, mask)
+    found = localize(values, frame, mask)
     x0, y0, x1, y1 = frame.seen_box
     rows, cols = (
         np.clip(((np.arange(280) + 0.5 - low) / (high - low) * 7).astype(int), 0, 6)
@@ -584,7 +584,7 @@ def test_an_even_map_is_at_chance_by_every_figure(imagenet):
     frame = imagenet.geometry.frame(300, 200)
     rng = np.random.default_rng(0)
     mask = np.kron(rng.random((10, 15)) > 0.6, np.ones((20, 20))).astype(bool)
-    found = localize(made(np.ones((7, 7))), frame, mask)
+    found = localize(np.ones((7, 7)), frame, mask)
     assert found.energy == pytest.approx(found.area, abs=1e-6)
     assert found.auroc == 0.5
     assert found.average_precision == pytest.approx(found.area, abs=1e-6)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
+import torch
 
 from models.backends.eager import EagerBackend
-from models.images.decode import read_image
+from models.images.decode import image_from_array, read_image
+from models.metrics.control_maps import centre_spot
+from models.networks.transfer_model import TransferModel
+from pipelines.data.synthetic import SPECIES, SpecimenPlan
+from pipelines.data.synthetic_parts import draw_parts
 from pipelines.errors import DataError
+from pipelines.evaluation.benchmark_plan import masked_image, plan_specimens, plan_tasks, read_mask
+from pipelines.evaluation.benchmark_tasks import CEILING, DELETION, MaskTask, SpecimenTask
 from pipelines.evaluation.best_methods import FINEST, WHAT_IT_LOSES, WHICH_REGION, choose_best, summarize_rows
 from pipelines.evaluation.method_benchmark import (
-    CEILING,
-    DELETION,
     Candidate,
     MethodBenchmark,
     list_candidates,
+    make_contestant,
 )
 
 CANDIDATES = [
@@ -39,7 +43,7 @@ def grid_row(candidate, sample, auroc, other=0.4):
 
 
 def deletion_row(candidate, sample, fit):
-    figures = {"blur": fit, "mean": fit + 0.1, "area": 0.2}
+    figures = {"blur": fit, "mean": fit + 0.1, "area_between": 0.2}
     return {"task": DELETION, "candidate": candidate, "sample": sample, **figures}
 
 
@@ -72,13 +76,14 @@ def test_errors_are_those_of_the_samples_and_not_of_their_cells():
 
 
 def test_a_benchmark_goes_on_where_it_was_stopped_and_refuses_another(imagenet, images, tmp_path):
-    file = tmp_path / "rows.jsonl"
+    file, backend = tmp_path / "rows.jsonl", EagerBackend(imagenet)
+    tasks = plan_tasks(backend, images[:9], grids=2)
+    makers = [
+        make_contestant(backend, Candidate(name, imagenet.cam_block)) for name in ("grad_cam", "layer_cam")
+    ]
 
     def begin(name="one"):
-        about = {"model": name}
-        found = MethodBenchmark(EagerBackend(imagenet), images[:9], file, about=about, grids=2)
-        found.candidates = [item for item in found.candidates if item.method in ("grad_cam", "layer_cam")]
-        return found
+        return MethodBenchmark(makers, tasks, file, about={"model": name})
 
     first = begin()
     first.run()
@@ -87,14 +92,106 @@ def test_a_benchmark_goes_on_where_it_was_stopped_and_refuses_another(imagenet, 
     measured = []
     second = begin()
     second.run(lambda what, done, total: measured.append((done, total)))
-    assert sorted(map(json.dumps, second.rows)) == sorted(map(json.dumps, first.rows))
-    assert measured[-1][0] == measured[-1][1]
-    assert {row["task"] for row in second.rows} >= {"grid 2x2", DELETION}
+    assert second.rows == first.rows
+    assert measured[-1] == (13, 13)
     figures = {(item.task, item.candidate): item.figures for item in summarize_rows(second.rows)}
+    assert {task for task, _ in figures} == {"grid 2x2", "grid 3x3", DELETION}
     assert figures["grid 2x2", f"grad_cam at {imagenet.cam_block}"]["auroc"].mean > 0.7
     assert figures[DELETION, CEILING]["single"].mean > 0.3
     with pytest.raises(DataError, match="another benchmark"):
         begin("two")
+
+
+def test_a_benchmark_that_runs_out_of_time_has_asked_about_each_task(imagenet, images, tmp_path):
+    backend, turns = EagerBackend(imagenet), iter([True] * 4)
+    tasks = plan_tasks(backend, images[:9], grids=3)
+    makers = [make_contestant(backend, Candidate("grad_cam", imagenet.cam_block))]
+    stopped = MethodBenchmark(makers, tasks, tmp_path / "rows.jsonl", about={})
+    stopped.run(check=lambda: next(turns, False))
+    assert {row["task"] for row in stopped.rows} == {"grid 2x2", "grid 3x3", DELETION}
+
+
+def constant(value):
+    """A maker of maps that know nothing: the same for every input and class."""
+    return lambda x, classes: [np.asarray(value, np.float32) for _ in classes]
+
+
+def test_maps_are_held_against_masks_beside_another_class_and_another_picture(imagenet, photos):
+    backend, masked = EagerBackend(imagenet), []
+    for folder in sorted((photos / "caltech_animals/val").iterdir())[:4]:
+        path = sorted(folder.glob("*.jpg"))[0]
+        x, frame = imagenet.geometry.prepare(read_image(path))
+        mask = (photos / "caltech_animals/masks/val" / folder.name / path.name).with_suffix(".png")
+        masked.append(masked_image(backend, x, frame, read_mask(read_image(mask).pil)))
+    task = MaskTask("masks", masked, costly_share=1)
+    makers = {"grad_cam": make_contestant(backend, Candidate("grad_cam", imagenet.cam_block)).maps,
+              "a spot": constant(centre_spot((7, 7)))}  # fmt: skip
+    rows = [row for sample in range(len(task)) for row in task.measure(sample, makers)]
+    spots = [row for row in rows if row["candidate"] == "a spot"]
+    assert all(row["auroc"] == row["spot"] == row["other_class"] for row in spots)
+    own = summarize_rows([row | {"task": "masks", "sample": n} for n, row in enumerate(rows)])[0].figures
+    assert own["auroc"].mean > 0.7
+    assert own["above_other_class"].mean == pytest.approx(own["auroc"].mean - own["other_class"].mean)
+    assert task.case({"sample": 2}).label == masked[2].label
+
+
+def test_a_mask_that_the_model_sees_nothing_or_only_it_of_is_no_sample(imagenet):
+    frame = imagenet.geometry.frame(300, 200)
+    x = torch.zeros(3, 224, 224)
+    for mask in (np.zeros((200, 300), bool), np.ones((200, 300), bool)):
+        assert masked_image(EagerBackend(imagenet), x, frame, mask, 0) is None
+
+
+@pytest.fixture(scope="module")
+def species():
+    """A network of the specimens' classes; what it has learnt does not matter to what is measured."""
+    torch.manual_seed(0)
+    return TransferModel.create("efficientnet_lite0", [*SPECIES]).eval()
+
+
+def test_a_map_that_is_what_the_parts_lose_is_perfect_on_specimens_and_its_opposite_is_not(species):
+    backend = EagerBackend(species)
+    drawn = draw_parts(SpecimenPlan(seed=3), "benchmark", "argus", 0, label=False)
+    task = SpecimenTask(backend, [drawn], costly_share=1)
+    x, frame = species.geometry.prepare(image_from_array(np.asarray(drawn.image)))
+    without = [species.geometry.prepare(image_from_array(np.asarray(part.without)))[0]
+               for part in drawn.parts.values()]  # fmt: skip
+    with torch.no_grad():
+        logits = species(torch.stack([x, *without]))[:, 0].numpy()
+    lost = logits[0] - logits[1:]
+    laid = np.zeros(frame.seen().shape, np.float32)
+    for part, loss in zip(drawn.parts.values(), lost, strict=True):
+        laid[part.mask] = loss / part.mask.sum()
+    x0, y0, x1, y1 = (round(edge) for edge in frame.seen_box)
+    fine = laid[y0:y1, x0:x1]
+    (perfect, opposite) = task.measure(0, {"true": constant(fine), "opposite": constant(-fine)})
+    assert perfect["parts"] == pytest.approx(1.0)
+    assert opposite["parts"] == pytest.approx(-1.0)
+    assert perfect["completeness"] == pytest.approx(1.0)
+    assert opposite["completeness"] < 0.9
+
+
+def test_between_two_marks_each_class_has_its_own(species):
+    drawn = draw_parts(SpecimenPlan(seed=3), "benchmark", "cincta", 1, label=False)
+    task = SpecimenTask(EagerBackend(species), [drawn], costly_share=1)
+    frame = species.geometry.frame(*drawn.two_marks.size)
+    x0, y0, x1, y1 = (round(edge) for edge in frame.seen_box)
+    own, other = (mask[y0:y1, x0:x1].astype(np.float32) for mask in drawn.two_masks)
+
+    def right(x, classes):
+        return [own if species.classes[label] == "cincta" else other for label in classes]
+
+    def wrong(x, classes):
+        return [other if species.classes[label] == "cincta" else own for label in classes]
+
+    found = task.measure(0, {"right": right, "wrong": wrong, "blind": constant(own + other)})
+    assert [row["contrast"] for row in found] == pytest.approx([1.0, 0.0, 0.5], abs=0.02)
+
+
+def test_specimens_are_for_models_that_know_them_and_labels_for_those_that_rely_on_them(imagenet, species):
+    assert plan_specimens(EagerBackend(imagenet), 1) == []
+    tasks = plan_specimens(EagerBackend(species), 1)
+    assert [(task.name, len(task)) for task in tasks] == [("specimens", 5), ("planted label", 0)]
 
 
 def test_candidates_are_every_method_that_the_network_has_a_block_for(imagenet, images):
