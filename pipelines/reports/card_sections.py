@@ -9,6 +9,7 @@ from typing import Any
 from models.attribution.registry import METHODS
 from models.bundle import WEIGHTS_FILE, Bundle
 from models.explainer import Explainer
+from models.networks.transfer_model import HEAD
 from models.reference import FIGURES
 from pipelines.reports.intended_use import FIELDS
 from pipelines.tracking.registry import RegisteredVersion
@@ -148,11 +149,12 @@ def explanation_section(bundle: Bundle) -> CardSection:
         paragraphs.append("No method was checked against shuffled weights.")
     else:
         for name, check in bundle.sanity.methods.items():
-            head, *_, whole = check.similarity.values()
-            other = "-" if check.other_class is None else f"{check.other_class:.2f}"
+            steps = [check.similarity.get(HEAD), *[*check.similarity.values()][-1:], check.other_class]
+            figures = ["-" if value is None else f"{value:.2f}" for value in steps]
+            figures += ["-"] * (3 - len(figures))
             blind = "whatever the class" if check.class_blind else "allowed"
             verdict = "barred" if check.disabled else blind
-            rows.append((name, f"{head:.2f}", f"{whole:.2f}", other, verdict))
+            rows.append((name, *figures, verdict if check.similarity else check.reason))
     columns = ("method", "with the head shuffled", "with all shuffled", "for another class", "verdict")
     tables = [CardTable("Rank correlation with the trained model's maps", columns, rows)] if rows else []
     if bundle.best_methods:

@@ -88,11 +88,16 @@ def render_benchmark(
     about: str,
 ) -> str:  # fmt: skip
     """Return the page."""
-    tasks = list(dict.fromkeys(item.task for item in figures))
-    tables = [_table(task, [item for item in figures if item.task == task]) for task in tasks]
+    tables = benchmark_tables(figures)
     return render_template(
         "benchmark.html.j2", title=title, about=about, best=best, cases=cases, tables=tables
     )
+
+
+def benchmark_tables(figures: Sequence[MethodFigures]) -> list[BenchmarkTable]:
+    """Return a table for each task."""
+    tasks = list(dict.fromkeys(item.task for item in figures))
+    return [_table(task, [item for item in figures if item.task == task]) for task in tasks]
 
 
 def benchmark_to_json(

@@ -150,7 +150,7 @@ def test_integrated_gradients_that_miss_the_rise_say_so(imagenet, photos):
 
 def test_integrated_gradients_come_to_captums(resnet18, random_batch):
     """Another way of placing the steps, the same integral."""
-    x = random_batch(seed=4)
+    x = random_batch(seed=4, side=96)
     found = attribute_each(
         run_forward(resnet18, x), [7], method="integrated_gradients",
         parameters=parameters_of("integrated_gradients", steps=256, most_steps=512, cell=8),
@@ -203,7 +203,7 @@ def test_integrated_gradients_of_a_linear_model_are_gradient_times_input(watcher
         run_forward(model, x),
         [1],
         method="integrated_gradients",
-        parameters=parameters_of("integrated_gradients", steps=4, cell=1),
+        parameters=parameters_of("integrated_gradients", steps=4, most_steps=8, cell=1),
     )[0]
     weight = model.blocks["see"].mask[0, 0] * 40.0 / (32 * 32 * 3)
     np.testing.assert_allclose(found.values, (x[0].sum(0) * weight).numpy(), atol=1e-5)
@@ -281,7 +281,7 @@ def test_cells_keep_sums_and_means(shape, side):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_deterministic_and_says_what_it_did(method, imagenet, random_batch):
-    quick = {"steps": 4, "window": 112, "stride": 56, "masks": 8}
+    quick = {"steps": 4, "most_steps": 8, "window": 112, "stride": 56, "masks": 8}
     forward = run_forward(imagenet, random_batch(2, seed=3))
     one, two = (
         attribute(forward, [[5, 9], [5, 9]], method=method, parameters=parameters_of(method, **quick))
@@ -299,7 +299,7 @@ def test_every_method_is_deterministic_and_says_what_it_did(method, imagenet, ra
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_pictures_that_are_not_square(method, imagenet):
-    quick = {"steps": 2, "window": 96, "stride": 64, "masks": 4}
+    quick = {"steps": 2, "most_steps": 4, "window": 96, "stride": 64, "masks": 4}
     x = torch.randn(1, 3, 160, 256, generator=torch.Generator().manual_seed(4))
     found = attribute_each(
         run_forward(imagenet, x), [5], method=method, parameters=parameters_of(method, **quick)

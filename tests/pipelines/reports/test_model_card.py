@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import mlflow
 import pytest
 
 from models.bundle import load_bundle
 from models.errors import ConfigError
+from models.method_checks import MethodCheck, RandomizationCheck
+from models.method_choice import MethodChoice
 from pipelines.reports.annex_iv import POINTS
-from pipelines.reports.card_sections import performance_section
+from pipelines.reports.card_sections import explanation_section, performance_section
 from pipelines.reports.intended_use import FIELDS, read_intended_use
 from tests.pipelines.tracking.test_registry import registered
 
@@ -68,6 +71,27 @@ def test_accuracies_have_the_interval_that_their_pictures_allow(complete_folder)
     assert rows["val", "loss"] == "-"
     low, high = wilson(0.75, 20)
     assert by_class.rows == [("ant", "20", "-", "0.750", f"{low:.3f} to {high:.3f}")]
+
+
+def test_methods_are_shown_as_they_were_checked_also_those_whose_maps_were_empty(complete_folder):
+    bundle = load_bundle(complete_folder)
+    checks = {
+        "grad_cam": MethodCheck({"head": 0.2, "stage1.0": 0.1}, False, "Its maps change.", 0.3),
+        "layer_cam": MethodCheck({"head": 0.95}, False, "Its maps change.", 0.96),
+        "rise": MethodCheck({}, False, "It could not be checked: its maps came out empty."),
+    }
+    best = MethodChoice("Which region is of this class?", "grad_cam", "top", "AUROC 0.8.")
+    none = MethodChoice("What would the score lose?", None, None, "No method is above chance.")
+    section = explanation_section(
+        replace(bundle, sanity=RandomizationCheck(checks, 4, 0), best_methods=(best, none))
+    )
+    checked, chosen = section.tables
+    assert checked.rows == [
+        ("grad_cam", "0.20", "0.10", "0.30", "allowed"),
+        ("layer_cam", "0.95", "0.95", "0.96", "whatever the class"),
+        ("rise", "-", "-", "-", "It could not be checked: its maps came out empty."),
+    ]
+    assert [row[1] for row in chosen.rows] == ["grad_cam at top", "none"]
 
 
 def test_points_of_the_act_are_covered_only_by_what_somebody_has_said():
