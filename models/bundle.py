@@ -158,7 +158,7 @@ def save_bundle(
         "dataset": dict(dataset or {}),
         "training": dict(training or {}),
         "sanity": sanity.to_dict() if sanity is not None else None,
-        "best_methods": [choice.to_dict() for choice in best_methods],
+        **({"best_methods": [choice.to_dict() for choice in best_methods]} if best_methods else {}),
         "versions": {package: version(package) for package in ("torch", "torchvision", "captum", "pillow")},
         "files": {name: _sha256(data) for name, data in files.items()},
         "probe": {"file": PROBE_FILE, "logits": logits},

@@ -22,6 +22,7 @@ import torch
 from playwright.sync_api import Browser, sync_playwright
 
 from models.bundle import CARD_FILE, load_bundle, save_bundle
+from models.method_choice import MethodChoice
 from models.networks.transfer_model import TransferModel
 from pipelines.data.synthetic import SpecimenPlan, write_specimens
 from tests.support.serving import PROJECT, Serve, Served, start_service
@@ -31,9 +32,10 @@ os.environ.setdefault("LUCIDA_ENGINE", "eager")
 for it."""
 
 LONG_FILES = (
-    "test_whole_path", "test_explanations", "test_interruptions", "test_review", "test_page", "test_jobs",
-    "test_protocol", "test_load", "test_explain_job", "test_guides", "test_finetune", "test_tasks",
-    "test_golden", "test_checks", "test_features",
+    "test_guides", "test_whole_path", "test_gate", "test_ray", "test_explanations", "test_interruptions",
+    "test_finder", "test_failing_stores", "test_pool", "test_finetune", "test_review", "test_page",
+    "test_jobs", "test_protocol", "test_load", "test_explain_job", "test_wheel", "test_tasks", "test_golden",
+    "test_checks", "test_wrong_arguments", "test_features",
 )  # fmt: skip
 """Files that take minutes, longest first: of two processes, none should begin one when the other is done."""
 
@@ -122,7 +124,10 @@ def complete_folder(bundle_folder: Path, butterflies: Path, tmp_path_factory: py
     samples = scan_folder(butterflies)
     reference = measure_reference(Explainer(bundle), [*samples.train, *samples.val])
     folder = tmp_path_factory.mktemp("complete") / "three"
-    digest = save_bundle(bundle.model, folder, name="three", run_id="0" * 32, reference=reference)
+    best = MethodChoice("Which region is of this class?", "grad_cam", "top", "AUROC of its cell: 0.790.")
+    digest = save_bundle(
+        bundle.model, folder, name="three", run_id="0" * 32, reference=reference, best_methods=[best]
+    )
     card = {"digest": digest, "html": "<h1>Card of three</h1><style>h1 { color: teal }</style>"}
     (folder / CARD_FILE).write_text(json.dumps({**card, "markdown": "# Card of three"}))
     return folder

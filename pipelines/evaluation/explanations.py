@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from models.attribution.registry import DEFAULT_METHOD, METHODS
 from models.attribution.targets import make_target
 from models.explainer import Explainer, ExplainOptions
 from models.images.decode import read_image
+from models.images.frame import Frame
 from models.method_checks import RandomizationCheck
 from models.metrics.layer_sweep import stage_ends
 from models.metrics.localization import Localization, auroc_on, localize, mean_localization
@@ -106,31 +108,24 @@ def measure_localization(
     looks = [(DEFAULT_METHOD, model.cam_block)]
     if len(ends) > 1:
         looks.append((FINE_METHOD, ends[-2]))
-    results = []
-    done, total = 0, len(looks) * sum(map(len, masked.values()))
-    for what, region_samples in masked.items():
-        for method, block in looks:
-            localizations: list[Localization] = []
-            others: list[dict[str, float]] = []
-            for result in _localize_samples(model, region_samples, regions[what], method, block):
-                done += 1
-                progress(f"locating evidence, {split}", done, total)
-                if result is not None:
-                    localizations.append(result[0])
-                    others.append(result[1])
-            if localizations:
-                results.append(
-                    LocalizationResult(
-                        split,
-                        what,
-                        method,
-                        block,
-                        len(localizations),
-                        mean_localization(localizations),
-                        _above_controls(localizations, others),
-                    )
+    explained = list(dict.fromkeys(sample for region_samples in masked.values() for sample in region_samples))
+    results: dict[str, list[LocalizationResult]] = {what: [] for what in masked}
+    done, total = 0, len(looks) * len(explained)
+    for method, block in looks:
+        maps: dict[str, _ExplainedSample] = {}
+        for sample, found in _explain_samples(model, explained, method, block):
+            maps[sample.name] = found
+            done += 1
+            progress(f"locating evidence, {split}", done, total)
+        for what, region_samples in masked.items():
+            located = list(_localize_samples(region_samples, maps, regions[what]))
+            if located:
+                localizations, others = zip(*located, strict=True)
+                mean, above = mean_localization(localizations), _above_controls(localizations, others)
+                results[what].append(
+                    LocalizationResult(split, what, method, block, len(located), mean, above)
                 )
-    return results
+    return list(chain.from_iterable(results.values()))
 
 
 def localization_to_json(located: Sequence[LocalizationResult]) -> str:
@@ -152,12 +147,19 @@ def localization_to_json(located: Sequence[LocalizationResult]) -> str:
     )
 
 
-def _localize_samples(
-    model: TransferModel, samples: Sequence[Sample], region: Region, method: str, block: str
-) -> Iterator[tuple[Localization, dict[str, float]] | None]:
-    """Yield the result of each sample with the AUROC of its controls, None for one whose map or mask is
-    empty.
-    """
+@dataclass(frozen=True, slots=True)
+class _ExplainedSample:
+    """The map of an image's true class, and of another class for comparison."""
+
+    frame: Frame
+    own: np.ndarray
+    other: np.ndarray | None
+    """None where there is no other class."""
+
+
+def _explain_samples(
+    model: TransferModel, samples: Sequence[Sample], method: str, block: str
+) -> Iterator[tuple[Sample, _ExplainedSample]]:
     explainer, options = Explainer(model), ExplainOptions(method=method, block=block)
     for start in range(0, len(samples), _BATCH):
         batch = samples[start : start + _BATCH]
@@ -167,19 +169,27 @@ def _localize_samples(
             for sample in batch
         ]
         maps = explainer.attribute(images, targets, options=options)
-        for n, (sample, image, (own, other)) in enumerate(zip(batch, images, maps, strict=True)):
-            mask = region(sample, (image.image.width, image.image.height))
-            result = localize(own.values, image.frame, mask) if mask is not None else None
-            if mask is None or result is None:
-                yield None
-                continue
-            foreign = maps[(n + 1) % len(maps)][0]
-            controls = {"spot": result.spot}
-            if other.index != own.index:
-                controls["other_class"] = auroc_on(other.values, image.frame, mask)
-            if foreign is not own:
-                controls["other_picture"] = auroc_on(foreign.values, image.frame, mask)
-            yield result, controls
+        for sample, image, (own, other) in zip(batch, images, maps, strict=True):
+            apart = other.values if other.index != own.index else None
+            yield sample, _ExplainedSample(image.frame, own.values, apart)
+
+
+def _localize_samples(
+    samples: Sequence[Sample], maps: Mapping[str, _ExplainedSample], region: Region
+) -> Iterator[tuple[Localization, dict[str, float]]]:
+    """Yield the result of each sample with the AUROC of its controls, but for one whose mask is empty."""
+    for n, sample in enumerate(samples):
+        found, following = maps[sample.name], samples[(n + 1) % len(samples)]
+        mask = region(sample, (found.frame.width, found.frame.height))
+        result = localize(found.own, found.frame, mask) if mask is not None else None
+        if mask is None or result is None:
+            continue
+        controls = {"spot": result.spot}
+        if found.other is not None:
+            controls["other_class"] = auroc_on(found.other, found.frame, mask)
+        if following is not sample:
+            controls["other_picture"] = auroc_on(maps[following.name].own, found.frame, mask)
+        yield result, controls
 
 
 def _other_class(model: TransferModel, sample: Sample) -> int:

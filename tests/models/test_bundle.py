@@ -48,6 +48,15 @@ def test_a_saved_bundle_answers_as_the_model_did(bundle_folder, imagenet):
         torch.testing.assert_close(loaded.model(x), imagenet(x)[:, rows], atol=1e-5, rtol=1e-5)
 
 
+def test_the_best_methods_are_kept_and_those_that_are_not_whole_are_refused(complete_folder, tmp_path):
+    (best,) = load_bundle(complete_folder).best_methods
+    assert (best.method, best.block, str(best)) == ("grad_cam", "top", "grad_cam at top")
+    folder = Path(shutil.copytree(complete_folder, tmp_path / "copy"))
+    resign(folder, best_methods=[{"question": "Which?", "method": "rise"}])
+    with pytest.raises(BundleError, match="choice of a method .* is not complete"):
+        load_bundle(folder)
+
+
 def test_the_folder_holds_no_pickle_and_nothing_else(bundle_folder):
     assert sorted(path.name for path in bundle_folder.iterdir()) == [
         "bundle.json",

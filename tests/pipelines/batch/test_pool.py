@@ -32,6 +32,9 @@ from tests.support.deadly_source import DeadlySource
 from tests.support.object_store import running_s3
 from tests.support.serving import PROJECT
 
+KILLS = int(os.environ.get("LUCIDA_KILLS", "3"))
+"""Of each kind; more of them for an hour that is left."""
+
 
 @pytest.fixture(scope="module")
 def loaded(bundle_folder):
@@ -142,10 +145,10 @@ def check_outcome(out: Path, undisturbed: Path) -> None:
 
 @pytest.mark.soak
 def test_killed_at_random_moments_a_job_comes_to_the_same(pictures, bundle_folder, undisturbed, tmp_path):
-    """Ten kills of the command with its workers, ten of one worker alone."""
+    """As many kills of the command with its workers as of one worker alone."""
     draw, out = random.Random(0), tmp_path / "out"
     kills = 0
-    while kills < 10:
+    while kills < KILLS:
         process = start(pictures, bundle_folder, out)
         time.sleep(draw.uniform(3, 9))
         if process.poll() is None:
@@ -156,9 +159,9 @@ def test_killed_at_random_moments_a_job_comes_to_the_same(pictures, bundle_folde
             check_outcome(out, undisturbed)
             shutil.rmtree(out)
     workers = 0
-    while workers < 10:
+    while workers < KILLS:
         process = start(pictures, bundle_folder, out)
-        while process.poll() is None and workers < 10:
+        while process.poll() is None and workers < KILLS:
             time.sleep(draw.uniform(2.5, 5))
             # The copies of the process that has done the imports.
             children = psutil.Process(process.pid).children() if process.poll() is None else []
@@ -167,7 +170,7 @@ def test_killed_at_random_moments_a_job_comes_to_the_same(pictures, bundle_folde
                 draw.choice(copies).kill()
                 workers += 1
         assert process.wait(200) == 0, process.stdout.read()
-        if workers < 10:
+        if workers < KILLS:
             check_outcome(out, undisturbed)
             shutil.rmtree(out)
     check_outcome(out, undisturbed)

@@ -18,6 +18,7 @@ from tests.support.serving import PROJECT
 WORDS = ["", " ", "-1", "0", "99999999999999999999", "nan", "no/such/place", "../nothing/there", "a\nb",
          "\u202e", "é" * 300, "[red]", "%s", "models:/", "x@y@z", "@", "/", "=", "a=b",
          "http://127.0.0.1:1/x"]  # fmt: skip
+SHARES = int(os.environ.get("LUCIDA_ODD_SHARES", "3"))
 FEW = ["", "-1", "é" * 300, "BYTES"]
 COMMANDS: dict[str, click.Command] = typer.main.get_command(cli.app).commands
 # Any new folder is right for it, and its work takes minutes.
@@ -77,10 +78,13 @@ def run(monkeypatch, capfd) -> Iterator[Callable[..., tuple[int, str]]]:
         cli.signal.signal(number, handler)
 
 
-def check_each_parameter(name: str, values: list[str], places: dict[str, str], run) -> None:
+def check_each_parameter(
+    name: str, values: list[str], places: dict[str, str], run, *, shares: int = 1
+) -> None:
+    """Give each parameter every value; of several shares the next one to each parameter after the other."""
     command = COMMANDS[name]
-    for parameter in arguments(command):
-        for value in values:
+    for number, parameter in enumerate(arguments(command)):
+        for value in values[number % shares :: shares]:
             word = places.get(value, value)
             others = required(command, places, parameter)
             if parameter.param_type_name == "argument":
@@ -104,7 +108,7 @@ def test_a_wrong_value_of_any_argument_is_answered_in_a_sentence(name, places, r
 @pytest.mark.soak
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_any_odd_value_of_any_argument_is_answered_in_a_sentence(name, places, run):
-    check_each_parameter(name, [*WORDS, "FOLDER", "FILE"], places, run)
+    check_each_parameter(name, [*WORDS, "FOLDER", "FILE"], places, run, shares=SHARES)
 
 
 def test_the_demo_does_not_begin_where_its_folder_is_a_file(places, run):

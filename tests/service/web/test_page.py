@@ -463,6 +463,7 @@ def test_the_pictures_of_late_and_the_card_are_shown_where_the_model_has_them(
     expect(section).to_contain_text(
         re.compile(r"31 pictures in the last day, unlike the \d+ validation pictures in: .*brightness")
     )
+    expect(page.locator("#method-note")).to_contain_text("Best with this model for “Which region is of this")
     section.get_by_text("Figure by figure").click()
     expect(section.get_by_role("row", name=re.compile("^brightness"))).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == 390
