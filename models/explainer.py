@@ -118,10 +118,12 @@ class Explanation:
         """Return the score of the class that an attribution explains."""
         return next(item.score for item in self.predictions if item.index == attribution.index)
 
-    def overlay(self, attribution: Attribution | None = None, *, max_side: int = 1600) -> PIL.Image.Image:
-        """Draw an attribution over the image, the first one by default."""
-        chosen = attribution if attribution is not None else self.attributions[0]
-        return draw_overlay(self.image, self.frame, chosen, max_side=max_side, full_scale=self.full_scale)
+    def overlay(
+        self, attribution: Attribution | None = None, *, max_side: int = 1600, fade: float = 0.0
+    ) -> PIL.Image.Image:
+        """Draw an attribution over the image, the first one by default; see draw_overlay for ``fade``."""
+        chosen, scale = attribution if attribution is not None else self.attributions[0], self.full_scale
+        return draw_overlay(self.image, self.frame, chosen, max_side=max_side, full_scale=scale, fade=fade)
 
     def _repr_html_(self) -> str:
         """Show itself in a notebook: overlays, scores, warnings."""

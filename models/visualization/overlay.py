@@ -29,20 +29,24 @@ def draw_overlay(
     *,
     max_side: int = _MAX_SIDE,
     full_scale: float | None = None,
+    fade: float = 0.0,
 ) -> PIL.Image.Image:
     """Draw the upright image with the positive evidence over it; of a contrast with both sides'.
 
     Strong evidence is opaque and bright; without evidence the image stays visible, slightly greyed, so that
     colour always means evidence. The unseen border is dimmed and hatched. An image longer than ``max_side``
     pixels a side is shown smaller. Full colour is the map's own maximum, or ``full_scale`` (in the map's raw
-    units) so that several maps can be compared. A contrast's own is the strongest value of either side.
+    units) so that several maps can be compared. A contrast's own is the strongest value of either side. What
+    is below the share ``fade`` of full colour, 0 to below 1, is not coloured, and what is above it is
+    stretched over all colours: weak evidence goes, and the map itself stays as it is.
     """
     if attribution.target.against is not None:
-        return _draw_two_sided(image, frame, attribution.values, max_side, full_scale)
+        return _draw_two_sided(image, frame, attribution.values, max_side, full_scale, fade)
     pil_image, frame = shrink_to_fit(image.pil, frame, max_side)
     laid = frame.unwarp(attribution.positive(full_scale))
     unseen = np.isnan(laid)
-    strength = np.rint(np.clip(np.nan_to_num(laid, nan=0.0), 0.0, 1.0) * 255.0).astype(np.uint8)
+    shares = _faded(np.clip(np.nan_to_num(laid, nan=0.0), 0.0, 1.0), fade)
+    strength = np.rint(shares * 255.0).astype(np.uint8)
     colours = PIL.Image.fromarray(strength)
     colours.putpalette(evidence_table().tobytes())
     return _blend(pil_image, strength, colours, unseen)
@@ -61,14 +65,23 @@ def draw_contrast_overlay(
 
 
 def _draw_two_sided(
-    image: Image, frame: Frame, values: np.ndarray, max_side: int, full_scale: float | None = None
-) -> PIL.Image.Image:
+    image: Image, frame: Frame, values: np.ndarray, max_side: int, full_scale: float | None = None,
+    fade: float = 0.0,
+) -> PIL.Image.Image:  # fmt: skip
     pil_image, frame = shrink_to_fit(image.pil, frame, max_side)
     top = full_scale or float(np.abs(values).max())
     laid = frame.unwarp(np.clip(values / top, -1.0, 1.0) if top > 0 else values)
-    signed = np.nan_to_num(laid, nan=0.0)
+    signed = _faded(np.clip(np.nan_to_num(laid, nan=0.0), -1.0, 1.0), fade)
     strength = np.rint(np.clip(np.abs(signed), 0.0, 1.0) * 255.0).astype(np.uint8)
     return _blend(pil_image, strength, PIL.Image.fromarray(apply_contrast_colormap(signed)), np.isnan(laid))
+
+
+def _faded(shares: np.ndarray, fade: float) -> np.ndarray:
+    """Return shares of full colour, -1 to 1, without those below a share, the others stretched to 0."""
+    if not fade:
+        return shares
+    left: np.ndarray = np.sign(shares) * np.maximum(np.abs(shares) - fade, 0.0) / (1.0 - fade)
+    return left
 
 
 def _blend(

@@ -14,7 +14,7 @@ from service.inference.predictor import Predictor
 
 def evidence_answer(
     predictor: Predictor, explanation: Explanation, attribution: Attribution, *, full_scale: float | None,
-    overlay: bool = False,
+    overlay: bool = False, fade: float = 0.0,
 ) -> schemas.Evidence:  # fmt: skip
     """Return one map with where it lies and how far to trust it."""
     frame = explanation.frame
@@ -23,7 +23,7 @@ def evidence_answer(
     drawn_overlay = None
     if overlay:
         side = predictor.settings.max_overlay_side
-        drawn_overlay = to_data_uri(explanation.overlay(attribution, max_side=side))
+        drawn_overlay = to_data_uri(explanation.overlay(attribution, max_side=side, fade=fade))
     return schemas.Evidence(
         label=attribution.label,
         index=attribution.index,
@@ -42,6 +42,7 @@ def evidence_answer(
         border=schemas.Border.model_validate(audit_border(attribution)),
         sanity=predictor.explainer.randomization_note(attribution.method),
         overlay=drawn_overlay,
+        overlay_fade=fade if overlay else None,
     )
 
 

@@ -26,6 +26,7 @@ from service.operations.form import (
     Block,
     Effort,
     ExplainFields,
+    Fade,
     Flip,
     FormBool,
     Method,
@@ -68,6 +69,7 @@ class ExplainForm(ExplainFields):
         json_schema_extra={"minimum": 1, "maximum": _MAX_COUNT},
     )
     overlay: FormBool = Field(False, description="Send the picture with the map over it.")
+    fade: Fade = 0.0
 
     def options(self) -> ExplainOptions:
         """Return the fields as the explainer takes them."""
@@ -93,7 +95,12 @@ def _explain(predictor: Predictor, data: bytes, form: ExplainForm) -> schemas.Ex
     with timer.part("render"):
         evidence = [
             evidence_answer(
-                predictor, explanation, item, full_scale=explanation.full_scale, overlay=form.overlay
+                predictor,
+                explanation,
+                item,
+                full_scale=explanation.full_scale,
+                overlay=form.overlay,
+                fade=form.fade,
             )
             for item in explanation.attributions
         ]

@@ -43,6 +43,14 @@ MethodParameters = Annotated[
     ),
 ]
 Flip = Annotated[FormBool, Field(description="Average over the picture and its mirror image.")]
+Fade = Annotated[
+    float,
+    Field(
+        ge=0.0,
+        le=0.9,
+        description="Share of full colour below which the overlay shows nothing; the values keep all.",
+    ),
+]
 Noise = Annotated[
     float,
     Field(

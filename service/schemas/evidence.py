@@ -85,3 +85,6 @@ class Evidence(Answer):
     overlay: str | None = Field(
         None, description="The picture with the map over it, as a JPEG data URI, if asked for."
     )
+    overlay_fade: float | None = Field(
+        None, description="Share of full colour below which the overlay shows nothing; the values have all."
+    )

@@ -55,8 +55,9 @@ export function fullScale({ full_scale: scale, against, grid }) {
  * The map of the seen box as a canvas of its own, transparent where there is no evidence.
  * @param {Evidence} evidence
  * @param {Colours} colours
+ * @param {number} fade share of full colour below which nothing is drawn
  */
-export function mapCanvas(evidence, colours) {
+export function mapCanvas(evidence, colours, fade) {
   const [x0, y0, x1, y1] = evidence.seen_box;
   const aspect = (x1 - x0) / (y1 - y0);
   const canvas = document.createElement("canvas");
@@ -71,7 +72,8 @@ export function mapCanvas(evidence, colours) {
       const u = (col + 0.5) / canvas.width;
       const v = (row + 0.5) / canvas.height;
       const value = scale > 0 ? valueAt(evidence.grid.values, u, v) / scale : 0;
-      const share = clamp(value, contrast ? -1 : 0, 1);
+      const full = clamp(value, contrast ? -1 : 0, 1);
+      const share = (Math.sign(full) * Math.max(Math.abs(full) - fade, 0)) / (1 - fade);
       const colour = contrast
         ? colours.contrast[Math.round((share + 1) * 255)]
         : colours.evidence[Math.round(share * 255)];

@@ -11,6 +11,8 @@ import { abort, EXPLAINING, fail, run } from "./work.js";
 
 /** @import { Evidence, ExplainAnswer, Question } from "./types.d.ts" */
 
+/** As the label of its control says. */
+const FADE = 0.3;
 const RESULTS = ["trusted", "swept", "covered"];
 /** What a change of the question leaves as it is: a sweep has all blocks, a box stays covered whatever is asked. */
 const HOLDS = { block: ["swept"] };
@@ -167,12 +169,17 @@ async function request(fields, signal) {
  */
 export function drawMap(evidence) {
   return evidence && (evidence.status === "ok" || evidence.against)
-    ? mapCanvas(evidence, state.colours)
+    ? mapCanvas(evidence, state.colours, state.view.fade)
     : null;
 }
 
 /** Ask again whenever a control of the question changes. */
 export function bindQuestion() {
+  byId("fade").addEventListener("change", () => {
+    state.view.fade = byId("fade").checked ? FADE : 0;
+    state.map = drawMap(evidenceShown());
+    show();
+  });
   byId("find").addEventListener("input", listScores);
   byId("versus").addEventListener("click", () => {
     const [first, second] = /** @type {ExplainAnswer} */ (state.answer).predictions;

@@ -29,7 +29,7 @@ export const state = {
   instead: null,
   map: null,
   question: { target: "", against: "", negative: false, method: "", block: "", flip: false },
-  view: { opacity: 1, show: true, cell: null, box: null },
+  view: { opacity: 1, show: true, fade: 0, cell: null, box: null },
 };
 
 /** The first map of the answer; null where there is none. */

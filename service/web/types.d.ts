@@ -188,6 +188,7 @@ export interface ChosenImage {
 
 export interface View {
   opacity: number;
+  fade: number;
   show: boolean;
   cell: Cell | null;
   box: Box | null;

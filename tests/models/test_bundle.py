@@ -53,7 +53,7 @@ def test_the_best_methods_are_kept_and_those_that_are_not_whole_are_refused(comp
     assert (best.method, best.block, str(best)) == ("grad_cam", "top", "grad_cam at top")
     folder = Path(shutil.copytree(complete_folder, tmp_path / "copy"))
     resign(folder, best_methods=[{"question": "Which?", "method": "rise"}])
-    with pytest.raises(BundleError, match="choice of a method .* is not complete"):
+    with pytest.raises(BundleError, match=r"choice of a method .* is not complete"):
         load_bundle(folder)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -80,6 +82,23 @@ def test_a_faint_map_looks_faint_on_a_shared_scale():
     alone = np.asarray(draw_overlay(image, frame, faint), int)[32, 32]
     shared = np.asarray(draw_overlay(image, frame, faint, full_scale=1.0), int)[32, 32]
     assert np.abs(alone - 128).max() > 3 * np.abs(shared - 128).max()
+
+
+@pytest.mark.parametrize("against", [None, "b"])
+def test_weak_evidence_fades_and_full_colour_stays(against):
+    image = image_from_array(np.full((96, 96, 3), 128, np.uint8))
+    values = np.zeros((3, 3))
+    values[0], values[2] = 0.25, 1.0 if against is None else -1.0
+    shown = Attribution(
+        Target(0, "a", 1 if against else None, against), "grad_cam", "b", "ok", values.astype(np.float32)
+    )
+    frame = replace(GEOMETRY, view="whole").frame(96, 96)
+    plain, faded = (np.asarray(draw_overlay(image, frame, shown, fade=fade), int) for fade in (0.0, 0.3))
+    none = np.asarray(draw_overlay(image, frame, replace(shown, values=0 * shown.values), fade=0.3), int)
+    assert np.abs(plain[5, 48] - none[5, 48]).max() > 15
+    assert np.abs(faded[5, 48] - none[5, 48]).max() <= 2, "a quarter of full colour is below 0.3"
+    assert np.abs(faded[92, 48] - plain[92, 48]).max() <= 2
+    assert np.array_equal(shown.values, values.astype(np.float32))
 
 
 def test_negative_evidence_draws_nothing():

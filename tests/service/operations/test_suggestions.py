@@ -52,6 +52,20 @@ def test_what_if_without_a_box_covers_the_hottest_part_of_the_suggested_map(pred
     assert answer["share"] > 0
 
 
+def test_an_overlay_may_fade_and_says_so_and_the_values_stay(predictor, bee):
+    plain_answer, faded = (
+        plain(ask(predictor, "explain", bee, overlay="true", fade=fade))["evidence"][0]
+        for fade in ("0", "0.3")
+    )
+    assert (plain_answer["overlay_fade"], faded["overlay_fade"]) == (0.0, 0.3)
+    assert faded["grid"] == plain_answer["grid"]
+    assert faded["overlay"] != plain_answer["overlay"]
+    assert ask(predictor, "heatmap", bee, fade="0.3").headers["X-Lucida-Fade"] == "0.3"
+    for wrong in ("0.95", "-0.1", "nan", "much"):
+        with pytest.raises(ValueError, match="fade"):
+            ask(predictor, "explain", bee, fade=wrong)
+
+
 def test_an_answer_says_what_the_model_saw(predictor, bee):
     answer = plain(ask(predictor, "explain", bee))
     assert (answer["image"]["view"], answer["image"]["seen_share"]) == ("whole", 1.0)

@@ -87,15 +87,18 @@ def test_a_sample_is_explained_and_the_map_lies_on_it(page, samples, tmp_path):
 
 
 @pytest.mark.parametrize("against", ["", "ant"])
-def test_the_page_draws_what_the_service_draws(page, shown, samples, against):
+@pytest.mark.parametrize("fade", ["0", "0.3"])
+def test_the_page_draws_what_the_service_draws(page, shown, samples, against, fade):
     explained(page)
+    if fade != "0":
+        page.get_by_label("Only above 30 %").check()
     if against:
         page.get_by_label("Why this, not").select_option(against)
         expect(page.locator("#question")).to_have_text("Why bee, not ant?")
     with page.expect_download() as kept:
         page.get_by_role("button", name="Picture", exact=True).click()
     ours = PIL.Image.open(kept.value.path()).convert("RGB")
-    asked = {"encoding": "png"} | ({"against": against} if against else {})
+    asked = {"encoding": "png", "fade": fade} | ({"against": against} if against else {})
     reply = shown.ask("/heatmap", (samples / "bees.jpg").read_bytes(), **asked)
     theirs = PIL.Image.open(io.BytesIO(reply.content)).convert("RGB")
     small = [picture.resize((24, 24), PIL.Image.Resampling.BOX) for picture in (ours, theirs)]
@@ -470,6 +473,21 @@ def test_the_pictures_of_late_and_the_card_are_shown_where_the_model_has_them(
     page.get_by_role("link", name="Model card").click()
     expect(page.get_by_role("heading", name="Card of three")).to_be_visible()
     page.close()
+
+
+def test_weak_evidence_is_hidden_and_shown_again(page):
+    explained(page)
+    coloured = """() => {
+        const { data } = document.querySelector("#canvas").getContext("2d").getImageData(0, 0, 224, 224);
+        let sum = 0;
+        for (let at = 0; at < data.length; at += 4) sum += data[at] - data[at + 2];
+        return sum;
+    }"""
+    before = page.evaluate(coloured)
+    page.get_by_label("Only above 30 %").check()
+    assert page.evaluate(coloured) < before
+    page.get_by_label("Only above 30 %").uncheck()
+    assert page.evaluate(coloured) == before
 
 
 def test_without_a_reference_and_a_card_the_page_says_nothing_of_them(page):
