@@ -90,6 +90,16 @@ class OcclusionParameters(Parameters):
 
 
 @dataclass(frozen=True, slots=True)
+class PatchOcclusionParameters(Parameters):
+    """Parameters of patch occlusion."""
+
+    RANGES: ClassVar[dict[str, tuple[int, int]]] = {"patches": (2, 64)}
+
+    patches: int = 6
+    """Patches along the shorter side, each one forward; each is a cell of the map."""
+
+
+@dataclass(frozen=True, slots=True)
 class RiseParameters(Parameters):
     """Parameters of RISE."""
 

@@ -21,6 +21,7 @@ from models.attribution.parameters import (
     IntegratedGradientsParameters,
     OcclusionParameters,
     Parameters,
+    PatchOcclusionParameters,
     RiseParameters,
 )
 from models.attribution.result import INPUT_BLOCK, Attribution, GridKind, Unit, make_attribution
@@ -202,6 +203,11 @@ def _occlusion_cost(parameters: OcclusionParameters, targets: int, height: int, 
     return rows * cols + 1
 
 
+def _patch_cost(parameters: PatchOcclusionParameters, targets: int, height: int, width: int) -> int:
+    rows, cols = perturbation.count_patches(parameters.patches, height, width)
+    return rows * cols + 1
+
+
 # ---------------------------------------------------------------- the table
 
 block_method(
@@ -242,6 +248,12 @@ perturbation_method(
     cost=_occlusion_cost,
     good_for="What the score really loses when a part is covered; no gradients involved.",
     misleads="Blind to what exceeds the window or is there twice; a grey square is itself a sight.",
+)  # fmt: skip
+perturbation_method(
+    "patch_occlusion", "Patch occlusion", perturbation.patch_occlusion, parameters=PatchOcclusionParameters,
+    cost=_patch_cost,
+    good_for="What the score loses without each part, by two covers at once, in 37 predictions.",
+    misleads="Coarse; blind to what is there twice, and to what fills several patches.",
 )  # fmt: skip
 perturbation_method(
     "rise", "RISE", perturbation.rise, parameters=RiseParameters, unit="score",

@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from models.attribution.forward import run_forward
+from models.attribution.parameters import PatchOcclusionParameters
 from models.attribution.registry import METHODS, attribute
 from models.backends.base import Backend
 from models.errors import ExplanationError
@@ -77,7 +78,8 @@ def cells_by_candidate(candidates: Sequence[Candidate], model: TransferModel, x:
         if method.grid == "block":
             cells[str(item)] = min(run_forward(model, x[None], block=item.block).map.shape[2:])
         else:
-            cells[str(item)] = min(x.shape[1:]) // method.parameters().cell  # type: ignore[attr-defined]
+            own, side = method.parameters(), min(x.shape[1:])
+            cells[str(item)] = own.patches if isinstance(own, PatchOcclusionParameters) else side // own.cell  # type: ignore[attr-defined]
     return cells
 
 
