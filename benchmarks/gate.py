@@ -1,7 +1,7 @@
 """Whether the gate hears a shortcut and not a seed: five sets of specimens, each with a champion, the same
 recipe with another seed, and a version that was trained where a collector's label lies on one species.
 
-python benchmarks/gate.py [--sets 5]
+python benchmarks/gate.py [--sets 5] [--train 40] [--val 24]
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.data.synthetic import SpecimenPlan
+
 SPECIES = "cincta"
 
 
@@ -21,23 +23,25 @@ def main() -> None:
     """Print for each set how far the evidence moved, and the verdicts by both yardsticks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", type=int, default=5)
-    sets = parser.parse_args().sets
+    parser.add_argument("--train", type=int, default=40, help="pictures of each species")
+    parser.add_argument("--val", type=int, default=24)
+    options = parser.parse_args()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        for seed in range(sets):
-            judge_set(Path(folder), seed)
+        for seed in range(options.sets):
+            judge_set(Path(folder), SpecimenPlan(train=options.train, val=options.val, test=0, seed=seed))
 
 
-def judge_set(folder: Path, seed: int) -> None:
+def judge_set(folder: Path, plan: SpecimenPlan) -> None:
     """Train three versions on one set, with and without the label, and judge two of them."""
     from pipelines.config.loader import load_config
     from pipelines.data.dataset import scan_folder
-    from pipelines.data.synthetic import SpecimenPlan, write_specimens
+    from pipelines.data.synthetic import write_specimens
     from pipelines.training.train import train_model
 
-    plan = SpecimenPlan(train=40, val=24, test=0, seed=seed)
+    seed = plan.seed
     plain = scan_folder(write_specimens(plan, folder / f"plain{seed}"))
     labelled = scan_folder(
         write_specimens(replace(plan, shortcut_species=SPECIES), folder / f"labelled{seed}")

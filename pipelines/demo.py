@@ -63,7 +63,7 @@ def run_demo(out: Path, say: Callable[[str], None], reporter: Reporter) -> Demo:
     root = write_specimens(SpecimenPlan(), out / "specimens", progress=reporter.step)
     dataset = scan_folder(root)
     say("2/6  Fine-tuning: first the head on a frozen backbone, then the top blocks")
-    trained = train_model(dataset, TrainConfig(), name=NAME, reporter=reporter)
+    trained = train_model(dataset, TrainConfig(sanity="block"), name=NAME, reporter=reporter)
     say("3/6  Promoting the new version, if it is better than the present champion")
     decision = promote(f"{NAME}/{trained.version}")
     say(f"     version {trained.version}: {decision.reason}")

@@ -21,9 +21,6 @@ from pipelines.evaluation.method_benchmark import (
     make_contestant,
 )
 
-_TOO_COSTLY = ("integrated_gradients",)
-"""Of a mosaic it takes half a minute on two cores; `lucida benchmark` asks it as well."""
-
 
 def choose_methods(
     explainer: Explainer, samples: Sequence[Sample], which: str, *, progress: Progress = no_progress
@@ -38,7 +35,6 @@ def choose_methods(
     candidates = [
         item for item in list_candidates(model, images[0])
         if item.method not in explainer.disabled
-        and item.method not in _TOO_COSTLY
         and (which == "all" or not item.costly)
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ from pipelines.evaluation.reference import MOST_MEASURED
 
 LABEL = "whole run, %"
 _SANITY = {"all": 900.0, "block": 150.0, "none": 0.0}
-_BENCHMARK = {"all": 6000.0, "block": 1100.0, "none": 0.0}
+_BENCHMARK = {"all": 2500.0, "block": 1100.0, "none": 0.0}
 _LOCATED_IMAGE = 6.0
 _MOST_LOCATED = 200
 _EXPLAINED_IMAGE = 1.5
