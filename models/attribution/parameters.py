@@ -93,10 +93,12 @@ class OcclusionParameters(Parameters):
 class PatchOcclusionParameters(Parameters):
     """Parameters of patch occlusion."""
 
-    RANGES: ClassVar[dict[str, tuple[int, int]]] = {"patches": (2, 64)}
+    RANGES: ClassVar[dict[str, tuple[int, int]]] = {"patches": (2, 64), "cell": (1, 256)}
 
     patches: int = 6
-    """Patches along the shorter side, each one forward; each is a cell of the map."""
+    """Patches along the shorter side, each one forward."""
+    cell: int = 8
+    """Side of a cell of the map in input pixels."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,33 +47,41 @@ def patch_occlusion(
     """Return signed maps, (N, rows, cols) for each sequence of targets: what of the logit goes when each
     patch alone is covered, by the mean of its blur and the image's mean colour.
 
-    One cover's own sight counts half that way. The patches tile the image, so the ranks of a map are those of
-    single deletion, from a fifth of occlusion's forwards, which serve all targets.
+    One cover's own sight counts half that way. The patches tile the image, so a map ranks places as single
+    deletion does, from half of occlusion's forwards, which serve all targets.
     """
     height, width = forward.x.shape[2:]
-    rows, cols = count_patches(parameters.patches, height, width)
     down, across = (
         [round(place * length / count) for place in range(count + 1)]
-        for length, count in ((height, rows), (width, cols))
+        for length, count in zip(
+            (height, width), count_patches(parameters.patches, height, width), strict=True
+        )
     )
-    maps = torch.zeros(len(targets), len(forward.x), rows, cols)
+    places = [
+        (slice(None), slice(*rows), slice(*cols)) for rows, cols in product(pairwise(down), pairwise(across))
+    ]
+    maps = torch.zeros(len(targets), len(forward.x), height, width)
     hidden = torch.stack([covered_input(forward.x, cover) for cover in COVERS]).mean(0)
     for n, x in enumerate(forward.x):
-        images = [x]
-        for (top, bottom), (left, right) in product(pairwise(down), pairwise(across)):
-            image = x.clone()
-            image[:, top:bottom, left:right] = hidden[n, :, top:bottom, left:right]
-            images.append(image)
-        logits = torch.cat(
-            [
-                predict_logits(forward.backend, torch.stack(images[start : start + BATCH_SIZE]))
-                for start in range(0, len(images), BATCH_SIZE)
-            ]
-        )
+        logits = _logits_without(forward, x, hidden[n], places)
         for k, image_targets in enumerate(targets):
             values = image_targets[n].of(logits)
-            maps[k, n] = (values[0] - values[1:]).view(rows, cols)
-    return list(maps)
+            for (_, rows, cols), value in zip(places, (values[0] - values[1:]).tolist(), strict=True):
+                maps[k, n, rows, cols] = value
+    return [average_cells(item, parameters.cell) for item in maps]
+
+
+def _logits_without(
+    forward: ForwardPass, x: Tensor, hidden: Tensor, places: Sequence[tuple[slice, slice, slice]]
+) -> Tensor:
+    """Return logits (1 + places, classes): of an image, and of it with each place as in ``hidden``."""
+    images = [x]
+    for place in places:
+        image = x.clone()
+        image[place] = hidden[place]
+        images.append(image)
+    parts = torch.split(torch.stack(images), BATCH_SIZE)
+    return torch.cat([predict_logits(forward.backend, part) for part in parts])
 
 
 def count_patches(patches: int, height: int, width: int) -> tuple[int, int]:
