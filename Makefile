@@ -18,10 +18,11 @@ demo: $(STAMP)      ## draw specimens, train, register, promote, package, serve 
 
 test: lint types contracts pytest  ## what a change can break: linters, types, contracts, behaviour; 15 minutes on two cores
 
-# Those of the service one after the other: they measure what load does to it, and need both cores.
+# Those that measure what load does to the service one after the other: they need both cores.
+LOAD_TESTS := tests/service/inference/test_load.py tests/service/middleware
 soak: $(STAMP)      ## what takes long: overload, full disks, how-to pages, leaks, three-seed bars, peers, fuzzing
-	$(BIN)/pytest tests/service -m soak --durations=15
-	$(BIN)/pytest tests --ignore tests/service -m soak -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations=25
+	$(BIN)/pytest $(LOAD_TESTS) -m soak --durations=15
+	$(BIN)/pytest tests $(addprefix --ignore=,$(LOAD_TESTS)) -m soak -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations=25
 
 lint: $(STAMP) page
 	$(BIN)/ruff check .

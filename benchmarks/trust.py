@@ -32,7 +32,7 @@ from models.networks.transfer_model import TransferModel
 from pipelines.cli.terminal import progress_reporter
 from pipelines.config.loader import load_config
 from pipelines.data.dataset import scan_folder
-from pipelines.data.synthetic import SpecimenPlan, write_specimens
+from pipelines.data.synthetic import SPECIES, SpecimenPlan, write_specimens
 from pipelines.evaluation.benchmark_plan import masked_image, plan_specimens, plan_tasks, read_mask
 from pipelines.evaluation.benchmark_tasks import BenchmarkTask
 from pipelines.evaluation.best_methods import MethodFigures, choose_best, summarize_rows
@@ -51,6 +51,8 @@ _BACKBONE = "efficientnet_lite0"
 _PAGE = "docs/reference/trust-benchmark.md"
 _CAMS = (GradCAM, XGradCAM, EigenCAM, FinerCAM)
 _COSTLY_CAMS = (ScoreCAM, AblationCAM)
+_LARGEST = 256
+"""Side of the largest input for those."""
 _LABELLED = SpecimenPlan(train=24, val=12, test=8, shortcut_species="cincta", shortcut_share=0.95)
 
 
@@ -111,7 +113,8 @@ def _measure(title: str, backend: Backend, tasks: Sequence[BenchmarkTask], out: 
     own = [make_contestant(backend, item) for item in candidates]
     folder = out / title.lower().replace(" ", "-")
     about = {"backbone": _BACKBONE, "title": title, **_versions()}
-    benchmark = MethodBenchmark([*own, *_peers(model)], tasks, folder / "rows.jsonl", about=about)
+    peers = _peers(model, forwards_by_channel=len(model.classes) > len(SPECIES))
+    benchmark = MethodBenchmark([*own, *peers], tasks, folder / "rows.jsonl", about=about)
     with progress_reporter() as reporter:
         benchmark.run(reporter.step)
     figures = summarize_rows(benchmark.rows)
@@ -121,14 +124,15 @@ def _measure(title: str, backend: Backend, tasks: Sequence[BenchmarkTask], out: 
     return _markdown(title, figures)
 
 
-def _peers(model: TransferModel) -> list[Contestant]:
+def _peers(model: TransferModel, *, forwards_by_channel: bool) -> list[Contestant]:
     """Return other libraries' methods at the last block, on inputs like ours; FinerCAM compares with the
-    classes that the model finds most alike, by its own rule.
+    classes that the model finds most alike, by its own rule. Those that take a forward for each of 1,280
+    channels are left out where that would take hours.
     """
     network, block = model, model.block(model.cam_block)
     cams = [
         Contestant(f"pytorch-grad-cam {kind.__name__}", _cam(kind, network, block), kind in _COSTLY_CAMS)
-        for kind in (*_CAMS, *_COSTLY_CAMS)
+        for kind in (*_CAMS, *(_COSTLY_CAMS if forwards_by_channel else ()))
     ]
     return [
         *cams,
@@ -143,6 +147,9 @@ Maps = Callable[[Tensor, Sequence[int]], list[np.ndarray]]
 
 def _cam(kind: type, network: nn.Module, block: nn.Module) -> Maps:
     def maps(x: Tensor, classes: Sequence[int]) -> list[np.ndarray]:
+        # A forward for each channel of each class: minutes for a mosaic.
+        if kind in _COSTLY_CAMS and max(x.shape[1:]) > _LARGEST:
+            return []
         found = []
         for label in classes:
             with kind(model=network, target_layers=[block]) as cam:
@@ -216,7 +223,8 @@ def _head(options: argparse.Namespace) -> str:
         "figure is the mean over the samples with its standard error; the best of a column is bold, controls "
         "are in italics. A method that takes many forwards is asked about fewer samples (n). Of your own "
         "model, [`lucida benchmark`](../how-to/choose-a-method.md) measures the same.\n\nMaps of other "
-        "libraries are judged as they come: pytorch-grad-cam cuts its own at 0.\n"
+        "libraries are judged as they come: pytorch-grad-cam cuts its own at 0. Its ScoreCAM and AblationCAM "
+        "take a forward for each channel, and are not asked about mosaics and specimens.\n"
     )
 
 

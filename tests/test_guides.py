@@ -146,7 +146,7 @@ def test_explain_a_model_you_have(copy: ProjectCopy, tmp_path: Path, monkeypatch
 
 @pytest.mark.soak
 def test_promote_by_a_policy(copy: ProjectCopy) -> None:
-    trained, first, again = copy.follow("how-to/promote-by-a-policy.md")
+    _, trained, first, again = copy.follow("how-to/promote-by-a-policy.md")
     assert "registered butterflies version 1" in trained
     assert "is champion" in first
     assert "Look at gate.html" in again

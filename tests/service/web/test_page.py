@@ -477,17 +477,17 @@ def test_the_pictures_of_late_and_the_card_are_shown_where_the_model_has_them(
 
 def test_weak_evidence_is_hidden_and_shown_again(page):
     explained(page)
-    coloured = """() => {
+    drawn = """() => {
         const { data } = document.querySelector("#canvas").getContext("2d").getImageData(0, 0, 224, 224);
         let sum = 0;
-        for (let at = 0; at < data.length; at += 4) sum += data[at] - data[at + 2];
+        for (let at = 0; at < data.length; at += 4) sum += data[at] * ((at % 997) + 1);
         return sum;
     }"""
-    before = page.evaluate(coloured)
+    before = page.evaluate(drawn)
     page.get_by_label("Only above 30 %").check()
-    assert page.evaluate(coloured) < before
+    assert page.evaluate(drawn) != before
     page.get_by_label("Only above 30 %").uncheck()
-    assert page.evaluate(coloured) == before
+    assert page.evaluate(drawn) == before
 
 
 def test_without_a_reference_and_a_card_the_page_says_nothing_of_them(page):
