@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from models.attribution.result import Attribution
 from models.attribution.targets import make_target
@@ -79,6 +78,6 @@ def _draw(benchmark: MethodBenchmark, row: Row, model: TransferModel, name: str)
 
 def _pixels(case: BenchmarkCase, model: TransferModel) -> np.ndarray:
     """Return an input as pixels, uint8 (H, W, 3)."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (model.geometry.mean, model.geometry.std))
-    pixels = to_numpy((case.x.cpu() * std + mean).clamp(0, 1).permute(1, 2, 0) * 255)
-    return np.ascontiguousarray(pixels.round().astype(np.uint8))
+    mean, std = (np.array(values)[:, None, None] for values in (model.geometry.mean, model.geometry.std))
+    pixels = np.clip(to_numpy(case.x) * std + mean, 0.0, 1.0) * 255.0
+    return np.ascontiguousarray(pixels.round().astype(np.uint8).transpose(1, 2, 0))
