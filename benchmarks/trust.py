@@ -41,7 +41,7 @@ from pipelines.evaluation.method_benchmark import (
     MethodBenchmark,
     cells_by_candidate,
     list_candidates,
-    make_contestant,
+    make_contestants,
 )
 from pipelines.reports.benchmark_cases import draw_cases
 from pipelines.reports.method_benchmark import benchmark_tables, render_benchmark
@@ -110,7 +110,7 @@ def _measure(title: str, backend: Backend, tasks: Sequence[BenchmarkTask], out: 
     """Ask all makers of maps, write the page, and return the figures as Markdown."""
     model, x = backend.model, torch.zeros(3, 224, 224)
     candidates = list_candidates(model, x)
-    own = [make_contestant(backend, item) for item in candidates]
+    own = make_contestants(backend, candidates)
     folder = out / title.lower().replace(" ", "-")
     about = {"backbone": _BACKBONE, "title": title, **_versions()}
     peers = _peers(model, forwards_by_channel=len(model.classes) > len(SPECIES))

@@ -80,10 +80,9 @@ def cell_areas(frame: Frame, mask: np.ndarray, shape: Sequence[int]) -> tuple[np
     """Return for each cell of a map how many pixels that the model saw lie inside the mask, and outside."""
     x0, y0, x1, y1 = frame.seen_box
     rows, cols = shape
-    down = _cells_of(frame.height, y0, y1, rows)
-    across = _cells_of(frame.width, x0, x1, cols)
+    down, across = _cell_edges(frame.height, y0, y1, rows), _cell_edges(frame.width, x0, x1, cols)
     seen = frame.seen()
-    inside, outside = (down @ part.astype(np.float64) @ across.T for part in (mask & seen, ~mask & seen))
+    inside, outside = (_sum_cells(part, down, across) for part in (mask & seen, ~mask & seen))
     return inside, outside
 
 
@@ -120,12 +119,21 @@ def _energy(laid: np.ndarray, mask: np.ndarray) -> float:
     return float(laid[mask].sum()) / total if total > 0 else 0.0
 
 
-def _cells_of(pixels: int, start: float, stop: float, cells: int) -> np.ndarray:
-    """Return (cells, pixels) with 1 where the pixel's centre lies in the cell, or nearest to it."""
-    place = np.floor((np.arange(pixels) + 0.5 - start) / (stop - start) * cells).astype(int)
-    weights = np.zeros((cells, pixels))
-    weights[np.clip(place, 0, cells - 1), np.arange(pixels)] = 1.0
-    return weights
+def _cell_edges(pixels: int, start: float, stop: float, cells: int) -> np.ndarray:
+    """Return the first pixel of each cell, and the number of pixels: a pixel is of the cell in which its
+    centre lies, or of the nearest.
+    """
+    place = np.floor((np.arange(pixels) + 0.5 - start) / (stop - start) * cells)
+    return np.searchsorted(np.clip(place, 0, cells - 1), np.arange(cells + 1))
+
+
+def _sum_cells(mask: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
+    """Return how many pixels of a mask each cell has, by the sums over all rectangles from the corner."""
+    sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
+    sums[1:, 1:] = mask.cumsum(0, dtype=np.int32).cumsum(1)
+    corners = sums[down][:, across]
+    areas: np.ndarray = np.diff(np.diff(corners, axis=0), axis=1)
+    return areas
 
 
 def _by_value(values: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

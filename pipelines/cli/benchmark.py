@@ -69,7 +69,7 @@ def benchmark(
             MethodBenchmark,
             cells_by_candidate,
             list_candidates,
-            make_contestant,
+            make_contestants,
         )
         from pipelines.reports.benchmark_cases import draw_cases
         from pipelines.reports.method_benchmark import benchmark_to_json, render_benchmark
@@ -85,7 +85,7 @@ def benchmark(
         tasks = plan_tasks(backend, x, grids=grids, masked=samples.masked)
         tasks += plan_specimens(backend, _SPECIMENS)
         candidates = list_candidates(explainer.model, x[0])
-        contestants = [make_contestant(backend, item) for item in candidates]
+        contestants = make_contestants(backend, candidates)
         measured = MethodBenchmark(contestants, tasks, out / "rows.jsonl", about=about)
         measured.run(reporter.step)
     figures = summarize_rows(measured.rows)

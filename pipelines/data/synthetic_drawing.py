@@ -110,12 +110,12 @@ class Canvas:
         ``left`` and ``right`` name the species whose mark that side has instead of its own, "" for no mark.
         Without ``wings_laid`` the marks alone are drawn. All else stays as it is drawn without these options.
         """
-        shown = {-1: species if left is None else left, 1: species if right is None else right}
+        mark_of_side = {-1: species if left is None else left, 1: species if right is None else right}
         jitter = self.rng.normal(0, 0.012, (8, 2))
         fore = self._wing(np.array(_FOREWING) + jitter)
         hind = self._wing(np.array(_HINDWING) + jitter)
         wear = self.rng.uniform(0.05, 0.85) if self.rng.random() < 0.5 else 0.0
-        tailed = self._where(shown, "caudata")
+        tailed = self._where(mark_of_side, "caudata")
         tail = self._wing(_shorten(np.array(_TAIL), wear)) & ~hind & tailed if tailed.any() else tailed
         wings = fore | hind | tail
         trunk = self._trunk()
@@ -127,7 +127,7 @@ class Canvas:
         mark = self._mark(species, paint, fore, hind & ~fore, tail)
         if (left, right) != (None, None):
             paint, mark = self._exchange_marks(
-                species, shown, (bare, paint), mark, (fore, hind & ~fore, tail)
+                species, mark_of_side, (bare, paint), mark, (fore, hind & ~fore, tail)
             )
         # Half of the specimens are worn: the mark fades towards the bare wing, as scales rub off.
         paint = bare * wear + paint * (1 - wear)
@@ -138,27 +138,27 @@ class Canvas:
             self._antennae(margin)
         return wings | trunk, mark
 
-    def _where(self, shown: dict[int, str], species: str) -> np.ndarray:
+    def _where(self, mark_of_side: dict[int, str], species: str) -> np.ndarray:
         """Return the sides that have a species' mark, boolean (height, width)."""
-        return np.isin(self.side, [side for side, name in shown.items() if name == species])
+        return np.isin(self.side, [side for side, name in mark_of_side.items() if name == species])
 
     def _exchange_marks(
-        self, species: str, shown: dict[int, str], paints: tuple[np.ndarray, np.ndarray], own: np.ndarray,
+        self, species: str, mark_of_side: dict[int, str], paints: tuple[np.ndarray, np.ndarray], own: np.ndarray,
         regions: tuple[np.ndarray, np.ndarray, np.ndarray],
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """Return the wings' paint and the marks' mask with the marks that are to be shown; ``paints`` are
         those of bare wings and of wings with the species' own mark.
         """
         bare, marked = paints
-        keeps = self._where(shown, species)
+        keeps = self._where(mark_of_side, species)
         paint, mark = np.where(keeps[..., None], marked, bare), own & keeps
         # What the light and the grain draw next must not depend on it.
-        drawn, self.rng = self.rng, np.random.default_rng(0)
-        for other in {*shown.values()} - {species, ""}:
-            there, other_paint = self._where(shown, other), bare.copy()
+        own_rng, self.rng = self.rng, np.random.default_rng(0)
+        for other in {*mark_of_side.values()} - {species, ""}:
+            there, other_paint = self._where(mark_of_side, other), bare.copy()
             mark = mark | self._mark(other, other_paint, *regions) & there
             paint = np.where(there[..., None], other_paint, paint)
-        self.rng = drawn
+        self.rng = own_rng
         return paint, mark
 
     def label(self, species: str) -> np.ndarray:

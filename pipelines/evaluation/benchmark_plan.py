@@ -30,7 +30,7 @@ from pipelines.evaluation.benchmark_tasks import (
 
 _MOST_CELLS = 14
 """Cells along a side that are covered one by one; more would take thousands of forwards."""
-_SHORT = 6
+_SHORT = 4
 """Mosaics, and images that are covered."""
 _RESTS_ON = 0.2
 """Loss of the score from which a model counts as one that relies on the label in an image."""
@@ -62,7 +62,7 @@ def plan_short(backend: Backend, images: Sequence[Tensor]) -> list[BenchmarkTask
     """
     tasks: list[BenchmarkTask] = [
         GridTask(backend, images, side=2, count=_SHORT, costly_share=0),
-        DeletionTask(backend, images[:_SHORT], costly_share=2, curves=False),
+        DeletionTask(backend, images[:_SHORT], costly_share=1, curves=False),
     ]
     return [task for task in tasks if len(task)]
 
@@ -76,13 +76,13 @@ def plan_specimens(backend: Backend, count: int) -> list[BenchmarkTask]:
     if not {*SPECIES} <= {*classes}:
         return []
     plan = SpecimenPlan(seed=_SEED)
-    drawn = [
+    specimens = [
         draw_parts(plan, "benchmark", species, number, label=labelled)
         for labelled in (False, True)
         for number in range(count)
         for species in SPECIES
     ]
-    plain, labelled = drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]
+    plain, labelled = specimens[: len(specimens) // 2], specimens[len(specimens) // 2 :]
     return [
         SpecimenTask(backend, plain, costly_share=4),
         MaskTask(LABEL, _relying(backend, labelled), costly_share=4),
@@ -109,7 +109,7 @@ def read_mask(image: PIL.Image.Image) -> np.ndarray:
 def _relying(backend: Backend, specimens: Sequence[SpecimenParts]) -> list[MaskedImage]:
     """Return the specimens with a label whose score the model rests on it, by drawing them without it."""
     geometry, classes = backend.model.geometry, backend.model.classes
-    found = []
+    relying = []
     for specimen in specimens:
         own = classes.index(specimen.species)
         part = specimen.parts[LABEL_PART]
@@ -124,8 +124,8 @@ def _relying(backend: Backend, specimens: Sequence[SpecimenParts]) -> list[Maske
         if float(with_label - bare) > _RESTS_ON and (
             image := masked_image(backend, x, frame, part.mask, own)
         ):
-            found.append(image)
-    return found
+            relying.append(image)
+    return relying
 
 
 def _block_cells(backend: Backend, x: Tensor) -> tuple[int, int] | None:

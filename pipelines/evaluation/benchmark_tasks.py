@@ -256,9 +256,9 @@ def predicted_class(backend: Backend, x: Tensor) -> int:
 
 
 def _located(name: str, values: np.ndarray, frame: Frame, mask: np.ndarray) -> Row:
-    found = localize(values, frame, mask)
-    assert found is not None
-    return {"candidate": name} | asdict(found)
+    result = localize(values, frame, mask)
+    assert result is not None
+    return {"candidate": name} | asdict(result)
 
 
 def _by_parts(values: np.ndarray, frame: Frame, specimen: SpecimenParts, losses: np.ndarray) -> Row:

@@ -113,8 +113,8 @@ def measure_localization(
     done, total = 0, len(looks) * len(explained)
     for method, block in looks:
         maps: dict[str, _ExplainedSample] = {}
-        for sample, found in _explain_samples(model, explained, method, block):
-            maps[sample.name] = found
+        for sample, own in _explain_samples(model, explained, method, block):
+            maps[sample.name] = own
             done += 1
             progress(f"locating evidence, {split}", done, total)
         for what, region_samples in masked.items():
@@ -179,16 +179,16 @@ def _localize_samples(
 ) -> Iterator[tuple[Localization, dict[str, float]]]:
     """Yield the result of each sample with the AUROC of its controls, but for one whose mask is empty."""
     for n, sample in enumerate(samples):
-        found, following = maps[sample.name], samples[(n + 1) % len(samples)]
-        mask = region(sample, (found.frame.width, found.frame.height))
-        result = localize(found.own, found.frame, mask) if mask is not None else None
+        own, following = maps[sample.name], samples[(n + 1) % len(samples)]
+        mask = region(sample, (own.frame.width, own.frame.height))
+        result = localize(own.own, own.frame, mask) if mask is not None else None
         if mask is None or result is None:
             continue
         controls = {"spot": result.spot}
-        if found.other is not None:
-            controls["other_class"] = auroc_on(found.other, found.frame, mask)
+        if own.other is not None:
+            controls["other_class"] = auroc_on(own.other, own.frame, mask)
         if following is not sample:
-            controls["other_picture"] = auroc_on(maps[following.name].own, found.frame, mask)
+            controls["other_picture"] = auroc_on(maps[following.name].own, own.frame, mask)
         yield result, controls
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from models.attribution.forward import run_forward
+from models.attribution.forward import ForwardPass, run_forward
 from models.attribution.parameters import PatchOcclusionParameters
 from models.attribution.registry import METHODS, attribute
 from models.backends.base import Backend
@@ -83,19 +83,44 @@ def cells_by_candidate(candidates: Sequence[Candidate], model: TransferModel, x:
     return cells
 
 
-def make_contestant(backend: Backend, candidate: Candidate) -> Contestant:
-    """Return a candidate as a maker of maps; it makes none where the method does not apply to the network."""
+class _LastForward:
+    """The forward passes of the input that was asked about last, one for each block."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._x: Tensor | None = None
+        self._passes: dict[str | None, ForwardPass] = {}
+
+    def of(self, x: Tensor, block: str | None) -> ForwardPass:
+        """Return the pass of an input (3, H, W) as far as a block, run once for all methods."""
+        if self._x is not x:
+            self._x, self._passes = x, {}
+        if block not in self._passes:
+            self._passes[block] = run_forward(
+                self._backend.model, x[None], block=block, backend=self._backend
+            )
+        return self._passes[block]
+
+
+def make_contestants(backend: Backend, candidates: Sequence[Candidate]) -> list[Contestant]:
+    """Return candidates as makers of maps; one makes none where its method does not apply to the network."""
+    last = _LastForward(backend)
+    return [_make_contestant(last, candidate) for candidate in candidates]
+
+
+def _make_contestant(last: _LastForward, candidate: Candidate) -> Contestant:
     method = METHODS[candidate.method]
     quick = method.parameters.from_names({}, quick=True)
     block = candidate.block if method.reads_block else None
 
     def maps(x: Tensor, classes: Sequence[int]) -> list[np.ndarray]:
         try:
-            forward = run_forward(backend.model, x[None], block=block, backend=backend)
-            (found,) = attribute(forward, [list(classes)], method=candidate.method, parameters=quick)
+            (attributions,) = attribute(
+                last.of(x, block), [list(classes)], method=candidate.method, parameters=quick
+            )
         except ExplanationError:
             return []
-        return [item.values for item in found]
+        return [item.values for item in attributions]
 
     return Contestant(str(candidate), maps, candidate.costly)
 
@@ -141,8 +166,8 @@ class MethodBenchmark:
                 if not check():
                     return
                 costly = task.costly_share > 0 and sample % task.costly_share == 0
-                asked = {item.name: item.maps for item in self.contestants if costly or not item.costly}
-                unit = {"task": task.name, "sample": sample, "rows": task.measure(sample, asked)}
+                makers = {item.name: item.maps for item in self.contestants if costly or not item.costly}
+                unit = {"task": task.name, "sample": sample, "rows": task.measure(sample, makers)}
                 self._write(unit)
                 self._units.append(unit)
             progress("measuring methods", number, len(work))

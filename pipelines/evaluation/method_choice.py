@@ -18,8 +18,11 @@ from pipelines.evaluation.method_benchmark import (
     MethodBenchmark,
     cells_by_candidate,
     list_candidates,
-    make_contestant,
+    make_contestants,
 )
+
+_TOO_COSTLY = ("integrated_gradients",)
+"""As costly as all others together; `lucida benchmark` asks it as well."""
 
 
 def choose_methods(
@@ -35,11 +38,12 @@ def choose_methods(
     candidates = [
         item for item in list_candidates(model, images[0])
         if item.method not in explainer.disabled
+        and item.method not in _TOO_COSTLY
         and (which == "all" or not item.costly)
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         benchmark = MethodBenchmark(
-            [make_contestant(backend, item) for item in candidates],
+            make_contestants(backend, candidates),
             plan_short(backend, images),
             Path(folder) / "rows.jsonl",
             about={},

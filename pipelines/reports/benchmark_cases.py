@@ -45,7 +45,7 @@ def draw_cases(
 ) -> list[MethodCases]:
     """Return the cases of each method that is best for a question, in the task that decided it."""
     chosen = dict.fromkeys((item.task, item.candidate) for item in best if item.candidate is not None)
-    drawn = []
+    by_method = []
     for task, candidate in chosen:
         rows = [
             row for row in benchmark.rows
@@ -58,8 +58,8 @@ def draw_cases(
             for name, part in (("best", rows[:few]), ("worst", rows[len(rows) - few :]))
             for row in part
         ]
-        drawn.append(MethodCases(f"{candidate}: {task}", tuple(cases)))
-    return drawn
+        by_method.append(MethodCases(f"{candidate}: {task}", tuple(cases)))
+    return by_method
 
 
 def _draw(benchmark: MethodBenchmark, row: Row, model: TransferModel, name: str) -> DrawnCase:

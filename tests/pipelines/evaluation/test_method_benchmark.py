@@ -27,7 +27,7 @@ from pipelines.evaluation.method_benchmark import (
     Candidate,
     MethodBenchmark,
     list_candidates,
-    make_contestant,
+    make_contestants,
 )
 
 CANDIDATES = [
@@ -91,9 +91,9 @@ def test_errors_are_those_of_the_samples_and_not_of_their_cells():
 def test_a_benchmark_goes_on_where_it_was_stopped_and_refuses_another(imagenet, images, tmp_path):
     file, backend = tmp_path / "rows.jsonl", EagerBackend(imagenet)
     tasks = few_tasks(backend, images)
-    makers = [
-        make_contestant(backend, Candidate(name, imagenet.cam_block)) for name in ("grad_cam", "layer_cam")
-    ]
+    makers = make_contestants(
+        backend, [Candidate(name, imagenet.cam_block) for name in ("grad_cam", "layer_cam")]
+    )
 
     def begin(name="one"):
         return MethodBenchmark(makers, tasks, file, about={"model": name})
@@ -118,7 +118,7 @@ def test_a_benchmark_goes_on_where_it_was_stopped_and_refuses_another(imagenet, 
 def test_a_benchmark_that_runs_out_of_time_has_asked_about_each_task(imagenet, images, tmp_path):
     backend, turns = EagerBackend(imagenet), iter([True] * 2)
     tasks = few_tasks(backend, images)
-    makers = [make_contestant(backend, Candidate("grad_cam", imagenet.cam_block))]
+    makers = make_contestants(backend, [Candidate("grad_cam", imagenet.cam_block)])
     stopped = MethodBenchmark(makers, tasks, tmp_path / "rows.jsonl", about={})
     stopped.run(check=lambda: next(turns, False))
     assert [(row["task"], row["sample"]) for row in stopped.rows[-1:]] == [(DELETION, 0)]
@@ -138,7 +138,7 @@ def test_maps_are_held_against_masks_beside_another_class_and_another_picture(im
         mask = (photos / "caltech_animals/masks/val" / folder.name / path.name).with_suffix(".png")
         masked.append(masked_image(backend, x, frame, read_mask(read_image(mask).pil)))
     task = MaskTask("masks", masked, costly_share=1)
-    makers = {"grad_cam": make_contestant(backend, Candidate("grad_cam", imagenet.cam_block)).maps,
+    makers = {"grad_cam": make_contestants(backend, [Candidate("grad_cam", imagenet.cam_block)])[0].maps,
               "a spot": constant(centre_spot((7, 7)))}  # fmt: skip
     rows = [row for sample in range(len(task)) for row in task.measure(sample, makers)]
     spots = [row for row in rows if row["candidate"] == "a spot"]
