@@ -143,8 +143,8 @@ class Canvas:
         return np.isin(self.side, [side for side, name in mark_of_side.items() if name == species])
 
     def _exchange_marks(
-        self, species: str, mark_of_side: dict[int, str], paints: tuple[np.ndarray, np.ndarray], own: np.ndarray,
-        regions: tuple[np.ndarray, np.ndarray, np.ndarray],
+        self, species: str, mark_of_side: dict[int, str], paints: tuple[np.ndarray, np.ndarray],
+        own: np.ndarray, regions: tuple[np.ndarray, np.ndarray, np.ndarray],
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """Return the wings' paint and the marks' mask with the marks that are to be shown; ``paints`` are
         those of bare wings and of wings with the species' own mark.

@@ -25,7 +25,7 @@ from pipelines.errors import DataError
 from tests.support.object_store import running_s3
 from tests.support.serving import PROJECT
 
-KILLS = int(os.environ.get("LUCIDA_KILLS", "3"))
+KILLS = int(os.environ.get("LUCIDA_KILLS", "2"))
 """Of each kind; more of them for an hour that is left."""
 
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="needs Ray: pip install 'camera-lucida[ray]'")
