@@ -270,7 +270,7 @@ def _by_parts(values: np.ndarray, frame: Frame, specimen: SpecimenParts, losses:
     return {
         "parts": rank_correlation(sums, losses),
         "ignored": auroc(values, areas[counts].sum(0), areas[~counts].sum(0)),
-        "completeness": float(losses[sums.argmax()]) / largest if largest > 0 else float("nan"),
+        "completeness": max(float(losses[sums.argmax()]), 0.0) / largest if largest > 0 else float("nan"),
     }
 
 
