@@ -107,23 +107,24 @@ def read_mask(image: PIL.Image.Image) -> np.ndarray:
 
 
 def _relying(backend: Backend, specimens: Sequence[SpecimenParts]) -> list[MaskedImage]:
-    """Return the specimens with a label whose score the model rests on it, by drawing them without it."""
-    geometry, classes = backend.model.geometry, backend.model.classes
+    """Return the specimens with a label that raises the score of some species, and that species: a label
+    speaks for the species that it was planted on, whatever it lies beside.
+    """
     relying = []
     for specimen in specimens:
-        own = classes.index(specimen.species)
         part = specimen.parts[LABEL_PART]
-        x, frame = geometry.prepare(image_from_array(np.asarray(specimen.image)))
-        without, _ = geometry.prepare(image_from_array(np.asarray(part.without)))
+        (x, frame), (without, _) = (
+            backend.model.geometry.prepare(image_from_array(np.asarray(image)))
+            for image in (specimen.image, part.without)
+        )
         with_label, bare = (
-            backend.model.scoring.scores(run_forward(backend.model, item[None], backend=backend).logits)[
-                0, own
-            ]
+            backend.model.scoring.scores(run_forward(backend.model, item[None], backend=backend).logits)[0]
             for item in (x, without)
         )
-        if float(with_label - bare) > _RESTS_ON and (
-            image := masked_image(backend, x, frame, part.mask, own)
-        ):
+        gained = with_label - bare
+        species = int(gained.argmax())
+        image = masked_image(backend, x, frame, part.mask, species)
+        if image is not None and float(gained[species]) > _RESTS_ON:
             relying.append(image)
     return relying
 
