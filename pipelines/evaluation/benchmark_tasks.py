@@ -175,10 +175,9 @@ class MaskTask:
             own, foreign = make(image.x, [image.label, other.label]), make(other.x, [other.label])
             if not own or not foreign:
                 continue
-            controls = {
-                "other_class": auroc_on(own[1], image.frame, image.mask),
-                "other_picture": auroc_on(foreign[0], image.frame, image.mask),
-            }
+            controls = {"other_picture": auroc_on(foreign[0], image.frame, image.mask)}
+            if other.label != image.label:
+                controls["other_class"] = auroc_on(own[1], image.frame, image.mask)
             rows.append(_located(name, own[0], image.frame, image.mask) | controls)
         return rows
 
