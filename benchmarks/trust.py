@@ -94,8 +94,8 @@ def _on_photographs(backend: Backend, options: argparse.Namespace) -> list[Bench
         mask = options.pictures / "masks" / path.relative_to(options.pictures).with_suffix(".png")
         if mask.is_file():
             masked.append(masked_image(backend, x, frame, read_mask(read_image(mask).pil)))
-    known = [item for item in masked if item is not None]
-    return plan_tasks(backend, images, grids=options.grids, masked=known)
+    seen = [item for item in masked if item is not None]
+    return plan_tasks(backend, images, grids=options.grids, masked=seen)
 
 
 def _trained(plan: SpecimenPlan, folder: Path) -> TransferModel:

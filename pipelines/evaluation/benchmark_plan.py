@@ -33,7 +33,7 @@ _MOST_CELLS = 14
 _SHORT = 4
 """Mosaics, and images that are covered."""
 _RESTS_ON = 0.2
-"""Loss of the score from which a model counts as one that relies on the label in an image."""
+"""Rise of a score by the label from which a model counts as one that relies on it in an image."""
 _SEED = 1_000
 """Of the specimens that are drawn for a benchmark, which no training draws."""
 
@@ -70,7 +70,8 @@ def plan_short(backend: Backend, images: Sequence[Tensor]) -> list[BenchmarkTask
 def plan_specimens(backend: Backend, count: int) -> list[BenchmarkTask]:
     """Return the tasks on drawn specimens, for a model of all their species; none for another.
 
-    The label is planted on specimens of each species; a model that does not rely on it loses nothing by it.
+    The label is planted on specimens of each species; those whose scores it does not raise are left out, so
+    that task may have no sample.
     """
     classes = backend.model.classes
     if not {*SPECIES} <= {*classes}:

@@ -43,8 +43,8 @@ _ABOUT_SPECIMENS = (
     "marks of two species, whether each class's map lies on its own, 0.5 by chance."
 )
 _ABOUT_LABEL = (
-    "Specimens with a collector's label, as far as the model's score rests on it by more than a fifth: which "
-    "maps lie on the label."
+    "Specimens with a collector's label that raises the score of some species by more than a fifth, which is "
+    "the species explained: which maps lie on the label."
 )
 _SECTIONS = {
     DELETION: ("Single deletion, deletion and insertion", _ABOUT_DELETION),
@@ -137,7 +137,7 @@ def _table(task: str, items: Sequence[MethodFigures]) -> BenchmarkTable:
         f"Pointing in a {task.removeprefix(GRID).strip()} grid",
         _ABOUT_GRIDS,
     )
-    rows += _controls(methods[0], len(columns))
+    rows += _controls(methods[0], len(columns)) if methods else []
     return BenchmarkTable(title, what, tuple(columns.values()), tuple(rows))
 
 

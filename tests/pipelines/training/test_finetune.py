@@ -24,8 +24,8 @@ from pipelines.training.schedules import lr_factor, momentum
 from pipelines.training.trainer import PhaseState, rate_groups, run_phase
 from tests.support.training import fine_tune
 
-SEEDS = int(os.environ.get("LUCIDA_SEEDS", "1"))
-"""Of the bar that photographs must reach; three of them passed whenever they were asked."""
+SEEDS = int(os.environ.get("LUCIDA_SEEDS", "3"))
+"""Seeds by which photographs must reach the bar."""
 
 HEAD = PhaseConfig(name="head", train_from="head", epochs=6, rate=4e-3)
 TOP = PhaseConfig(name="top blocks", train_from="stage7.0", epochs=2, rate=5e-4)
