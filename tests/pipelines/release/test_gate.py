@@ -282,7 +282,7 @@ def test_the_gate_blocks_promotes_overrides_and_demotes(hubs, butterflies, at_on
 
 @pytest.mark.soak
 def test_the_gate_keeps_its_evidence_on_postgres(hubs, butterflies, at_once, in_tmp, monkeypatch):
-    with running_postgres(in_tmp / "postgres") as uri:
+    with running_postgres() as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         mlflow.set_tracking_uri(uri)
         client = mlflow.MlflowClient()

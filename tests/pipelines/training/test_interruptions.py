@@ -304,9 +304,9 @@ def test_a_full_disk_stops_with_a_clear_word_and_goes_on_when_there_is_room(plac
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URI of a Postgres of its own, or a skip that says what is missing."""
-    with running_postgres(tmp_path_factory.mktemp("postgres")) as uri:
+    with running_postgres() as uri:
         yield uri
 
 
