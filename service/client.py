@@ -116,6 +116,10 @@ class Client:
         """Ask for the evidence by the parts of a block."""
         return self._ask("/split", [image], options, schemas.SplitAnswer)
 
+    def concepts(self, image: ImageSource, **options: Any) -> schemas.ConceptSharesAnswer:
+        """Ask for the share of each of the model's concepts in the prediction."""
+        return self._ask("/concepts", [image], options, schemas.ConceptSharesAnswer)
+
     def activations(self, image: ImageSource, **options: Any) -> schemas.ActivationsAnswer:
         """Ask for statistics and strongest channels of blocks."""
         return self._ask("/activations", [image], options, schemas.ActivationsAnswer)
@@ -128,6 +132,10 @@ class Client:
     def filters(self, **options: Any) -> schemas.FiltersAnswer:
         """Ask for templates of what channels look for."""
         return schemas.FiltersAnswer.model_validate_json(self._get("/filters", _texts(options)).content)
+
+    def all_concepts(self) -> schemas.ConceptsAnswer:
+        """Ask for the model's concepts with their patches."""
+        return schemas.ConceptsAnswer.model_validate_json(self._get("/concepts").content)
 
     # ------------------------------------------------------------ jobs
 

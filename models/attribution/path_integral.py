@@ -31,7 +31,7 @@ class PathIntegral:
     """Shares of a score's rise, with how far they are from adding up to it."""
 
     shares: Tensor
-    """(H, W), summed over the colours."""
+    """(H, W), summed over the channels; (parts, H, W) where the image was taken apart."""
     rise: float
     """Of the score from the line's beginning to the image."""
     steps: int
@@ -44,15 +44,17 @@ class PathIntegral:
 
 
 def integrate_gradient(
-    score: Callable[[Tensor], Tensor], x: Tensor, *, steps: int, most_steps: int
+    score: Callable[[Tensor], Tensor], x: Tensor, *, steps: int, most_steps: int, parts: Tensor | None = None
 ) -> PathIntegral:
-    """Integrate the gradient of ``score``, a function of images (N, 3, H, W), along the line from 0 to an
-    image (3, H, W): at ``steps`` places first, at ``most_steps`` at most.
+    """Integrate the gradient of ``score``, a function of images or maps (N, C, H, W), along the line from 0
+    to one of them (C, H, W): at ``steps`` places first, at ``most_steps`` at most. With ``parts``
+    (parts, C, H, W), which add up to it, each has shares of its own.
     """
+    taken_apart = x[None] if parts is None else parts
     pieces = max(1, steps // len(_NODES))
     edges = [n / pieces for n in range(pieces + 1)]
     values = dict(zip(edges, _scores(score, x, edges), strict=True))
-    shares = _integrate(score, x, list(pairwise(edges)))
+    shares = _integrate(score, x, taken_apart, list(pairwise(edges)))
     taken, rise = len(shares) * len(_NODES), values[1.0] - values[0.0]
     while True:
         errors = {
@@ -60,7 +62,8 @@ def integrate_gradient(
         }
         left = (most_steps - taken) // (2 * len(_NODES))
         if abs(sum(errors.values())) <= CLOSE_ENOUGH * abs(rise) or left < 1:
-            return PathIntegral(sum(shares.values(), torch.zeros_like(x[0])), rise, taken)
+            total = sum(shares.values(), torch.zeros_like(taken_apart[:, 0]))
+            return PathIntegral(total[0] if parts is None else total, rise, taken)
         worst = sorted(errors, key=lambda piece: -abs(errors[piece]))
         halves: list[Piece] = []
         for begin, end in worst[: min(left, _MOST_HALVED, max(1, len(worst) // 2))]:
@@ -68,7 +71,7 @@ def integrate_gradient(
             halves += [(begin, (begin + end) / 2), ((begin + end) / 2, end)]
         middles = [end for _, end in halves[::2]]
         values |= dict(zip(middles, _scores(score, x, middles), strict=True))
-        shares |= _integrate(score, x, halves)
+        shares |= _integrate(score, x, taken_apart, halves)
         taken += len(halves) * len(_NODES)
 
 
@@ -81,10 +84,12 @@ def _scores(score: Callable[[Tensor], Tensor], x: Tensor, places: Sequence[float
     return values
 
 
-def _integrate(score: Callable[[Tensor], Tensor], x: Tensor, pieces: Sequence[Piece]) -> dict[Piece, Tensor]:
-    """Return each piece's shares, (H, W)."""
+def _integrate(
+    score: Callable[[Tensor], Tensor], x: Tensor, parts: Tensor, pieces: Sequence[Piece]
+) -> dict[Piece, Tensor]:
+    """Return each piece's shares, (parts, H, W)."""
     shares = []
-    for part in _parts(pieces):
+    for part in _portions(pieces):
         places = torch.tensor(
             [begin + (end - begin) * node for begin, end in part for node in _NODES], dtype=torch.float64
         )
@@ -92,11 +97,13 @@ def _integrate(score: Callable[[Tensor], Tensor], x: Tensor, pieces: Sequence[Pi
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(score(images).sum(), images)
         means = gradient.detach().view(len(part), len(_NODES), *x.shape).mean(1)
-        shares += [(mean * x).sum(0) * (end - begin) for mean, (begin, end) in zip(means, part, strict=True)]
+        shares += [
+            (mean * parts).sum(1) * (end - begin) for mean, (begin, end) in zip(means, part, strict=True)
+        ]
     return dict(zip(pieces, shares, strict=True))
 
 
-def _parts(pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
+def _portions(pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
     """Return the pieces in parts of as many images as are run at once."""
     size = BATCH_SIZE // len(_NODES)
     return [pieces[start : start + size] for start in range(0, len(pieces), size)]

@@ -24,6 +24,7 @@ from pipelines.cli import (
     bench as bench_commands,
     benchmark as benchmark_commands,
     card as card_commands,
+    concepts as concepts_commands,
     drift as drift_commands,
     explain as explain_commands,
     export as export_commands,
@@ -67,6 +68,7 @@ networks_commands.register_commands(app)
 bench_commands.register_commands(app)
 benchmark_commands.register_commands(app)
 card_commands.register_commands(app)
+concepts_commands.register_commands(app)
 drift_commands.register_commands(app)
 export_commands.register_commands(app)
 promote_commands.register_commands(app)

@@ -30,6 +30,12 @@ def package(
             help="Folder that `lucida atlas` made of this very version; GET /filters answers from it."
         ),
     ] = None,
+    concepts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that `lucida concepts` made of this very version; /concepts answers from it."
+        ),
+    ] = None,
     samples: Annotated[
         bool,
         typer.Option(help="Let the page offer the few validation pictures that the run has kept for it."),
@@ -56,8 +62,9 @@ def package(
     dataset = load_dataset(quantise) if quantise is not None else None
     with progress_reporter() as reporter:
         packaged = build(
-            reference, atlas=atlas, samples=samples, quantise=dataset, sign=sign, progress=reporter.step
-        )
+            reference, atlas=atlas, concepts=concepts, samples=samples, quantise=dataset, sign=sign,
+            progress=reporter.step,
+        )  # fmt: skip
     if packaged.int8 is not None:
         console.print(describe_quantization(packaged.int8), highlight=False, soft_wrap=True)
     console.print(

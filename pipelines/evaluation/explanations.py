@@ -95,7 +95,7 @@ def measure_localization(
     """
     samples = sorted(data.samples(split), key=lambda sample: sample.sha256)[:_MOST_LOCALISED]
     regions: dict[str, Region] = {"object": partial(object_region, data)}
-    regions |= {what: partial(_read_mask, tree) for what, tree in _part_trees(data).items()}
+    regions |= {what: partial(read_mask, tree) for what, tree in part_trees(data).items()}
     masked = {
         what: [sample for sample in samples if region(sample, (sample.width, sample.height)) is not None]
         for what, region in regions.items()
@@ -216,7 +216,7 @@ def _mean_interval(values: np.ndarray) -> Interval:
     return bootstrap(lambda chosen: float(values[chosen].mean()), len(values))
 
 
-def _part_trees(data: Dataset) -> dict[str, Path]:
+def part_trees(data: Dataset) -> dict[str, Path]:
     """Return trees of masks of parts: folders under masks/ that are no split."""
     root = data.root / MASKS
     if not root.is_dir():
@@ -231,7 +231,7 @@ def _part_trees(data: Dataset) -> dict[str, Path]:
 
 def object_region(data: Dataset, sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
     """Return the mask of an image's objects, or what its boxes cover."""
-    mask = _read_mask(data.root / MASKS, sample, size)
+    mask = read_mask(data.root / MASKS, sample, size)
     if mask is not None or not sample.labels or sample.name not in data.boxes:
         return mask
     covered = np.zeros((size[1], size[0]), dtype=bool)
@@ -240,7 +240,7 @@ def object_region(data: Dataset, sample: Sample, size: tuple[int, int]) -> np.nd
     return covered
 
 
-def _read_mask(tree: Path, sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
+def read_mask(tree: Path, sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
     """Return a mask as booleans in the size of its image, which may have been resized since."""
     path = (tree / sample.name).with_suffix(".png")
     if not sample.labels or not path.is_file():

@@ -19,6 +19,7 @@ import yaml  # type: ignore[import-untyped]
 import models
 from models.backends.quantized import QuantizationFigures
 from models.bundle import ATLAS_FILE, CARD_FILE, SAMPLES_FOLDER, load_bundle
+from models.introspection.concept_set import CONCEPTS_FILE, read_concepts, write_concepts
 from models.networks.library import library_requirements
 from models.progress import Progress, no_progress
 from models.signature import read_private_key, sign_digest
@@ -53,6 +54,7 @@ def package(
     *,
     build: bool = True,
     atlas: Path | None = None,
+    concepts: Path | None = None,
     samples: bool = True,
     quantise: Dataset | None = None,
     sign: Path | None = None,
@@ -62,7 +64,8 @@ def package(
 
     Both have the model's name, as :func:`tag_name` writes it, so that ``NAME:latest`` is of this model.
 
-    The service answers GET /filters from the folder ``atlas``; raises DataError for one of another model.
+    The service answers GET /filters from the folder ``atlas``, and /concepts from the folder ``concepts``;
+    raises DataError or BundleError for one of another model.
     With ``samples`` its page offers the few validation pictures that the run has kept for it. With
     ``quantise`` its model has int8 blocks too, calibrated on the data's training pictures, as
     :func:`pipelines.release.quantize.quantize` makes them. ``sign`` is a file with a private key in PEM, by
@@ -93,6 +96,8 @@ def package(
             if atlas is not None:
                 _check_atlas(atlas, digest)
                 shutil.copyfile(atlas / ATLAS_FILE, folder / ATLAS_FILE)
+            if concepts is not None:
+                _copy_concepts(concepts, folder, digest)
     tag = ""
     if build:
         more = library_requirements(checked.model.backbone.name)
@@ -160,6 +165,13 @@ def tag_name(model: str) -> str:
     if name == model:
         return name
     return f"{name or 'model'}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+
+
+def _copy_concepts(source: Path, folder: Path, digest: str) -> None:
+    present = read_concepts(source, digest)
+    if present is None:
+        raise DataError(f"There is no {CONCEPTS_FILE} of `lucida concepts` in {source}.")
+    write_concepts(present, folder)
 
 
 def _check_atlas(folder: Path, digest: str) -> None:

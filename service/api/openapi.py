@@ -37,15 +37,15 @@ def build_openapi(settings: Settings, *, version: str, card: dict[str, Any]) -> 
     """
     shapes: list[type[Any]] = [
         schemas.ErrorAnswer, schemas.SeveralAnswers, schemas.JobAnswer, schemas.JobsAnswer,
-        schemas.JobResult,
+        schemas.JobResult, schemas.ConceptsAnswer,
         *(operation.answer for operation in ROUTED.values() if operation.answer is not None),
     ]  # fmt: skip
     _, defined = models_json_schema(
         [(shape, "serialization") for shape in shapes], ref_template="#/components/schemas/{model}"
     )
-    paths: dict[str, Any] = {
-        operation.path: {"post": _operation(operation, settings, card)} for operation in ROUTED.values()
-    } | _reads(card)
+    paths: dict[str, Any] = _reads(card)
+    for operation in ROUTED.values():
+        paths.setdefault(operation.path, {})["post"] = _operation(operation, settings, card)
     if settings.max_jobs:
         paths |= _jobs(settings, card)
     document: dict[str, Any] = {
@@ -203,6 +203,15 @@ def _reads(card: dict[str, Any]) -> dict[str, Any]:
                     }
                 ],
                 ("404", "422"),
+            )
+        },
+        "/concepts": {
+            "get": _get(
+                "all_concepts",
+                "The model's concepts, where it was packaged with some.",
+                {"application/json": {"schema": _ref(schemas.ConceptsAnswer)}},
+                [],
+                ("404",),
             )
         },
         "/drift": {

@@ -31,6 +31,7 @@ from service.errors import HTTPError
 from service.inference.model_card import describe_model
 from service.metrics import render_metrics
 from service.monitoring import DriftMonitor
+from service.operations.concepts import NO_CONCEPTS, list_concepts
 from service.operations.filters import synthesize
 
 WEB = Path(__file__).parents[1] / "web"
@@ -49,6 +50,7 @@ def read_routes(state: AppState) -> list[Route | Mount]:
         "/model": _model_card,
         "/anatomy": _anatomy,
         "/card": _card,
+        "/concepts": _concepts,
         "/drift": _drift,
         "/filters": FiltersEndpoint(),
         "/colours": _colours,
@@ -104,6 +106,14 @@ async def _card(request: Request, state: AppState) -> Response:
         return Response(card.markdown, media_type="text/markdown; charset=utf-8")
     # Its style is its own; nothing else may run or be fetched.
     return HTMLResponse(card.html, headers={"Content-Security-Policy": _CARD_POLICY})
+
+
+async def _concepts(request: Request, state: AppState) -> Response:
+    """Answer with the concepts that were packaged with the model, with their patches and their effect."""
+    predictor = state.models.predictor
+    if predictor.concepts is None:
+        raise HTTPError(HTTPStatus.NOT_FOUND, "no_concepts", NO_CONCEPTS)
+    return Response(list_concepts(predictor).model_dump_json(), media_type="application/json")
 
 
 async def _drift(request: Request, state: AppState) -> Response:

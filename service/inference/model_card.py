@@ -36,6 +36,7 @@ def describe_model(predictor: Predictor) -> dict[str, Any]:
         "sanity": bundle.sanity.to_dict() if bundle.sanity is not None else None,
         "geometry": model.geometry.to_dict(),
         "reference_images": bundle.reference.count if bundle.reference is not None else None,
+        "concepts": len(predictor.concepts) if predictor.concepts is not None else None,
         "has_card": predictor.card is not None,
         "int8": asdict(predictor.int8) if predictor.int8 is not None else None,
         "metrics": bundle.manifest["metrics"],

@@ -11,10 +11,11 @@ import torch
 from models.backends.base import Backend
 from models.bundle import load_bundle, read_digest, read_probe_file
 from models.devices import describe_device, resolve_device
-from models.errors import UnknownChoice
+from models.errors import BundleError, UnknownChoice
 from models.explainer import Explainer, ExplainOptions, Explanation, PreparedImage
 from models.images.decode import DraftSize, Image, Limits, decode_image
 from models.images.pixel_budget import PixelBudget
+from models.introspection.concept_set import ConceptSet, read_concepts
 from models.networks.predictions import Prediction
 from models.networks.summary import NetworkSummary, summarize_network
 from models.observer import Novelty, Observer
@@ -69,6 +70,7 @@ class Predictor:
             self.observer = Observer(self.explainer) if self.bundle.reference is not None else None
             self.summary: NetworkSummary = summarize_network(self.bundle.model)
             self.atlas = read_atlas(folder, self.bundle.provenance.digest)
+            self.concepts = self._read_concepts(folder)
             self.card = read_card(folder, self.bundle.provenance.digest)
             if self.explainer.default_method not in self.explainer.disabled:
                 self.explain(read_probe_file(folder), ExplainOptions()).overlay()
@@ -76,6 +78,13 @@ class Predictor:
             self.close()
             raise
         self.ready = True
+
+    def _read_concepts(self, folder: Path) -> ConceptSet | None:
+        """Return the concepts beside the bundle; raises BundleError for those of another one."""
+        concepts = read_concepts(folder, self.bundle.provenance.digest)
+        if concepts is not None and concepts.block not in self.model.blocks_with_map:
+            raise BundleError(f"The concepts are of the block {concepts.block!r}, which the model has not.")
+        return concepts
 
     def close(self) -> None:
         """End the model's own thread; what is under way ends as it would have."""

@@ -17,6 +17,12 @@ from service.schemas.base import (
     Score as Score,
     parse_numbers as parse_numbers,
 )
+from service.schemas.concepts import (
+    ConceptAnswer as ConceptAnswer,
+    ConceptsAnswer as ConceptsAnswer,
+    ConceptShareAnswer as ConceptShareAnswer,
+    ConceptSharesAnswer as ConceptSharesAnswer,
+)
 from service.schemas.evidence import (
     Border as Border,
     Curve as Curve,

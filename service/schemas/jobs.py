@@ -6,6 +6,7 @@ from pydantic import Field
 
 from service.schemas.activations import ActivationsAnswer
 from service.schemas.base import Answer, ErrorAnswer
+from service.schemas.concepts import ConceptSharesAnswer
 from service.schemas.explain import ExplainAnswer
 from service.schemas.filters import FiltersAnswer
 from service.schemas.predict import PredictAnswer
@@ -57,5 +58,6 @@ class JobResult(Answer):
         | SplitAnswer
         | ActivationsAnswer
         | FiltersAnswer
+        | ConceptSharesAnswer
         | ErrorAnswer
     ]

@@ -3,6 +3,7 @@
 import { bindActivations } from "./activations.js";
 import { address, read } from "./api.js";
 import { bindCanvas } from "./canvas.js";
+import { bindConcepts } from "./concepts.js";
 import { bindCover, coverBox } from "./cover.js";
 import { byId, element } from "./dom.js";
 import { bindDrift } from "./drift.js";
@@ -81,5 +82,6 @@ bindTrust();
 bindSweep();
 bindCover();
 bindActivations();
+bindConcepts();
 bindSave();
 start().catch(fail);

@@ -2,7 +2,7 @@
 // overlays (models/images/geometry.py, models/visualization/overlay.py): cells tile the seen box evenly, values
 // are bilinear between their centres, colour means evidence.
 
-/** @import { Block, Box, Cell, Colours, Evidence, FieldAxis, Size } from "./types.d.ts" */
+/** @import { Block, Box, Cell, Colours, Evidence, FieldAxis, PlacedMap, Size } from "./types.d.ts" */
 
 const STRENGTH = 0.78;
 const GREYED = 35;
@@ -45,7 +45,7 @@ function valueAt(values, u, v) {
 
 /**
  * What full colour stands for: the answer's scale, or of a contrast without one the strongest value of either side.
- * @param {Evidence} evidence
+ * @param {PlacedMap} evidence
  */
 export function fullScale({ full_scale: scale, against, grid }) {
   return scale ?? (against !== null ? Math.max(Math.abs(grid.min), Math.abs(grid.max)) : 0);
@@ -53,7 +53,7 @@ export function fullScale({ full_scale: scale, against, grid }) {
 
 /**
  * The map of the seen box as a canvas of its own, transparent where there is no evidence.
- * @param {Evidence} evidence
+ * @param {PlacedMap} evidence
  * @param {Colours} colours
  * @param {number} fade share of full colour below which nothing is drawn
  */
@@ -98,7 +98,7 @@ export function mapCanvas(evidence, colours, fade) {
  * @param {HTMLCanvasElement} canvas
  * @param {CanvasImageSource} image
  * @param {Size} size
- * @param {Evidence | null} evidence
+ * @param {PlacedMap | null} evidence
  * @param {HTMLCanvasElement | null} map
  * @param {Marks} [marks]
  */

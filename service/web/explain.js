@@ -13,9 +13,9 @@ import { abort, EXPLAINING, fail, run } from "./work.js";
 
 /** As the label of its control says. */
 const FADE = 0.3;
-const RESULTS = ["trusted", "swept", "covered"];
+const RESULTS = ["trusted", "swept", "covered", "concepts"];
 /** What a change of the question leaves as it is: a sweep has all blocks, a box stays covered whatever is asked. */
-const HOLDS = { block: ["swept"] };
+const HOLDS = { block: ["swept", "concepts"], method: ["concepts"] };
 /** Counts the images that were chosen: one that is decoded late must not replace a later one. */
 const choices = { latest: 0 };
 

@@ -15,6 +15,7 @@ export async function loadModel() {
   byId("served").textContent =
     `${card.model}${version}, ${card.backbone}, ${classes}, bundle ${card.digest.slice(0, 12)}`;
   document.title = `${card.model} – Camera Lucida`;
+  byId("tab-concepts").hidden = card.concepts === null;
   /** @type {[keyof Question, string[]][]} */
   const choices = [
     ["method", card.methods],

@@ -19,13 +19,15 @@ export function openTab(id) {
 
 /** Open tabs by click and by arrow keys. */
 export function bindTabs() {
-  for (const [n, tab] of tabs.entries()) {
+  for (const tab of tabs) {
     tab.addEventListener("click", () => openTab(tab.id));
     tab.addEventListener("keydown", ({ key }) => {
+      const offered = tabs.filter(({ hidden }) => !hidden);
+      const n = offered.indexOf(tab);
       /** @type {Record<string, number>} */
-      const targets = { ArrowRight: n + 1, ArrowLeft: n - 1, Home: 0, End: tabs.length - 1 };
+      const targets = { ArrowRight: n + 1, ArrowLeft: n - 1, Home: 0, End: offered.length - 1 };
       if (!(key in targets)) return;
-      const next = tabs[(targets[key] + tabs.length) % tabs.length];
+      const next = offered[(targets[key] + offered.length) % offered.length];
       openTab(next.id);
       next.focus();
     });

@@ -46,6 +46,7 @@ export interface ModelCard {
   metrics: Record<string, number>;
   limits: { max_body_bytes: number; max_jobs: number };
   reference_images: number | null;
+  concepts: number | null;
   has_card: boolean;
 }
 
@@ -98,6 +99,38 @@ export interface Evidence {
   sanity: string | null;
   border: { mass: number; suspicious: boolean } | null;
   faithfulness: Faithfulness | null;
+}
+
+/** A map with its place; all that drawing needs of evidence. */
+export type PlacedMap = Pick<Evidence, "grid" | "full_scale" | "against" | "seen_box">;
+
+export interface Concept {
+  number: number;
+  name: string;
+  patches: string[];
+}
+
+export interface ConceptShare {
+  number: number;
+  name: string;
+  share: number;
+  score_without: number;
+  label_without: string;
+  strength: number;
+  present: boolean;
+  grid: Evidence["grid"];
+}
+
+export interface ConceptShares {
+  image: Size;
+  label: string;
+  against: string | null;
+  score: number;
+  logit: number;
+  base: number;
+  rest: number;
+  seen_box: Box;
+  concepts: ConceptShare[];
 }
 
 export interface Score {
