@@ -115,10 +115,15 @@ def bundle_folder(imagenet: TransferModel, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def complete_folder(bundle_folder: Path, butterflies: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model as `lucida package` leaves it: with a reference, and with a card beside it."""
+    """The same model as `lucida package` leaves it: with a reference, and with a card and concepts beside
+    it.
+    """
     from models.explainer import Explainer
+    from models.introspection.concept_set import write_concepts
     from pipelines.data.dataset import scan_folder
+    from pipelines.evaluation.concepts import study_concepts
     from pipelines.evaluation.reference import measure_reference
+    from pipelines.reports.concepts import describe_concepts
 
     bundle = load_bundle(bundle_folder)
     samples = scan_folder(butterflies)
@@ -130,6 +135,11 @@ def complete_folder(bundle_folder: Path, butterflies: Path, tmp_path_factory: py
     )
     card = {"digest": digest, "html": "<h1>Card of three</h1><style>h1 { color: teal }</style>"}
     (folder / CARD_FILE).write_text(json.dumps({**card, "markdown": "# Card of three"}))
+    explainer = Explainer(load_bundle(folder))
+    study = study_concepts(explainer, samples, count=4, most=10, patches=3)
+    write_concepts(
+        describe_concepts(study, explainer, samples, {"model": "three"}).renamed(0, "wing"), folder
+    )
     return folder
 
 

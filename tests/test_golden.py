@@ -64,11 +64,12 @@ MISTAKES: tuple[tuple[str, dict[str, str]], ...] = (
     ("predict", {"method": "rise"}),
     ("split", {"block": "top"}),
     ("activations", {"blocks": "conv9"}),
+    ("concepts", {}),
 )
 READS = ("/model", "/anatomy", "/filters?block=stage2.1&channels=3&steps=2", "/samples", "/colours")
 COMMANDS = (
     "", "specimens", "train", "rates", "promote", "review", "compare", "cache", "demo", "explain", "inspect",
-    "anatomy", "atlas", "package", "key", "verify", "drift",
+    "anatomy", "atlas", "concepts", "name-concept", "package", "key", "verify", "drift",
 )  # fmt: skip
 WRONG_COMMANDS = (
     "nothing", "train --data nowhere", "train --set", "train --set epochs", "train --preset fast",

@@ -172,6 +172,19 @@ def test_find_shortcuts(copy: ProjectCopy) -> None:
 
 
 @pytest.mark.soak
+def test_find_concepts(copy: ProjectCopy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bentoml"))
+    _, trained, studied, named, _, packaged = copy.follow("how-to/find-concepts.md")
+    assert "registered wings version 1" in trained
+    assert "concept 11: in " in studied
+    assert "mark of argus: concept " in studied
+    assert "Concept 0 is 'my name for it' now." in named
+    assert "is Bento model wings:" in packaged
+    (kept,) = (tmp_path / "bentoml").rglob("models/wings/*/concepts.json")
+    assert json.loads(kept.read_text())["names"][0] == "my name for it"
+
+
+@pytest.mark.soak
 def test_choose_a_method(copy: ProjectCopy) -> None:
     _, printed = copy.follow("how-to/choose-a-method.md")
     for question in ("Which region is of this class?", "What would the score lose?", "finest detail?"):

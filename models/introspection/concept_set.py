@@ -119,7 +119,7 @@ def keep_largest(codes: Tensor, count: int) -> Tensor:
 def write_concepts(concepts: ConceptSet, folder: Path) -> None:
     """Write the set into a folder, over one that is there."""
     tensors = {
-        name: value.double().contiguous()
+        name: value.double().clone(memory_format=torch.contiguous_format)
         for name in ("mean", "directions", "encoder", "gram", "bias", "levels")
         if (value := getattr(concepts, name)) is not None
     }

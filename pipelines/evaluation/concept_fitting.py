@@ -28,11 +28,12 @@ _MOST_AXES = 128
 """Of the features' own, by their variance: a last block has a thousand channels, most of them noise."""
 _LEAST_WEIGHT = 1e-4
 """Of the largest; cells below carry no evidence."""
-_ROUNDS = 150
+_STARTS, _SHORT, _ROUNDS = 4, 20, 150
+"""Descents that are begun, their rounds, and those of the best one."""
 _SETTLED = 1e-6
 _ACTIVE = 3
 """Codes of a cell that the autoencoder keeps."""
-_EPOCHS, _BATCH, _RATE = 60, 512, 3e-3
+_STEPS, _BATCH, _RATE = 1_500, 512, 3e-3
 
 
 @dataclass(frozen=True)
@@ -89,23 +90,38 @@ def _factorize(
 ) -> FittedDirections:  # fmt: skip
     """Fit by semi-NMF (Ding et al. 2010): codes are 0 or more, directions have any sign."""
     rows = cells * weights.sqrt()[:, None]
-    directions = _spread_out(rows, count, torch.Generator().manual_seed(seed))
-    total, before = float(rows.square().sum()), float("inf")
-    for turn in range(_ROUNDS):
-        directions = directions / directions.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        codes = solve_codes(rows @ directions.T, directions @ directions.T)
-        ridge = 1e-9 * torch.eye(count, dtype=codes.dtype) * codes.square().sum().clamp(min=1e-12)
-        directions = torch.linalg.solve(codes.T @ codes + ridge, codes.T @ rows)
-        residual = float((rows - codes @ directions).square().sum()) / max(total, 1e-300)
-        progress("finding concepts", turn + 1, _ROUNDS)
-        if before - residual < _SETTLED:
-            break
-        before = residual
-    progress("finding concepts", _ROUNDS, _ROUNDS)
+    directions, residual = _descend(rows, _start(rows, count, seed), _ROUNDS, progress)
     lengths = directions.norm(dim=1, keepdim=True).clamp(min=1e-12)
     directions = directions / lengths
     gram = directions @ directions.T + 1e-9 * torch.eye(count, dtype=directions.dtype)
     return FittedDirections(mean, directions @ colour, directions @ whiten.T, gram, None, count, residual)
+
+
+def _start(rows: Tensor, count: int, seed: int) -> Tensor:
+    """Return the directions of the best of several short descents: one alone may have two directions for
+    the same thing, and none for another.
+    """
+    starts = (_spread_out(rows, count, torch.Generator().manual_seed(seed + n)) for n in range(_STARTS))
+    return min((_descend(rows, start, _SHORT) for start in starts), key=lambda result: result[1])[0]
+
+
+def _descend(
+    rows: Tensor, directions: Tensor, rounds: int, progress: Progress = no_progress
+) -> tuple[Tensor, float]:
+    """Return directions (k, axes) after alternating least squares, and the share of squares they miss."""
+    total, before, residual = float(rows.square().sum()), float("inf"), 1.0
+    for turn in range(rounds):
+        directions = directions / directions.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        codes = solve_codes(rows @ directions.T, directions @ directions.T)
+        ridge = 1e-9 * torch.eye(len(directions), dtype=codes.dtype) * codes.square().sum().clamp(min=1e-12)
+        directions = torch.linalg.solve(codes.T @ codes + ridge, codes.T @ rows)
+        residual = float((rows - codes @ directions).square().sum()) / max(total, 1e-300)
+        progress("finding concepts", turn + 1, rounds)
+        if before - residual < _SETTLED:
+            break
+        before = residual
+    progress("finding concepts", rounds, rounds)
+    return directions, residual
 
 
 def _spread_out(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -126,7 +142,7 @@ def _train_autoencoder(
     """Train a sparse autoencoder whose codes are the largest few of each cell (Gao et al. 2024)."""
     generator = torch.Generator().manual_seed(seed)
     rows, share = cells.float(), (weights / weights.mean()).float()
-    start = _spread_out(cells * weights.sqrt()[:, None], count, generator).float()
+    start = _start(cells * weights.sqrt()[:, None], count, seed).float()
     decoder = (start / start.norm(dim=1, keepdim=True)).requires_grad_()
     encoder = decoder.detach().clone().requires_grad_()
     bias = torch.zeros(count, requires_grad=True)
@@ -138,14 +154,15 @@ def _train_autoencoder(
         missed: Tensor = (rows[part] - codes @ decoder).square().sum(1)
         return (missed * share[part]).sum()
 
-    for epoch in range(_EPOCHS):
+    epochs = -(-_STEPS * _BATCH // max(len(rows), _BATCH))
+    for epoch in range(epochs):
         for part in torch.split(torch.randperm(len(rows), generator=generator), _BATCH):
             optimizer.zero_grad()
             (loss_of(part) / len(part)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             with torch.no_grad():
                 decoder /= decoder.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        progress("training the autoencoder", epoch + 1, _EPOCHS)
+        progress("training the autoencoder", epoch + 1, epochs)
     with torch.no_grad():
         left = float(loss_of(torch.arange(len(rows))))
         residual = left / float((rows.square().sum(1) * share).sum().clamp(min=1e-12))

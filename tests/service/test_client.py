@@ -36,6 +36,25 @@ def test_every_operation_has_its_type(client, bee, tmp_path):
     assert client.model()["classes"] == ["ant", "bee", "flamingo"]
 
 
+def test_the_models_concepts_have_their_types_where_it_has_some(start, complete_folder, client, bee):
+    served = start(complete_folder, workers="1")
+    with Client(served.url) as concepts_client:
+        listed, shared = concepts_client.all_concepts(), concepts_client.concepts(bee, against="ant")
+        job = concepts_client.submit("concepts", [bee], target="ant")
+        assert list(concepts_client.watch(job.id))[-1].state == "done"
+        (answer,) = concepts_client.result(job.id).answers
+    assert [concept.name for concept in listed.concepts] == ["wing", "concept 1", "concept 2", "concept 3"]
+    assert all(patch.startswith("data:image/") for concept in listed.concepts for patch in concept.patches)
+    assert (shared.label, shared.against, shared.block) == ("bee", "ant", listed.block)
+    total = shared.base + sum(concept.share for concept in shared.concepts) + shared.rest
+    assert total == pytest.approx(shared.logit, abs=1e-3)
+    assert {concept.grid.rows for concept in shared.concepts} == {14}
+    assert answer.label == "ant"
+    for ask in (client.all_concepts, lambda: client.concepts(bee)):
+        with pytest.raises(ServiceError, match="packaged without concepts"):
+            ask()
+
+
 def test_many_pictures_at_once(client, bee):
     several = client.explain_many([bee, b"no picture", bee], method="hires_cam")
     assert [getattr(each, "kind", None) for each in several] == [None, "unsupported_format", None]

@@ -473,6 +473,34 @@ def test_the_pictures_of_late_and_the_card_are_shown_where_the_model_has_them(
     page.get_by_role("link", name="Model card").click()
     expect(page.get_by_role("heading", name="Card of three")).to_be_visible()
     page.close()
+    share_out_by_concepts(browser, served, bee)
+
+
+def share_out_by_concepts(browser, served, bee):
+    """A prediction is shared out, stays so when the map changes, and goes with its class."""
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    page.goto(served.url)
+    page.locator("#file").set_input_files({"name": "bee.jpg", "mimeType": "image/jpeg", "buffer": bee})
+    expect(page.locator("#question")).to_have_text("Why bee?")
+    page.get_by_role("tab", name="What if covered?").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("tab", name="Concepts")).to_be_focused()
+    page.get_by_role("button", name="Share it out").click()
+    answer = served.ask("/concepts", bee).json()
+    expect(page.locator("#concepts")).to_contain_text(f"bee: a logit of {answer['logit']:.2f} is")
+    present = [share for share in answer["concepts"] if share["present"]]
+    expect(page.locator(".concept")).to_have_count(min(len(present), 6))
+    expect(page.locator(".concept h3").first).to_have_text(present[0]["name"])
+    expect(page.locator(".concept .patches").first.get_by_role("img")).to_have_count(3)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.locator("#block").select_option("stage6.3")
+    expect(page.locator("#by")).to_contain_text("stage6.3")
+    expect(page.locator("#concepts")).to_contain_text("bee: a logit of")
+    page.get_by_role("button", name="ant", exact=False).first.click()
+    expect(page.locator("#question")).to_have_text("Why ant?")
+    expect(page.locator("#concepts")).to_be_empty()
+    page.close()
 
 
 def test_weak_evidence_is_hidden_and_shown_again(page):
@@ -490,6 +518,7 @@ def test_weak_evidence_is_hidden_and_shown_again(page):
     assert page.evaluate(drawn) == before
 
 
-def test_without_a_reference_and_a_card_the_page_says_nothing_of_them(page):
+def test_without_a_reference_a_card_and_concepts_the_page_says_nothing_of_them(page):
     expect(page.locator("#drift")).to_be_hidden()
     expect(page.get_by_role("link", name="Model card")).to_be_hidden()
+    expect(page.locator("#tab-concepts")).to_be_hidden()
