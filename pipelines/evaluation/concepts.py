@@ -38,7 +38,7 @@ MOST_MEASURED = 60
 
 @dataclass(frozen=True, slots=True)
 class ConceptMeasure:
-    """What one concept does to the predictions of the measured pictures."""
+    """The effect of one concept on the predictions of the measured pictures."""
 
     number: int
     present: int

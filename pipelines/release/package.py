@@ -93,11 +93,7 @@ def package(
             _write_card(ref, folder, digest)
             if key is not None:
                 sign_digest(folder, digest, key)
-            if atlas is not None:
-                _check_atlas(atlas, digest)
-                shutil.copyfile(atlas / ATLAS_FILE, folder / ATLAS_FILE)
-            if concepts is not None:
-                _copy_concepts(concepts, folder, digest)
+            _copy_findings(atlas, concepts, folder, digest)
     tag = ""
     if build:
         more = library_requirements(checked.model.backbone.name)
@@ -167,11 +163,16 @@ def tag_name(model: str) -> str:
     return f"{name or 'model'}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
 
 
-def _copy_concepts(source: Path, folder: Path, digest: str) -> None:
-    present = read_concepts(source, digest)
-    if present is None:
-        raise DataError(f"There is no {CONCEPTS_FILE} of `lucida concepts` in {source}.")
-    write_concepts(present, folder)
+def _copy_findings(atlas: Path | None, concepts: Path | None, folder: Path, digest: str) -> None:
+    """Copy an atlas and concepts beside a bundle, those of this very bundle alone."""
+    if atlas is not None:
+        _check_atlas(atlas, digest)
+        shutil.copyfile(atlas / ATLAS_FILE, folder / ATLAS_FILE)
+    if concepts is not None:
+        present = read_concepts(concepts, digest)
+        if present is None:
+            raise DataError(f"There is no {CONCEPTS_FILE} of `lucida concepts` in {concepts}.")
+        write_concepts(present, folder)
 
 
 def _check_atlas(folder: Path, digest: str) -> None:

@@ -75,8 +75,10 @@ def _patch(
     with torch.no_grad():
         value = explainer.backend.until(concepts.block, prepared.x[None])
         codes = concepts.encode(model.as_map(concepts.block, value))[0, number].numpy()
-    shown = make_attribution(make_target(model.classes, 0), codes, method="concept", block=concepts.block)
-    where = draw_overlay(image, prepared.frame, shown, max_side=2 * _SIDE)
+    attribution = make_attribution(
+        make_target(model.classes, 0), codes, method="concept", block=concepts.block
+    )
+    where = draw_overlay(image, prepared.frame, attribution, max_side=2 * _SIDE)
     return {
         "picture": sample.name,
         "label": " + ".join(data.classes[index] for index in sample.labels) or "none",

@@ -166,6 +166,12 @@ def _body(fields: dict[str, Any], most: int) -> dict[str, Any]:
     return {"required": True, "content": {"multipart/form-data": {"schema": shape}}}
 
 
+def _list_of_concepts() -> dict[str, Any]:
+    listed = {"application/json": {"schema": _ref(schemas.ConceptsAnswer)}}
+    what = "The model's concepts, where it was packaged with some."
+    return _get("all_concepts", what, listed, [], ("404",))
+
+
 def _reads(card: dict[str, Any]) -> dict[str, Any]:
     image = {
         "name": "picture",
@@ -205,15 +211,7 @@ def _reads(card: dict[str, Any]) -> dict[str, Any]:
                 ("404", "422"),
             )
         },
-        "/concepts": {
-            "get": _get(
-                "all_concepts",
-                "The model's concepts, where it was packaged with some.",
-                {"application/json": {"schema": _ref(schemas.ConceptsAnswer)}},
-                [],
-                ("404",),
-            )
-        },
+        "/concepts": {"get": _list_of_concepts()},
         "/drift": {
             "get": _get(
                 "drift",
