@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import PIL.Image
@@ -31,6 +32,7 @@ from models.bundle import Bundle, BundleProvenance
 from models.errors import DeadlineExceeded, ExplanationError, LucidaError, OutOfDeviceMemory, UnknownChoice
 from models.images.decode import Image
 from models.images.frame import Frame
+from models.metrics.layer_sweep import find_fine_block
 from models.metrics.warnings import image_warnings, map_warnings
 from models.networks.predictions import Prediction, class_index, rank_classes
 from models.networks.transfer_model import TransferModel
@@ -193,9 +195,9 @@ class Explainer:
         )
         if target is not None:
             choose_targets(classes, [], name=target, against=against, negative=options.negative)
-        block = options.block or self.model.cam_block
-        self.model.index_of(block)
         method = options.method or self.default_method
+        block = options.block or self.default_block(method)
+        self.model.index_of(block)
         parameters = get_method(method).parameters.from_names(options.parameters, quick=options.quick)
         options.smoothing  # noqa: B018 - raises for figures out of range
         self.check_enabled(method)
@@ -205,6 +207,16 @@ class Explainer:
             options, target=target, against=against, block=block, method=method,
             parameters=FrozenSettings(asdict(parameters)),
         )  # fmt: skip
+
+    def default_block(self, method: str) -> str:
+        """Return the block that a method reads where none is asked for: the Grad-CAM block, or the end of the
+        stage before it; raises UnknownChoice.
+        """
+        return self._fine_block if get_method(method).fine else self.model.cam_block
+
+    @cached_property
+    def _fine_block(self) -> str:
+        return find_fine_block(self.model)
 
     def check_enabled(self, method: str) -> None:
         """Raise ExplanationError for a method that is disabled for this model."""
@@ -295,14 +307,9 @@ class Explainer:
         return find_suggestions(explanation.forward, chosen, disabled=self.disabled | self.class_blind)
 
     def _explain(
-        self,
-        images: Sequence[PreparedImage],
-        options: ExplainOptions | None,
-        targets: Sequence[Sequence[Target]] | None,
-        reduce: Reduce | None,
-        partial: bool,
-        stage: Stage,
-    ) -> list[Explanation | LucidaError]:
+        self, images: Sequence[PreparedImage], options: ExplainOptions | None,
+        targets: Sequence[Sequence[Target]] | None, reduce: Reduce | None, partial: bool, stage: Stage,
+    ) -> list[Explanation | LucidaError]:  # fmt: skip
         options = self.check(options or ExplainOptions())
         with stage("model"):
             x = torch.stack([item.x for item in images])
@@ -319,13 +326,9 @@ class Explainer:
         ]
 
     def _maps(
-        self,
-        forward: ForwardPass,
-        targets: Sequence[Sequence[Target]],
-        options: ExplainOptions,
-        reduce: Reduce | None,
-        partial: bool,
-    ) -> tuple[list[tuple[list[Attribution], float | None]], list[str]]:
+        self, forward: ForwardPass, targets: Sequence[Sequence[Target]], options: ExplainOptions,
+        reduce: Reduce | None, partial: bool,
+    ) -> tuple[list[tuple[list[Attribution], float | None]], list[str]]:  # fmt: skip
         method, skipped = str(options.method), list[str]()
         try:
             if reduce is not None:

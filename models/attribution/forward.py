@@ -41,7 +41,13 @@ class ForwardPass:
             return
         self._map = self.model.as_map(block, value).detach().requires_grad_()
         with torch.enable_grad(), memory_errors(len(x), "send fewer at once"):
-            self._logits = self.model.after(block, layout.from_map(self._map, value))
+            # Stopped at the Grad-CAM block, for those methods that read both.
+            cam_block, last = self.model.cam_block, len(self.model.block_names)
+            start, stop = (self.model.index_of(name) + 1 for name in (block, cam_block))
+            self._upper = layout.from_map(self._map, value)
+            if start < stop:
+                self._upper = self.model.run_blocks(self._upper, start, stop)
+            self._logits = self.model.head(self.model.run_blocks(self._upper, max(start, stop), last))
 
     @property
     def has_map(self) -> bool:
@@ -78,6 +84,21 @@ class ForwardPass:
             total = self.scores(targets).sum()
         (gradient,) = torch.autograd.grad(total, self.map, retain_graph=True)
         return gradient
+
+    def gradients_at_cam(self, targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the Grad-CAM block's map, and the gradients of each image's target logit by it and by the
+        pass's own map, in one backward. At or above that block both are the pass's own.
+        """
+        model = self.model
+        if model.index_of(self.block) >= model.index_of(model.cam_block):
+            gradient = self.gradient(targets)
+            return self.map.detach(), gradient, gradient
+        own = self.map
+        with torch.enable_grad():
+            total = self.scores(targets).sum()
+        upper, gradient = torch.autograd.grad(total, [self._upper, own], retain_graph=True)
+        value, upper = (model.as_map(model.cam_block, item) for item in (self._upper.detach(), upper))
+        return value, upper, gradient
 
 
 class ScoreHead(nn.Module):

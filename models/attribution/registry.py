@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from models.attribution import cam, gradients, perturbation
+from models.attribution import cam, gradients, perturbation, propagation
 from models.attribution.forward import ForwardPass
 from models.attribution.measured import MeasuredMaps, facts_of, maps_of
 from models.attribution.parameters import (
@@ -54,6 +54,8 @@ class Method:
     reads_block: bool
     parameters: type[Parameters] = Parameters
     unit: Unit = "logit"
+    fine: bool = False
+    """Whether it is made for the block below the last stage, and reads that one where none is asked for."""
     differentiates_input: bool = False
     """Whether it differentiates by the pixels, which only torch's copy of the network can do."""
 
@@ -87,13 +89,14 @@ def block_method(
     *,
     good_for: str,
     misleads: str,
+    fine: bool = False,
 ) -> None:
     """Register a method that reads one block, at the price of one backward for each target."""
     register_method(
         Method(
             name=name, title=title, run=lambda forward, rows, _: [run(forward, row) for row in rows],
             count_forwards=lambda parameters, targets, height, width: targets, grid="block", reads_block=True,
-            good_for=good_for, misleads=misleads,
+            good_for=good_for, misleads=misleads, fine=fine,
         )
     )  # fmt: skip
 
@@ -229,6 +232,11 @@ block_method(
     "grad_cam_plus_plus", "Grad-CAM++", cam.grad_cam_plus_plus,
     good_for="Several objects of one class in a picture.",
     misleads="Heeds positive gradients only: maps of two classes look more alike than they are.",
+)  # fmt: skip
+block_method(
+    "propagated_cam", "Propagated CAM", propagation.propagated_cam, fine=True,
+    good_for="The whole object in finer cells: Grad-CAM's evidence carried to cells with like features.",
+    misleads="Likeness is no evidence: a part that looks like the decisive one is lit with it.",
 )  # fmt: skip
 gradient_method(
     "guided_grad_cam", "Guided Grad-CAM", gradients.guided_grad_cam, parameters=GuidedGradCamParameters,

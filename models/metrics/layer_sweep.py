@@ -48,6 +48,15 @@ def stage_ends(model: TransferModel, x: Tensor) -> list[str]:
     return sorted({*ends, model.cam_block} - _blocks_above_cam(model), key=model.index_of)
 
 
+def find_fine_block(model: TransferModel) -> str:
+    """Return the end of the stage before the last, with finer cells than the Grad-CAM block's; that block
+    itself in a network without another.
+    """
+    size = (model.geometry.crop_height, model.geometry.crop_width)
+    ends = stage_ends(model, torch.zeros(1, 3, *size))
+    return ends[-2] if len(ends) > 1 else model.cam_block
+
+
 def _blocks_above_cam(model: TransferModel) -> set[str]:
     """Return blocks above the Grad-CAM block, which was chosen as the last that has something to say."""
     return set(model.block_names[model.index_of(model.cam_block) + 1 :])

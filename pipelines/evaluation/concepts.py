@@ -20,8 +20,7 @@ from models.explainer import Explainer
 from models.images.decode import read_image
 from models.introspection.concept_set import FACTORIZATION, ConceptSet
 from models.introspection.concepts import ConceptExplanation, explain_by_concepts
-from models.metrics.layer_sweep import stage_ends
-from models.networks.transfer_model import TransferModel
+from models.metrics.layer_sweep import find_fine_block
 from models.progress import Progress, no_progress
 from pipelines.data.dataset import Dataset, Sample
 from pipelines.errors import DataError
@@ -71,16 +70,6 @@ class ConceptStudy:
     parts: tuple[PartMatch, ...]
 
 
-def default_block(model: TransferModel, x: Tensor) -> str:
-    """Return the end of the stage before the last, whose cells are fine enough for parts; ``x`` is a batch of
-    images. Raises DataError for a network without a block that passes a map on.
-    """
-    ends = stage_ends(model, x)
-    if not ends:
-        raise DataError(f"{model.backbone.name} passes no map on, so it has no features with a place.")
-    return ends[-2] if len(ends) > 1 else ends[-1]
-
-
 def study_concepts(
     explainer: Explainer, data: Dataset, *, block: str | None = None, label: str | None = None,
     count: int = 12, method: str = FACTORIZATION, most: int = 300, patches: int = 6, seed: int = 0,
@@ -98,8 +87,9 @@ def study_concepts(
         raise DataError(
             f"The data set {data.name} has no training pictures{f' of {label}' if label else ''}."
         )
-    if block is None:
-        block = default_block(model, model.geometry.prepare_files([chosen[0].path]))
+    if not model.blocks_with_map:
+        raise DataError(f"{model.backbone.name} passes no map on, so it has no features with a place.")
+    block = block or find_fine_block(model)
     model.index_of(block)
     features, gradients = _collect(explainer, chosen, block, progress)
     evidence = (features * gradients).sum(1)

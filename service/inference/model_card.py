@@ -30,6 +30,7 @@ def describe_model(predictor: Predictor) -> dict[str, Any]:
                 "good_for": method.good_for,
                 "misleads": method.misleads,
                 "reads_block": method.reads_block,
+                "default_block": predictor.explainer.default_block(method.name),
             }
             for method in METHODS.values()
         },

@@ -51,7 +51,7 @@ function offerMethods() {
 
 function offerBlocks() {
   const { card, question } = state;
-  const chosen = question.block || card.cam_block;
+  const chosen = question.block || usualBlock();
   const options = card.blocks.map((name) => {
     const text = name === card.cam_block ? `${name} (usual)` : name;
     return element("option", { value: name, selected: name === chosen }, text);
@@ -74,8 +74,12 @@ export function describeMethod() {
     words.push(`Best with this model for “${question}” ${why}`);
   }
   byId("method-note").textContent = words.join(" ");
+  if (!state.question.block) byId("block").value = usualBlock();
   byId("block").disabled = note !== undefined && !note.reads_block;
 }
+
+/** The block that the chosen method reads where none is chosen. */
+const usualBlock = () => state.card.method_notes[byId("method").value]?.default_block ?? state.card.cam_block;
 
 /** Have the controls say what is shown again: what was asked since is not wanted any more. */
 export function restoreQuestion() {
@@ -83,7 +87,7 @@ export function restoreQuestion() {
   const { method, block, against, flip } = state.answered;
   state.question = { ...state.answered };
   byId("method").value = method || state.card.default_method;
-  byId("block").value = block || state.card.cam_block;
+  byId("block").value = block || usualBlock();
   byId("against").value = against;
   byId("flip").checked = flip;
   describeMethod();

@@ -26,6 +26,7 @@ export interface MethodNote {
   good_for: string;
   misleads: string;
   reads_block: boolean;
+  default_block: string;
 }
 
 export interface ModelCard {

@@ -234,8 +234,8 @@ def test_several_classes_run_the_tail_once(resnet18, random_batch, monkeypatch):
 
     monkeypatch.setattr(TransferModel, "run_blocks", counted)
     attribute(run_forward(resnet18, random_batch(), block="layer2.1"), [[1, 2, 3, 4, 5]])
-    cut = resnet18.index_of("layer2.1") + 1
-    assert ran == [(0, cut), (cut, len(resnet18.block_names))]
+    once = [number for start, stop in ran for number in range(start, stop)]
+    assert once == list(range(len(resnet18.block_names)))
 
 
 def test_the_map_lies_on_the_animal(imagenet, photos):

@@ -54,9 +54,11 @@ def test_every_method_is_answered_with_its_unit_settings_and_scale(predictor, be
     (found,) = plain(ask(predictor, "explain", bee, method=method))["evidence"]
     assert found["method"] == method
     assert found["unit"] == METHODS[method].unit
-    assert found["block"] == ("top" if METHODS[method].reads_block else "input")
+    block = predictor.explainer.default_block(method) if METHODS[method].reads_block else "input"
+    assert found["block"] == block
     assert {item.name for item in fields(METHODS[method].parameters)} <= set(found["settings"])
-    assert found["grid"]["rows"] == (7 if METHODS[method].grid == "block" else 28)
+    rows = {"top": 7, "stage5.2": 14}[block] if METHODS[method].grid == "block" else 28
+    assert found["grid"]["rows"] == rows
     assert 0 <= found["border"]["mass"] <= 1
 
 
