@@ -4,7 +4,8 @@ were explanations of it.
 python benchmarks/controls.py PICTURES [--count 60] [--steps 10]
 
 Prints for true Grad-CAM maps, and for mirrored, foreign, centred, edge and negated ones, the mean percentile
-among the controls and the share of the surest words; for deletion and insertion, and for single deletion.
+among the controls and the share of the surest words; for deletion and insertion, and for single deletion, and
+the share of the surest words that the other test does not dispute.
 """
 
 from __future__ import annotations
@@ -58,10 +59,11 @@ def main() -> None:
     print(f"{options.count} pictures; mean percentile (share of the surest words)")
     for kind, rows in results.items():
         curves, level, single, single_level, disagree = np.array(rows, dtype=float).T
+        sure = level == 2
         print(
-            f"{kind:10} deletion and insertion {curves.mean():5.1f} ({(level == 2).mean():.0%}), "
+            f"{kind:10} deletion and insertion {curves.mean():5.1f} ({sure.mean():.0%}), "
             f"single deletion {single.mean():5.1f} ({(single_level == 2).mean():.0%}), "
-            f"disagree {disagree.mean():.0%}"
+            f"disagree {disagree.mean():.0%}, sure and not disputed {(sure & (disagree == 0)).mean():.0%}"
         )
 
 

@@ -22,6 +22,7 @@ from models.introspection.decomposition import decompose
 from models.introspection.feature_visualization import synthesize_templates
 from models.introspection.gradcam_trace import trace_grad_cam
 from models.metrics.audit import run_audit
+from models.metrics.layer_sweep import forward_for
 from models.networks.summary import summarize_network
 from models.networks.transfer_model import TransferModel
 from models.visualization.architecture import draw_architecture
@@ -49,7 +50,7 @@ def main() -> None:
     forward = run_forward(backend.model, x[None], backend=backend)
     goal = make_target(model.classes, model.classes.index(CLASS))
     contrast = make_target(model.classes, goal.index, model.classes.index(OTHER))
-    maps = [attribute_each(forward, [goal], method=name)[0] for name in METHODS]
+    maps = [attribute_each(forward_for(name, forward), [goal], method=name)[0] for name in METHODS]
     maps.append(attribute_each(forward, [contrast])[0])
     titles = [row.title for row in METHODS.values()] + [f"Grad-CAM, {contrast.name}"]
     found = run_audit(image, forward, maps[0], disabled={})

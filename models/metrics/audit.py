@@ -17,7 +17,7 @@ from models.errors import DeadlineExceeded, ExplanationError, UnknownChoice
 from models.images.decode import Image
 from models.metrics.agreement import MethodAgreement, measure_agreement
 from models.metrics.faithfulness import FaithfulnessResult, measure_faithfulness
-from models.metrics.layer_sweep import SweepStage, sweep_layers
+from models.metrics.layer_sweep import SweepStage, forward_for, sweep_layers
 from models.metrics.stability import ShiftTest, run_shift_test
 from models.progress import Progress, no_progress
 
@@ -151,7 +151,8 @@ def attribute_by_all_methods(
             continue
         try:
             quick = METHODS[name].parameters.from_names({}, quick=True)
-            (attribution,) = attribute_each(forward, [target], method=name, parameters=quick)
+            own = forward_for(name, forward)
+            (attribution,) = attribute_each(own, [target], method=name, parameters=quick)
         except ExplanationError as error:
             left_out[name] = str(error)
             continue

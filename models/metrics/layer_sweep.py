@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.attribution.forward import run_forward
-from models.attribution.registry import DEFAULT_METHOD, attribute_each
+from models.attribution.forward import ForwardPass, run_forward
+from models.attribution.registry import DEFAULT_METHOD, METHODS, attribute_each
 from models.attribution.result import Attribution
 from models.attribution.targets import Target
 from models.backends.base import Backend
@@ -55,6 +55,16 @@ def find_fine_block(model: TransferModel) -> str:
     size = (model.geometry.crop_height, model.geometry.crop_width)
     ends = stage_ends(model, torch.zeros(1, 3, *size))
     return ends[-2] if len(ends) > 1 else model.cam_block
+
+
+def forward_for(method: str, forward: ForwardPass) -> ForwardPass:
+    """Return the pass that a method reads where no block was asked for: one at the fine block for a method
+    that is made for it, the pass itself for any other.
+    """
+    if not METHODS[method].fine or forward.block != forward.model.cam_block:
+        return forward
+    block = find_fine_block(forward.model)
+    return run_forward(forward.model, forward.x, block=block, backend=forward.backend)
 
 
 def _blocks_above_cam(model: TransferModel) -> set[str]:

@@ -27,6 +27,7 @@ from models.devices import to_numpy
 from models.errors import ExplanationError
 from models.method_checks import MethodCheck, RandomizationCheck
 from models.metrics.agreement import rank_correlation
+from models.metrics.layer_sweep import forward_for
 from models.networks.transfer_model import HEAD, TransferModel
 from models.progress import Progress, no_progress
 
@@ -115,6 +116,7 @@ def _maps(name: str, forward: ForwardPass, targets: Sequence[int]) -> list[np.nd
     if method.grid == "input":
         targets = targets[:_COSTLY_IMAGES]
         forward = run_forward(forward.model, forward.x[:_COSTLY_IMAGES])
+    forward = forward_for(name, forward)
     rows = [[make_target(forward.model.classes, index) for index in targets]]
     try:
         maps = maps_of(method.run(forward, rows, method.parameters.from_names({}, quick=True))[0])

@@ -64,7 +64,7 @@ def list_candidates(model: TransferModel, x: Tensor) -> list[Candidate]:
         if not method.reads_block:
             candidates.append(Candidate(name, model.cam_block))
         elif method.grid == "block":
-            candidates += [Candidate(name, block) for block in blocks]
+            candidates += [Candidate(name, block) for block in (blocks[-1:] if method.fine else blocks)]
         elif blocks:
             candidates.append(Candidate(name, blocks[0]))
     return candidates
