@@ -45,6 +45,7 @@ QUESTIONS: dict[str, tuple[dict[str, str], ...]] = {
         {"method": "occlusion", "effort": "quick"},
         {"method": "rise", "effort": "quick"},
         {"method": "patch_occlusion"},
+        {"method": "propagated_cam"},
     ),
     "heatmap": ({}, {"encoding": "png", "target": "ant"}, {"fade": "0.3"}),
     "trust": ({"checks": "shifts"},),
