@@ -143,7 +143,7 @@ def read_concepts(folder: Path, digest: str | None = None) -> ConceptSet | None:
     data = read_file(folder / CONCEPTS_TENSORS, most=_MOST_BYTES)
     try:
         concepts = _parse(about, load_tensors(data))
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BundleError(f"The {CONCEPTS_FILE} in {folder.name} cannot be read: {error!r}.") from error
     if digest is not None and concepts.digest != digest:
         raise BundleError(
@@ -153,7 +153,7 @@ def read_concepts(folder: Path, digest: str | None = None) -> ConceptSet | None:
 
 
 def _parse(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ConceptSet:
-    names, entries = _texts(about["names"]), tuple(dict(entry) for entry in about["concepts"])
+    names, entries = _texts(about["names"]), tuple(map(_check_entry, about["concepts"]))
     count, channels = len(names), len(tensors["mean"])
     shapes: dict[str, tuple[int, ...]] = {
         "mean": (channels,), "directions": (count, channels), "encoder": (count, channels),
@@ -173,8 +173,34 @@ def _parse(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ConceptSe
         mean=tensors["mean"].double(), directions=tensors["directions"].double(),
         encoder=tensors["encoder"].double(), gram=tensors.get("gram"), bias=tensors.get("bias"),
         active=int(about["active"]), levels=tensors["levels"].double(), names=names, entries=entries,
-        summary=dict(about["summary"]),
+        summary=_check_summary(about["summary"]),
     )  # fmt: skip
+
+
+def _check_entry(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what was measured of a concept; raises KeyError, TypeError or ValueError for anything else."""
+    numbers = [entry[name] for name in ("present", "share", "loss", "flips")]
+    numbers += [*entry["by_class"].values(), *(patch["strength"] for patch in entry["patches"])]
+    images = [patch[name] for patch in entry["patches"] for name in ("crop", "where")]
+    texts = [patch[name] for patch in entry["patches"] for name in ("picture", "label")]
+    if not all(isinstance(value, int | float) for value in numbers):
+        raise ValueError("a figure of a concept")
+    if not all(isinstance(value, str) for value in (*images, *texts)):
+        raise ValueError("a patch of a concept")
+    if not all(value.startswith("data:image/") for value in images):
+        raise ValueError("a patch that is no image of its own")
+    return dict(entry)
+
+
+def _check_summary(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what was measured of all concepts; raises as :func:`_check_entry` does."""
+    if not all(isinstance(summary[name], int | float) for name in ("fitted", "measured", "residual")):
+        raise ValueError("a figure of the concepts")
+    dict(summary["facts"])
+    for part in summary["parts"]:
+        if not isinstance(part["number"], int):
+            raise ValueError("a part's concept")
+    return dict(summary)
 
 
 def _texts(values: Sequence[Any]) -> tuple[str, ...]:

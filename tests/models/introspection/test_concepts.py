@@ -26,6 +26,12 @@ from models.introspection.concept_set import (
 from models.introspection.concepts import explain_by_concepts
 
 COUNT = 4
+IMAGE = "data:image/jpeg;base64,AA=="
+ENTRY = {
+    "present": 3, "share": 1.5, "loss": 0.2, "flips": 1, "by_class": {"bee": 1.5},
+    "patches": [{"picture": "a.jpg", "label": "bee", "strength": 3.0, "crop": IMAGE, "where": IMAGE}],
+}  # fmt: skip
+SUMMARY = {"fitted": 9, "measured": 6, "residual": 0.4, "described": 1.0, "parts": [], "facts": {}}
 
 
 def some_concepts(model, x, block, *, names=("", "wing tip", "", "")) -> ConceptSet:
@@ -40,7 +46,8 @@ def some_concepts(model, x, block, *, names=("", "wing tip", "", "")) -> Concept
         block=block, method="factorization", digest="d" * 64,
         mean=features.double().mean((0, 2, 3)), directions=directions, encoder=directions,
         gram=directions @ directions.T, bias=None, active=COUNT, levels=torch.full((COUNT,), 0.1).double(),
-        names=names, entries=({},) * COUNT,
+        names=names, entries=(ENTRY,) * COUNT,
+        summary=SUMMARY,
     )  # fmt: skip
 
 
@@ -130,7 +137,14 @@ def test_damaged_concepts_and_those_of_another_bundle_are_refused(imagenet, bee,
     with pytest.raises(BundleError, match="of the bundle dddddddddddd, not of eeeeeeeeeeee"):
         read_concepts(tmp_path, "e" * 64)
     about = json.loads((tmp_path / CONCEPTS_FILE).read_text())
-    for change in ({"names": ["a"]}, {"method": "magic"}, {"names": [3, "", "", ""]}, {"concepts": [{}]}):
+    outside = {**ENTRY["patches"][0], "crop": "https://example.org/a.jpg"}
+    for change in (
+        {"names": ["a"]}, {"method": "magic"}, {"names": [3, "", "", ""]}, {"concepts": [{}] * COUNT},
+        {"concepts": [ENTRY] * 3}, {"concepts": [ENTRY | {"share": "much"}] * COUNT},
+        {"concepts": [ENTRY | {"patches": [outside]}] * COUNT}, {"summary": {}}, {"summary": None},
+        {"concepts": [ENTRY | {"by_class": [1]}] * COUNT},
+        {"summary": SUMMARY | {"parts": [{"number": "one"}]}}, {"block": None} | {"active": "all"},
+    ):  # fmt: skip
         (tmp_path / CONCEPTS_FILE).write_text(json.dumps(about | change))
         with pytest.raises(BundleError, match="cannot be read"):
             read_concepts(tmp_path)
