@@ -18,13 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from models.attribution.forward import run_forward
 from models.attribution.registry import attribute_each
 from models.backends.registry import create_backend
 from models.images.decode import read_image
-from models.metrics.control_maps import centre_spot, select_bank
+from models.metrics.control_maps import centre_spot, edge_map, select_bank
 from models.metrics.faithfulness import measure_faithfulness
 from models.networks.transfer_model import TransferModel
 
@@ -69,12 +68,8 @@ def main() -> None:
 
 def kinds_of(x: torch.Tensor, own: np.ndarray, foreign: np.ndarray) -> dict[str, np.ndarray]:
     """Return the true map and those that know nothing of this picture."""
-    grey = x.mean(0, keepdim=True)[None]
-    sobel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])[None, None]
-    strength = sum(F.conv2d(grey, kernel, padding=1) ** 2 for kernel in (sobel, sobel.transpose(2, 3)))
-    edges = F.adaptive_avg_pool2d(strength.sqrt(), own.shape)[0, 0].numpy()
     return {"true": own, "mirrored": own[:, ::-1], "foreign": foreign, "centred": centre_spot(own.shape) ** 3,
-            "edges": edges, "negated": own.max() - own}  # fmt: skip
+            "edges": edge_map(x, own.shape), "negated": own.max() - own}  # fmt: skip
 
 
 if __name__ == "__main__":

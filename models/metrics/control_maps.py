@@ -3,7 +3,8 @@
 Random maps alone flatter every map: photographs have their object near the middle, so the map of another
 picture, the mirrored one and a plain spot beat most random ones as well. So the controls are of several
 kinds: true maps of other pictures (a bank that the bundle keeps, of its validation pictures) as they are and
-mirrored, the map itself mirrored, a spot in the middle, and random maps as smooth as the map.
+mirrored, the map itself mirrored, a spot in the middle, the picture's own edges, which need no model, and
+random maps as smooth as the map.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from torch.nn import functional as F
 
 from models.devices import to_numpy
 
-_KINDS = ("other", "random", "other mirrored", "mirrored", "other", "other mirrored", "other", "random",
-          "other", "other mirrored", "other", "random", "other", "other mirrored", "other", "random",
+_KINDS = ("other", "random", "other mirrored", "mirrored", "other", "other mirrored", "other", "edges",
+          "other", "other mirrored", "other", "other mirrored", "other", "other mirrored", "other", "random",
           "other mirrored", "other")  # fmt: skip
+_ONCE = ("mirrored", "edges")
 """In turn. The proportions were chosen so that over photographs mirrored, foreign, centred and edge maps come
 to the middle of the controls on average."""
 _MOST = 32
@@ -41,19 +43,31 @@ def picture_seed(x: Tensor) -> int:
     return zlib.crc32(np.ascontiguousarray(to_numpy(x)).tobytes())
 
 
+def edge_map(x: Tensor, shape: Sequence[int]) -> np.ndarray:
+    """Return how strong the edges of an image (3, H, W) are in each cell, float32 (rows, cols), by Sobel's
+    operator on the mean of the colours.
+    """
+    grey = F.pad(x.mean(0, keepdim=True)[None], (1, 1, 1, 1), mode="replicate")
+    across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=x.device)
+    kernels = torch.stack([across, across.T])[:, None].to(grey)
+    strength = F.conv2d(grey, kernels).square().sum(1, keepdim=True).sqrt()
+    return to_numpy(F.adaptive_avg_pool2d(strength, (shape[0], shape[1]))[0, 0].float())
+
+
 def make_control_maps(
-    grid: np.ndarray, bank: np.ndarray | None, count: int, *, seed: int
+    grid: np.ndarray, bank: np.ndarray | None, count: int, *, seed: int, edges: np.ndarray | None = None
 ) -> list[np.ndarray]:
     """Return so many controls for a map (rows, cols), of its shape; ``bank`` holds maps (N, …) of other
-    pictures. Without one, or when it is used up, random ones stand in the place of its maps.
+    pictures, ``edges`` is the picture's edge map. Without them, or when the bank is used up, random ones
+    stand in their place.
     """
     others = _others(grid, bank, seed)
     surrogates = iter(random_surrogates(grid, count, seed=seed))
     controls = []
     for number, kind in zip(range(count), itertools.cycle(_KINDS), strict=False):
         control = None
-        if kind == "mirrored" and number < len(_KINDS):
-            control = grid[:, ::-1]
+        if kind in _ONCE and number < len(_KINDS):
+            control = grid[:, ::-1] if kind == "mirrored" else edges
         elif kind.startswith("other"):
             control = next(others, None)
             if control is not None and kind == "other mirrored":

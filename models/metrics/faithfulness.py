@@ -27,7 +27,7 @@ from models.backends.base import Backend
 from models.devices import to_numpy
 from models.errors import ExplanationError
 from models.metrics.agreement import rank_correlation
-from models.metrics.control_maps import centre_spot, make_control_maps, picture_seed
+from models.metrics.control_maps import centre_spot, edge_map, make_control_maps, picture_seed
 from models.progress import Progress, no_progress
 
 _SURE, _LIKELY = 0.05, 0.25
@@ -178,7 +178,8 @@ def measure_faithfulness(
     seed = picture_seed(x) if seed is None else seed
     # The spot is judged in any case; it is a control itself where there are several.
     with_spot = control_maps >= _FEWEST_WITH_SPOT
-    controls = make_control_maps(grid, bank, control_maps - with_spot, seed=seed)
+    edges = edge_map(x, grid.shape)
+    controls = make_control_maps(grid, bank, control_maps - with_spot, seed=seed, edges=edges)
     maps = [grid, centre_spot(grid.shape), *controls]
     first = 1 if with_spot else 2
     curves = score_curves(backend, x, maps, attribution.target, how, steps, seed, batch, progress)

@@ -31,7 +31,8 @@ class Faithfulness(Answer):
     score: float = Field(description="Insertion's area less deletion's.")
     percentile: float = Field(description="Share of the control maps that do worse, percent.")
     control_maps: int = Field(
-        description="Maps of other pictures, mirrored ones, a spot in the middle, and random ones as smooth."
+        description="Maps of other pictures, mirrored ones, a spot in the middle, the picture's edges, and "
+        "random ones as smooth."
     )
     single_deletion: float = Field(
         description="Rank correlation, -1 to 1, of the map with what the logit loses patch by patch."

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import scipy.stats
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -30,7 +31,13 @@ from models.introspection.cover_test import limit_size, mask_from_box, mask_from
 from models.method_checks import RandomizationCheck
 from models.metrics.agreement import measure_agreement, rank_correlation, resample_map
 from models.metrics.audit import AUDIT_CHECKS, run_audit
-from models.metrics.control_maps import centre_spot, make_control_maps, random_surrogates, select_bank
+from models.metrics.control_maps import (
+    centre_spot,
+    edge_map,
+    make_control_maps,
+    random_surrogates,
+    select_bank,
+)
 from models.metrics.faithfulness import (
     Rank,
     _pixel_order,
@@ -154,6 +161,19 @@ def test_controls_are_the_pictures_own_and_not_its_map():
     moved = make_control_maps(grid, bank, 18, seed=6)
     assert not all(np.array_equal(one, other) for one, other in zip(controls, moved, strict=True))
     assert make_control_maps(np.ones((28, 28), np.float32), bank, 3, seed=0)[0].shape == (28, 28)
+
+
+def test_the_pictures_edges_by_sobels_operator_are_a_control():
+    rng = np.random.default_rng(1)
+    x = rng.random((3, 28, 28)).astype(np.float32)
+    grey = x.mean(0)
+    strength = np.hypot(*(scipy.ndimage.sobel(grey, axis=axis, mode="nearest") for axis in (0, 1)))
+    edges = edge_map(torch.from_numpy(x), (7, 7))
+    np.testing.assert_allclose(edges, strength.reshape(7, 4, 7, 4).mean((1, 3)), rtol=1e-4)
+    grid = rng.random((7, 7)).astype(np.float32)
+    controls = make_control_maps(grid, None, 40, seed=0, edges=edges)
+    assert sum(np.array_equal(item, edges) for item in controls) == 1
+    assert sum(np.array_equal(item, grid[:, ::-1]) for item in controls) == 1
 
 
 def test_a_bank_is_small_and_of_many_maps():
