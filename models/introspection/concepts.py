@@ -77,8 +77,8 @@ def explain_by_concepts(
     check_deadline()
     model, block = backend.model, concepts.block
     with torch.no_grad():
-        value = backend.until(block, x[None])
-        features = to_host(model.as_map(block, value)).float()
+        value = to_host(backend.until(block, x[None]))
+        features = model.as_map(block, value).float()
     codes = concepts.encode(features)[0]
     mean = concepts.mean.float()[:, None, None]
     parts = torch.einsum("khw,kc->kchw", codes, concepts.directions).float()

@@ -77,6 +77,7 @@ def package(
     with tempfile.TemporaryDirectory() as aside:
         ref = fetch_bundle(reference, Path(aside) / "bundle")
         checked = load_bundle(ref.folder)
+        _check_findings(atlas, concepts, checked.provenance.digest)
         int8 = quantize(checked, quantise, progress=progress) if quantise is not None else None
         bento_name = tag_name(ref.name)
         labels = {"project": _PROJECT_LABEL, "model": ref.name, "version": ref.version}
@@ -93,7 +94,7 @@ def package(
             _write_card(ref, folder, digest)
             if key is not None:
                 sign_digest(folder, digest, key)
-            _copy_findings(atlas, concepts, folder, digest)
+            _copy_findings(atlas, concepts, folder)
     tag = ""
     if build:
         more = library_requirements(checked.model.backbone.name)
@@ -163,22 +164,22 @@ def tag_name(model: str) -> str:
     return f"{name or 'model'}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
 
 
-def _copy_findings(atlas: Path | None, concepts: Path | None, folder: Path, digest: str) -> None:
-    """Copy an atlas and concepts beside a bundle, those of this very bundle alone."""
+def _check_findings(atlas: Path | None, concepts: Path | None, digest: str) -> None:
+    """Raise DataError or BundleError unless what shall lie beside a bundle is there, and of this one."""
     if atlas is not None:
-        _check_atlas(atlas, digest)
+        try:
+            of = json.loads((atlas / ATLAS_FILE).read_text())["provenance"]["bundle digest"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"There is no {ATLAS_FILE} of `lucida atlas` in {atlas}.") from error
+        if of != digest:
+            raise DataError(f"The atlas in {atlas} is of the bundle {of[:12]}, not of {digest[:12]}.")
+    if concepts is not None and read_concepts(concepts, digest) is None:
+        raise DataError(f"There is no {CONCEPTS_FILE} of `lucida concepts` in {concepts}.")
+
+
+def _copy_findings(atlas: Path | None, concepts: Path | None, folder: Path) -> None:
+    """Copy an atlas and concepts, which were checked, beside a bundle."""
+    if atlas is not None:
         shutil.copyfile(atlas / ATLAS_FILE, folder / ATLAS_FILE)
-    if concepts is not None:
-        present = read_concepts(concepts, digest)
-        if present is None:
-            raise DataError(f"There is no {CONCEPTS_FILE} of `lucida concepts` in {concepts}.")
+    if concepts is not None and (present := read_concepts(concepts)) is not None:
         write_concepts(present, folder)
-
-
-def _check_atlas(folder: Path, digest: str) -> None:
-    try:
-        of = json.loads((folder / ATLAS_FILE).read_text())["provenance"]["bundle digest"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"There is no {ATLAS_FILE} of `lucida atlas` in {folder}.") from error
-    if of != digest:
-        raise DataError(f"The atlas in {folder} is of the bundle {of[:12]}, not of {digest[:12]}.")

@@ -24,6 +24,7 @@ from models.introspection.concept_set import (
     write_concepts,
 )
 from models.introspection.concepts import explain_by_concepts
+from models.networks.transfer_model import TransferModel
 
 COUNT = 4
 IMAGE = "data:image/jpeg;base64,AA=="
@@ -111,6 +112,20 @@ def test_base_shares_and_rest_are_the_logit_and_an_absence_is_what_the_network_t
     np.testing.assert_allclose(share.codes, codes.numpy(), rtol=1e-5)
     assert share.score_without == pytest.approx(float(scores[target.index]), abs=1e-5)
     assert share.label_without == classes[int(scores.argmax())]
+
+
+@pytest.mark.parametrize(("name", "block"), [("vit_b_16", "layers.8"), ("swin_t", "stage3.5")])
+def test_a_transformers_tokens_are_shared_out_too(name, block):
+    torch.manual_seed(0)
+    model = TransferModel.create(name, ["ant", "bee"], pretraining="none").eval()
+    x = torch.randn(3, 224, 224)
+    concepts = some_concepts(model, x[None], block)
+    result = explain_by_concepts(EagerBackend(model), x, make_target(model.classes, 0), concepts)
+    total = result.base + sum(share.share for share in result.shares) + result.rest
+    assert total == pytest.approx(result.logit, abs=1e-4)
+    with torch.no_grad():
+        assert result.logit == pytest.approx(float(model(x[None])[0, 0]), abs=1e-4)
+    assert result.shares[0].codes.shape == (14, 14)
 
 
 def test_concepts_are_read_as_they_were_written_with_their_names(imagenet, bee, tmp_path):

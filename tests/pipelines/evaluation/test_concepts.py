@@ -19,7 +19,7 @@ from pipelines.data.synthetic import SpecimenPlan, write_specimens
 from pipelines.errors import DataError
 from pipelines.evaluation.concept_fitting import fit_directions, whitening
 from pipelines.evaluation.concepts import spread_by_class, study_concepts
-from pipelines.release.package import _copy_findings
+from pipelines.release.package import _check_findings, _copy_findings
 from tests.support.training import fine_tune
 
 CHANNELS, PLANTED = 24, 3
@@ -112,15 +112,17 @@ def test_the_command_finds_names_and_keeps_them_for_this_bundle_alone(
     kept = json.loads((in_tmp / "concepts/concepts.json").read_text())
     assert kept["names"] == ["", "hind wing", ""]
     digest = load_bundle(bundle_folder).provenance.digest
-    _copy_findings(None, in_tmp / "concepts", tmp_path, digest)
+    _check_findings(None, in_tmp / "concepts", digest)
+    _copy_findings(None, in_tmp / "concepts", tmp_path)
     copied = read_concepts(tmp_path, digest)
     assert copied is not None
     assert copied.title(1) == "hind wing"
     with pytest.raises(BundleError, match="not of"):
-        _copy_findings(None, in_tmp / "concepts", tmp_path, "0" * 64)
+        _check_findings(None, in_tmp / "concepts", "0" * 64)
     shutil.rmtree(in_tmp / "concepts")
     with pytest.raises(DataError, match=r"no concepts\.json"):
-        _copy_findings(None, in_tmp / "concepts", tmp_path, digest)
+        _check_findings(None, in_tmp / "concepts", digest)
+    _copy_findings(None, in_tmp / "concepts", tmp_path)
 
 
 @pytest.mark.soak

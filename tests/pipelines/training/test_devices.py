@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from models.errors import ConfigError, OutOfDeviceMemory
+from models.explainer import Explainer
 from models.networks.transfer_model import TransferModel
 from pipelines.config.schema import PhaseConfig, TrainConfig
 from pipelines.data.dataset import scan_folder
 from pipelines.evaluation.classification import embed_samples, evaluate
+from pipelines.evaluation.concepts import study_concepts
 from pipelines.evaluation.phase_snapshots import flatten_weights, take_snapshot
 from pipelines.progress import Reporter
 from pipelines.reports.filter_atlas import build_atlas
@@ -71,9 +73,11 @@ def test_evaluation_snapshots_and_atlas_work_on_a_device(data):
         before = flatten_weights(there)
         snapshot = take_snapshot(there, data.val[:2], "head", before)
         atlas = build_atlas(there, data, "layer1.0", count=1, steps=2)
+        study = study_concepts(Explainer(there), data, block="layer2.1", count=2)
     assert set(snapshot.moved.values()) == {0.0}
     assert snapshot.maps == take_snapshot(here, data.val[:2], "head", flatten_weights(here)).maps
     assert len(atlas.entries) == 1
+    assert study.measures == study_concepts(Explainer(here), data, block="layer2.1", count=2).measures
 
 
 def test_features_of_a_device_are_not_those_of_the_processor(data):
