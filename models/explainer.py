@@ -58,7 +58,7 @@ class ExplainOptions:
     top_k: int = 1
     """Explain the k highest scores, where there is no target."""
     block: str | None = None
-    """Block to read; the model's Grad-CAM block without."""
+    """Block to read; :meth:`Explainer.default_block` without."""
     method: str | None = None
     """A method of the table; the first that is not disabled for the model without."""
     parameters: Mapping[str, Any] = field(default_factory=FrozenSettings)

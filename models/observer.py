@@ -96,7 +96,7 @@ class Observer:
             and target.against is None
             and not target.negative
             and attribution.method == self._explainer.default_method
-            and attribution.block in (self._explainer.model.cam_block, INPUT_BLOCK)
+            and attribution.block in (self._explainer.default_block(attribution.method), INPUT_BLOCK)
             and "averaged" not in attribution.settings
         )
 

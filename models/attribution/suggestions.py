@@ -106,6 +106,9 @@ def _contrast(
 def _other_methods(
     forward: ForwardPass, attribution: Attribution, disabled: Container[str]
 ) -> Iterator[_Question]:
+    if METHODS[attribution.method].fine:
+        # The others are no good where it reads.
+        forward = run_forward(forward.model, forward.x, backend=forward.backend)
     for name, row in METHODS.items():
         if row.grid == "block" and name not in disabled and name != attribution.method:
             yield (

@@ -8,6 +8,7 @@ of Fel et al. 2023 uses NMF), or by a sparse autoencoder that keeps the largest 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -98,6 +99,13 @@ class ConceptSet:
         return replace(self, names=names)
 
 
+def check_method(method: str) -> str:
+    """Return the name of a way to find concepts; raises UnknownChoice."""
+    if method not in CONCEPT_METHODS:
+        raise UnknownChoice("method", method, CONCEPT_METHODS)
+    return method
+
+
 def solve_codes(products: Tensor, gram: Tensor) -> Tensor:
     """Return the codes (n, k), 0 or more, of least squares for products (n, k) with directions whose own
     products are ``gram`` (k, k), by coordinate descent.
@@ -105,7 +113,7 @@ def solve_codes(products: Tensor, gram: Tensor) -> Tensor:
     codes = torch.zeros_like(products)
     for _ in range(_SWEEPS):
         for k in range(len(gram)):
-            step = (products[:, k] - codes @ gram[:, k]) / gram[k, k]
+            step = (products[:, k] - codes @ gram[:, k]) / gram[k, k].clamp(min=1e-12)
             codes[:, k] = (codes[:, k] + step).clamp(min=0)
     return codes
 
@@ -123,13 +131,16 @@ def write_concepts(concepts: ConceptSet, folder: Path) -> None:
         for name in ("mean", "directions", "encoder", "gram", "bias", "levels")
         if (value := getattr(concepts, name)) is not None
     }
+    data = save_tensors(tensors)
     about = {
+        "tensors": hashlib.sha256(data).hexdigest(),
         "block": concepts.block, "method": concepts.method, "digest": concepts.digest,
         "active": concepts.active, "names": list(concepts.names), "concepts": list(concepts.entries),
         "summary": dict(concepts.summary),
     }  # fmt: skip
-    atomic_write(folder / CONCEPTS_TENSORS, save_tensors(tensors))
-    atomic_write(folder / CONCEPTS_FILE, json.dumps(about, indent=1, ensure_ascii=False).encode())
+    text = json.dumps(about, indent=1, ensure_ascii=False, allow_nan=False)
+    atomic_write(folder / CONCEPTS_TENSORS, data)
+    atomic_write(folder / CONCEPTS_FILE, text.encode())
 
 
 def read_concepts(folder: Path, digest: str | None = None) -> ConceptSet | None:
@@ -142,6 +153,8 @@ def read_concepts(folder: Path, digest: str | None = None) -> ConceptSet | None:
     about = parse_json(read_file(folder / CONCEPTS_FILE, most=_MOST_BYTES), CONCEPTS_FILE)
     data = read_file(folder / CONCEPTS_TENSORS, most=_MOST_BYTES)
     try:
+        if about["tensors"] != hashlib.sha256(data).hexdigest():
+            raise ValueError(f"{CONCEPTS_TENSORS} belongs to other concepts")
         concepts = _parse(about, load_tensors(data))
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BundleError(f"The {CONCEPTS_FILE} in {folder.name} cannot be read: {error!r}.") from error
@@ -168,18 +181,26 @@ def _parse(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ConceptSe
         raise ValueError("a value that is not finite")
     if "gram" in tensors and bool((tensors["gram"].diagonal() <= 0).any()):
         raise ValueError("a direction without length")
+    if not bool((tensors["levels"] > 0).all()) or not _is_count(about["active"]) or about["active"] > count:
+        raise ValueError("a level, or the number of active codes")
+    if not isinstance(about["block"], str):
+        raise ValueError("the block")
+    summary = _check_summary(about["summary"], count)
+    tensors = {name: value.double() for name, value in tensors.items()}
     return ConceptSet(
-        block=str(about["block"]), method=about["method"], digest=str(about["digest"]),
-        mean=tensors["mean"].double(), directions=tensors["directions"].double(),
-        encoder=tensors["encoder"].double(), gram=tensors.get("gram"), bias=tensors.get("bias"),
-        active=int(about["active"]), levels=tensors["levels"].double(), names=names, entries=entries,
-        summary=_check_summary(about["summary"]),
+        block=about["block"], method=about["method"], digest=str(about["digest"]),
+        mean=tensors["mean"], directions=tensors["directions"],
+        encoder=tensors["encoder"], gram=tensors.get("gram"), bias=tensors.get("bias"),
+        active=about["active"], levels=tensors["levels"], names=names, entries=entries,
+        summary=summary,
     )  # fmt: skip
 
 
 def _check_entry(entry: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what was measured of a concept; raises KeyError, TypeError or ValueError for anything else."""
-    numbers = [entry[name] for name in ("present", "share", "loss", "flips")]
+    if not all(_is_count(entry[name]) for name in ("present", "flips")):
+        raise ValueError("a count of a concept")
+    numbers = [entry[name] for name in ("share", "loss")]
     numbers += [*entry["by_class"].values(), *(patch["strength"] for patch in entry["patches"])]
     images = [patch[name] for patch in entry["patches"] for name in ("crop", "where")]
     texts = [patch[name] for patch in entry["patches"] for name in ("picture", "label")]
@@ -192,15 +213,24 @@ def _check_entry(entry: Mapping[str, Any]) -> Mapping[str, Any]:
     return dict(entry)
 
 
-def _check_summary(summary: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what was measured of all concepts; raises as :func:`_check_entry` does."""
-    if not all(isinstance(summary[name], int | float) for name in ("fitted", "measured", "residual")):
+def _check_summary(summary: Mapping[str, Any], count: int) -> Mapping[str, Any]:
+    """Return what was measured of so many concepts; raises as :func:`_check_entry` does."""
+    if not all(_is_count(summary[name]) for name in ("fitted", "measured")):
+        raise ValueError("how many pictures there were")
+    if not all(isinstance(summary[name], int | float) for name in ("residual", "described")):
         raise ValueError("a figure of the concepts")
-    dict(summary["facts"])
+    if not all(isinstance(text, str) for item in summary["facts"].items() for text in item):
+        raise ValueError("where they come from")
     for part in summary["parts"]:
-        if not isinstance(part["number"], int):
-            raise ValueError("a part's concept")
+        counts, texts = (part["number"], part["images"], part["matched"]), (part["part"], part["label"])
+        proper = all(map(_is_count, counts)) and all(isinstance(text, str) for text in texts)
+        if not proper or part["number"] >= count or not isinstance(part["mean_iou"], int | float):
+            raise ValueError("a part")
     return dict(summary)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _texts(values: Sequence[Any]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from models.attribution.forward import ForwardPass
+from models.attribution.forward import ForwardPass, run_forward
 from models.attribution.registry import METHODS, attribute_each
 from models.attribution.result import STATUS_MEANINGS, Attribution
 from models.attribution.targets import Target
@@ -79,7 +79,7 @@ def run_audit(
     (steps, control_maps), (stage_steps, stage_maps) = _MAP_EFFORT[quick], _STAGE_EFFORT[quick]
     stages: list[SweepStage] = []
     runs: dict[str, Callable[[], Any]] = {
-        "agreement": lambda: attribute_by_all_methods(forward, target, disabled)
+        "agreement": lambda: attribute_by_all_methods(_usual_pass(forward, attribution), target, disabled)
     }
     if attribution.status == "ok":
         runs["faithfulness"] = lambda: measure_faithfulness(
@@ -138,6 +138,15 @@ def _block_method(method: str, disabled: Mapping[str, str]) -> str | None:
     """
     able = [name for name, row in METHODS.items() if row.grid == "block" and name not in disabled]
     return method if method in able else next(iter(able), None)
+
+
+def _usual_pass(forward: ForwardPass, attribution: Attribution) -> ForwardPass:
+    """Return a pass at the Grad-CAM block, where a method was asked that reads a finer one for itself: the
+    others are no good there.
+    """
+    if not METHODS[attribution.method].fine:
+        return forward
+    return run_forward(forward.model, forward.x, backend=forward.backend)
 
 
 def attribute_by_all_methods(

@@ -23,9 +23,9 @@ from models.devices import to_numpy
 _KINDS = ("other", "random", "other mirrored", "mirrored", "other", "other mirrored", "other", "edges",
           "other", "other mirrored", "other", "other mirrored", "other", "other mirrored", "other", "random",
           "other mirrored", "other")  # fmt: skip
-_ONCE = ("mirrored", "edges")
 """In turn. The proportions were chosen so that over photographs mirrored, foreign, centred and edge maps come
 to the middle of the controls on average."""
+_ONCE = ("mirrored", "edges")
 _MOST = 32
 _SAME = 0.999
 """Correlation from which a map of the bank is this picture's own."""

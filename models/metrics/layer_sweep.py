@@ -49,8 +49,8 @@ def stage_ends(model: TransferModel, x: Tensor) -> list[str]:
 
 
 def find_fine_block(model: TransferModel) -> str:
-    """Return the end of the stage before the last, with finer cells than the Grad-CAM block's; that block
-    itself in a network without another.
+    """Return the end of the stage before the last, with finer cells than the Grad-CAM block's; in a network
+    of one size throughout a block some way below it, and that block itself where there is no other.
     """
     size = (model.geometry.crop_height, model.geometry.crop_width)
     ends = stage_ends(model, torch.zeros(1, 3, *size))

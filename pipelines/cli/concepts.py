@@ -48,19 +48,26 @@ def concepts(
     block: Block = None,
     count: Annotated[int, typer.Option(min=2, max=64, help="How many.")] = 12,
     method: Method = "factorization",
-    most: Annotated[int, typer.Option(min=10, help="Training pictures that are looked at.")] = 300,
+    most: Annotated[int, typer.Option(min=10, max=2000, help="Training pictures that are looked at.")] = 300,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     engine: EngineName = "auto",
     precision: Precision = "auto",
     device: Device = "auto",
 ) -> None:
-    """Find a dozen directions that a model's evidence runs along, with their patches and their effect."""
+    """Find directions that a model's evidence runs along, with their patches and their effect."""
     with loading():
         from models.explainer import Explainer
-        from models.introspection.concept_set import write_concepts
+        from models.introspection.concept_set import check_method, read_concepts, write_concepts
+        from pipelines.errors import DataError
         from pipelines.evaluation.concepts import study_concepts
         from pipelines.reports.concepts import describe_concepts, render_concepts
 
+    if (present := read_concepts(out)) is not None and any(present.names):
+        named = ", ".join(name for name in present.names if name)
+        raise DataError(
+            f"The concepts in {out} have names ({named}), which would be lost; choose another --out."
+        )
+    check_method(method)
     with bundle_of(model, bundle, device) as loaded:
         dataset = load_dataset(data)
         explainer = Explainer(loaded, engine, precision=precision)

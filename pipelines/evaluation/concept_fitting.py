@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.errors import UnknownChoice
 from models.introspection.concept_set import (
-    CONCEPT_METHODS,
     FACTORIZATION,
+    check_method,
     keep_largest,
     solve_codes,
 )
 from models.progress import Progress, no_progress
+from pipelines.errors import DataError
 
 _SHRINKAGE = 0.1
 """Share of the mean variance that is added along every direction, so that noise is not blown up."""
@@ -57,16 +57,16 @@ def fit_directions(
     """Find ``count`` directions of maps (N, C, rows, cols), each cell weighted by its evidence
     (N, rows, cols), 0 or more.
 
-    Raises UnknownChoice for another method, or for more directions than there are cells with evidence.
+    Raises UnknownChoice for another method, DataError for fewer different cells with evidence.
     """
-    if method not in CONCEPT_METHODS:
-        raise UnknownChoice("method", method, CONCEPT_METHODS)
+    check_method(method)
     cells = features.double().permute(0, 2, 3, 1).reshape(-1, features.shape[1])
     weights = evidence.double().clamp(min=0)
     weights = (weights / weights.sum((1, 2), keepdim=True).clamp(min=1e-12)).flatten()
     used = weights > _LEAST_WEIGHT * weights.max()
-    if int(used.sum()) < count:
-        raise UnknownChoice("count", count, (f"at most {int(used.sum())}, the cells with evidence",))
+    distinct = len(torch.unique(cells[used].float(), dim=0))
+    if distinct < count:
+        raise DataError(f"{distinct} cells have evidence; that is too few for {count} concepts.")
     mean = cells.mean(0)
     whiten, colour = whitening(cells - mean)
     rows = ((cells[used] - mean) @ whiten, weights[used])
@@ -143,7 +143,7 @@ def _train_autoencoder(
     generator = torch.Generator().manual_seed(seed)
     rows, share = cells.float(), (weights / weights.mean()).float()
     start = _start(cells * weights.sqrt()[:, None], count, seed).float()
-    decoder = (start / start.norm(dim=1, keepdim=True)).requires_grad_()
+    decoder = (start / start.norm(dim=1, keepdim=True).clamp(min=1e-12)).requires_grad_()
     encoder = decoder.detach().clone().requires_grad_()
     bias = torch.zeros(count, requires_grad=True)
     optimizer = torch.optim.Adam([decoder, encoder, bias], lr=_RATE)

@@ -41,7 +41,7 @@ class ConceptMeasure:
 
     number: int
     present: int
-    """Pictures with a cell that has it."""
+    """Pictures that have it: more than stray cells."""
     share: float
     """Of the predicted class's logit, the mean over the pictures that have it."""
     flips: int
@@ -82,11 +82,11 @@ def study_concepts(
     """
     model = explainer.model
     chosen = spread_by_class(_of_class(data, data.train, label), most)
-    held_out = spread_by_class(_of_class(data, data.val, label), MOST_MEASURED) or chosen[:MOST_MEASURED]
-    if not chosen:
-        raise DataError(
-            f"The data set {data.name} has no training pictures{f' of {label}' if label else ''}."
-        )
+    held_out = spread_by_class(_of_class(data, data.val, label), MOST_MEASURED)
+    for split, samples in (("training", chosen), ("validation", held_out)):
+        if not samples:
+            of_class = f" of {label}" if label is not None else ""
+            raise DataError(f"The data set {data.name} has no {split} pictures{of_class}.")
     if not model.blocks_with_map:
         raise DataError(f"{model.backbone.name} passes no map on, so it has no features with a place.")
     block = block or find_fine_block(model)

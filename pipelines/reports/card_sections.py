@@ -139,7 +139,8 @@ def explanation_section(bundle: Bundle) -> CardSection:
     """Say how its answers are explained, and what the explanations are worth."""
     explainer = Explainer(bundle)
     paragraphs = [
-        f"By default {METHODS[explainer.default_method].title} at the block {bundle.model.cam_block}.",
+        f"By default {METHODS[explainer.default_method].title} at the block "
+        f"{explainer.default_block(explainer.default_method)}.",
         "A map says where in the picture the score of a class comes from, not why that place matters, and "
         "not what the model would do with another picture. Its cells are coarse: a place is known to one "
         "cell.",

@@ -11,8 +11,8 @@ from service.inference.timing import Timer
 from service.operations.form import Against, ExplainFields, Target
 from service.operations.operation import Operation
 
-_FORWARDS = 40
-"""Of whole predictions, what the integral and the absences cost at most."""
+_FORWARDS = 200
+"""What the integral costs at most, a backward counted as two; an absence costs one more."""
 NO_CONCEPTS = (
     "The model was packaged without concepts; `lucida concepts` finds them, `lucida package --concepts` adds "
     "them."
@@ -25,14 +25,10 @@ class ConceptsForm(ExplainFields):
     target: Target = None
     against: Against = None
 
-    def extra_forwards(self) -> int:
-        """Return the forwards that are asked for beyond the map."""
-        return _FORWARDS
-
     def check(self, predictor: Predictor, *, unlimited: bool = False) -> None:
         """Raise for what cannot be asked of this model, before any image is looked at."""
-        concepts_of(predictor)
-        super().check(predictor, unlimited=unlimited)
+        forwards = _FORWARDS + len(concepts_of(predictor))
+        predictor.check(self.options(), extra_forwards=forwards, unlimited=unlimited)
 
 
 def concepts_of(predictor: Predictor) -> ConceptSet:
@@ -81,6 +77,8 @@ def _share_out(predictor: Predictor, data: bytes, form: ConceptsForm) -> schemas
         logit=result.logit,
         base=result.base,
         rest=result.rest,
+        residual=result.residual,
+        predicted=result.label,
         seen_box=(round(x0, 3), round(y0, 3), round(x1, 3), round(y1, 3)),
         concepts=[schemas.ConceptShareAnswer.model_validate(share) for share in result.shares],
         **predictor.about_explanation(explanation, timer),

@@ -30,7 +30,7 @@ Negative = Annotated[
     FormBool, Field(description="Explain what speaks against the class; not together with against.")
 ]
 Block = Annotated[
-    str | None, Field(description="Block to explain at; the model's Grad-CAM block by default.")
+    str | None, Field(description="Block to explain at; the method's default_block of GET /model by default.")
 ]
 Method = Annotated[
     str | None, Field(description="One of the methods that GET /model names; its default_method by default.")

@@ -13,8 +13,8 @@ class ConceptAnswer(Answer):
     number: int
     name: str = Field(description="What people call it, or its number as words.")
     present: int = Field(description="Pictures that have it, of those that were measured.")
-    share: float = Field(description="Of the predicted class's logit, their mean.")
-    loss: float = Field(description="Of the predicted class's score without it, their mean.")
+    share: float = Field(description="Of the predicted class's logit, the mean over those pictures.")
+    loss: float = Field(description="How far the predicted class's score falls without it, on average.")
     flips: int = Field(description="Of the measured pictures, those that get another class without it.")
     by_class: dict[str, float] = Field(description="Mean share by predicted class.")
     patches: list[str] = Field(description="Parts of training pictures with most of it, as data URIs.")
@@ -47,7 +47,7 @@ class ConceptShareAnswer(Answer):
 
 
 class ConceptSharesAnswer(About):
-    """One prediction by concepts: base, shares and rest add up to the logit."""
+    """One prediction by concepts: base, shares, rest and residual add up to the logit."""
 
     label: str
     against: str | None
@@ -56,5 +56,7 @@ class ConceptSharesAnswer(About):
     logit: float
     base: float = Field(description="The logit for the mean features at every place.")
     rest: float = Field(description="What runs through features that no concept describes.")
+    residual: float = Field(description="What the integral misses: mostly below 5 % of the logit less base.")
+    predicted: str = Field(description="The class that the model predicts.")
     seen_box: tuple[float, float, float, float] = Field(description="Where the grids lie on the picture.")
     concepts: list[ConceptShareAnswer] = Field(description="All of them, the largest share first, in size.")

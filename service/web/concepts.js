@@ -38,21 +38,21 @@ export function bindConcepts() {
 }
 
 /** @param {ConceptShares} answer */
-function sumOf({ label, against, logit, base, rest, concepts }) {
+function sumOf({ label, against, logit, base, rest, residual, concepts }) {
   const total = concepts.reduce((sum, { share }) => sum + share, 0);
   const question = against ? `${label}, not ${against}` : label;
   return (
     `${question}: a logit of ${logit.toFixed(2)} is ${base.toFixed(2)} for mean features, ` +
-    `${signed(total, 2)} by the ${concepts.length} concepts and ${signed(rest, 2)} by what none of them describes.`
+    `${signed(total, 2)} by the ${concepts.length} concepts and ${signed(rest + residual, 2)} by what none of them describes.`
   );
 }
 
 /**
  * @param {ConceptShare} share
- * @param {Concept} concept
+ * @param {Concept | undefined} concept
  * @param {ConceptShares} answer
  */
-function conceptCard(share, concept, { label, score, image, seen_box: seen }) {
+function conceptCard(share, concept, { label, predicted, score, image, seen_box: seen }) {
   const canvas = element("canvas", {
     role: "img",
     "aria-label": `Where ${share.name} is in the picture`,
@@ -72,11 +72,12 @@ function conceptCard(share, concept, { label, score, image, seen_box: seen }) {
     };
     draw(canvas, bitmap, small, map, mapCanvas(map, state.colours, 0));
   }
-  const patches = concept.patches
+  // Another model may have taken over between the two answers.
+  const patches = (concept?.patches ?? [])
     .slice(0, PATCHES)
     .map((patch) => element("img", { src: patch, alt: `Patch of a training picture with ${share.name}` }));
   const after = `Without it ${label} has ${percent(share.score_without)} instead of ${percent(score)}`;
-  const other = share.label_without === label ? "" : `, and the answer is ${share.label_without}`;
+  const other = share.label_without === predicted ? "" : `, and the answer is ${share.label_without}`;
   return element(
     "div",
     { class: "concept" },

@@ -130,6 +130,8 @@ export interface ConceptShares {
   logit: number;
   base: number;
   rest: number;
+  residual: number;
+  predicted: string;
   seen_box: Box;
   concepts: ConceptShare[];
 }

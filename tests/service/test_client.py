@@ -47,7 +47,8 @@ def test_the_models_concepts_have_their_types_where_it_has_some(start, complete_
     assert all(patch.startswith("data:image/") for concept in listed.concepts for patch in concept.patches)
     assert (shared.label, shared.against, shared.block) == ("bee", "ant", listed.block)
     total = shared.base + sum(concept.share for concept in shared.concepts) + shared.rest
-    assert total == pytest.approx(shared.logit, abs=1e-3)
+    assert total + shared.residual == pytest.approx(shared.logit, abs=1e-3)
+    assert (shared.predicted, answer.predicted) == ("bee", "bee")
     assert {concept.grid.rows for concept in shared.concepts} == {14}
     assert answer.label == "ant"
     for ask in (client.all_concepts, lambda: client.concepts(bee)):

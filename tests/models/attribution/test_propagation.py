@@ -8,11 +8,12 @@ import torch
 from torch.nn import functional as F
 
 from models.attribution.forward import run_forward
-from models.attribution.registry import attribute_each
+from models.attribution.registry import METHODS, attribute_each
 from models.attribution.targets import make_target
 from models.errors import UnknownChoice
 from models.explainer import Explainer, ExplainOptions
 from models.images.decode import read_image
+from models.metrics.audit import run_audit
 from models.metrics.localization import localize
 from pipelines.data.dataset import scan_folder
 from pipelines.evaluation.explanations import object_region
@@ -96,6 +97,19 @@ def test_it_reads_the_fine_block_where_none_is_asked_for(imagenet):
     assert explainer.check(ExplainOptions(method="hires_cam")).block == imagenet.cam_block
     with pytest.raises(UnknownChoice):
         explainer.default_block("no_cam")
+
+
+def test_other_methods_are_asked_at_the_block_that_they_are_made_for(imagenet, photos):
+    path = sorted((photos / "hymenoptera/val/bees").glob("*.jpg"))[0]
+    image, explainer = read_image(path), Explainer(imagenet)
+    explanation = explainer.explain(image, ExplainOptions(method="propagated_cam"))
+    costly = {name: "costs too much here" for name, row in METHODS.items() if row.grid == "input"}
+    audit = run_audit(
+        image, explanation.forward, explanation.attributions[0], disabled=costly, checks=["agreement"]
+    )
+    blocks = {item.method: item.block for item in audit.maps}
+    assert blocks.pop("propagated_cam") == FINE
+    assert set(blocks.values()) == {imagenet.cam_block}
 
 
 def test_it_lies_on_photographed_objects_better_than_grad_cam_and_points_no_worse(imagenet, photos):

@@ -99,7 +99,8 @@ def test_base_shares_and_rest_are_the_logit_and_an_absence_is_what_the_network_t
     target = make_target(classes, classes.index("bee"), None if against is None else classes.index(against))
     result = explain_by_concepts(EagerBackend(imagenet), bee, target, concepts)
     total = result.base + sum(share.share for share in result.shares) + result.rest
-    assert total == pytest.approx(result.logit, abs=1e-4)
+    assert total == pytest.approx(result.logit, abs=0.05 * abs(result.logit - result.base) + 1e-3)
+    assert total + result.residual == pytest.approx(result.logit, abs=1e-3)
     with torch.no_grad():
         features = imagenet.as_map(block, imagenet.until(block, bee[None]))
         assert result.logit == pytest.approx(float(target.of(imagenet.after(block, features))), abs=1e-4)
@@ -114,6 +115,25 @@ def test_base_shares_and_rest_are_the_logit_and_an_absence_is_what_the_network_t
     assert share.label_without == classes[int(scores.argmax())]
 
 
+def test_a_share_is_the_gradients_mean_along_the_line_times_the_concepts_part(imagenet, bee):
+    """By a hundred even steps, at a block with half of the network above it."""
+    concepts = some_concepts(imagenet, bee[None], "stage5.2")
+    target = make_target(imagenet.classes, imagenet.classes.index("bee"))
+    result = explain_by_concepts(EagerBackend(imagenet), bee, target, concepts)
+    with torch.no_grad():
+        features = imagenet.as_map("stage5.2", imagenet.until("stage5.2", bee[None]))
+    mean = concepts.mean.float()[None, :, None, None]
+    gradient = torch.zeros_like(features)
+    for step in range(100):
+        point = (mean + (step + 0.5) / 100 * (features - mean)).requires_grad_()
+        gradient += torch.autograd.grad(imagenet.after("stage5.2", point)[0, target.index], point)[0] / 100
+    codes = concepts.encode(features)[0].float()
+    rise = abs(result.logit - result.base)
+    for share in result.shares:
+        part = codes[share.number] * concepts.directions[share.number].float()[None, :, None, None]
+        assert share.share == pytest.approx(float((gradient * part).sum()), abs=0.05 * rise)
+
+
 @pytest.mark.parametrize(("name", "block"), [("vit_b_16", "layers.8"), ("swin_t", "stage3.5")])
 def test_a_transformers_tokens_are_shared_out_too(name, block):
     torch.manual_seed(0)
@@ -122,7 +142,7 @@ def test_a_transformers_tokens_are_shared_out_too(name, block):
     concepts = some_concepts(model, x[None], block)
     result = explain_by_concepts(EagerBackend(model), x, make_target(model.classes, 0), concepts)
     total = result.base + sum(share.share for share in result.shares) + result.rest
-    assert total == pytest.approx(result.logit, abs=1e-4)
+    assert total == pytest.approx(result.logit, abs=0.05 * abs(result.logit - result.base) + 1e-3)
     with torch.no_grad():
         assert result.logit == pytest.approx(float(model(x[None])[0, 0]), abs=1e-4)
     assert result.shares[0].codes.shape == (14, 14)
@@ -158,13 +178,16 @@ def test_damaged_concepts_and_those_of_another_bundle_are_refused(imagenet, bee,
         {"concepts": [ENTRY] * 3}, {"concepts": [ENTRY | {"share": "much"}] * COUNT},
         {"concepts": [ENTRY | {"patches": [outside]}] * COUNT}, {"summary": {}}, {"summary": None},
         {"concepts": [ENTRY | {"by_class": [1]}] * COUNT},
-        {"summary": SUMMARY | {"parts": [{"number": "one"}]}}, {"block": None} | {"active": "all"},
+        {"summary": SUMMARY | {"parts": [{"number": "one"}]}}, {"block": None}, {"active": "all"},
+        {"active": -1}, {"tensors": "0" * 64}, {"summary": SUMMARY | {"measured": 3.5}},
+        {"concepts": [ENTRY | {"flips": 1.5}] * COUNT}, {"summary": SUMMARY | {"facts": [["a", "b"]]}},
     ):  # fmt: skip
         (tmp_path / CONCEPTS_FILE).write_text(json.dumps(about | change))
         with pytest.raises(BundleError, match="cannot be read"):
             read_concepts(tmp_path)
     for tensors in (
-        {"mean": concepts.mean * float("nan")}, {"gram": -concepts.gram}, {"levels": torch.ones(9).double()}
+        {"mean": concepts.mean * float("nan")}, {"gram": -concepts.gram}, {"levels": torch.ones(9).double()},
+        {"levels": torch.zeros(COUNT).double()}
     ):  # fmt: skip
         write_concepts(replace(concepts, **tensors), tmp_path)
         with pytest.raises(BundleError, match="cannot be read"):

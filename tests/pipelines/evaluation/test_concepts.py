@@ -71,13 +71,23 @@ def test_what_cannot_be_found_is_refused(bundle_folder, butterflies):
     maps, evidence, _ = planted_maps()
     with pytest.raises(UnknownChoice, match="factorization, sparse_autoencoder"):
         fit_directions(maps, evidence, PLANTED, method="pca")
-    with pytest.raises(UnknownChoice, match="at most 150"):
+    with pytest.raises(DataError, match="150 cells have evidence; that is too few for 151"):
         fit_directions(maps, evidence, 151)
+    with pytest.raises(DataError, match="0 cells have evidence"):
+        fit_directions(maps, torch.zeros_like(evidence), PLANTED)
+    copies = maps[:3].repeat(8, 1, 1, 1), evidence[:3].repeat(8, 1, 1)
+    with pytest.raises(DataError, match="3 cells have evidence"):
+        fit_directions(*copies, 4)
+    alike = fit_directions(*copies, PLANTED)
+    assert bool(torch.isfinite(alike.directions).all())
     data, explainer = scan_folder(butterflies), Explainer(load_bundle(bundle_folder))
     with pytest.raises(UnknownChoice, match="stage9"):
         study_concepts(explainer, data, block="stage9")
     with pytest.raises(UnknownChoice, match="wasp"):
         study_concepts(explainer, data, label="wasp")
+    data.val.clear()
+    with pytest.raises(DataError, match="no validation pictures"):
+        study_concepts(explainer, data)
     data.train.clear()
     with pytest.raises(DataError, match="no training pictures"):
         study_concepts(explainer, data)
@@ -104,6 +114,9 @@ def test_the_command_finds_names_and_keeps_them_for_this_bundle_alone(
     named = at_once("name-concept", "concepts", "1", "hind wing")
     assert named.stdout.strip() == "Concept 1 is 'hind wing' now."
     assert "<h3>hind wing</h3>" in (in_tmp / "concepts/index.html").read_text()
+    again = at_once(*common, "--count", "3", "--most", "10")
+    assert again.returncode != 0
+    assert "have names (hind wing), which would be lost" in again.stderr
     wrong = at_once("name-concept", "concepts", "7", "leg")
     assert wrong.returncode != 0
     assert "0 to 2" in wrong.stderr
