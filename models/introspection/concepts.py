@@ -15,6 +15,7 @@ from models.backends.base import Backend
 from models.cancellation import check_deadline
 from models.devices import memory_errors, to_host, to_numpy
 from models.introspection.concept_set import ConceptSet
+from models.networks.transfer_model import TransferModel
 
 PRESENT_FROM = 5 / 3
 """Of a cell's level: half the largest code that is usual where there is most of a concept."""
@@ -98,34 +99,38 @@ def explain_by_concepts(
         lambda maps: target.of(logits(maps + mean)), above, steps=_STEPS, most_steps=_MOST_STEPS,
         parts=taken_apart,
     )  # fmt: skip
-    *parted, rest = integral.shares.double().sum((1, 2)).tolist()
-    shares = torch.tensor(parted, dtype=torch.float64)
+    *shares, rest = integral.shares.double().sum((1, 2)).tolist()
     with torch.no_grad():
         without = torch.cat([logits(part) for part in torch.split(features - parts, BATCH_SIZE)])
-        whole = logits(features)[0]
-    scores = model.scoring.scores(without.double())
-    logit = float(target.of(whole))
-    base = logit - integral.rise
-    order = sorted(range(len(concepts)), key=lambda k: -abs(float(shares[k])))
+        whole = logits(features)
+    logit = float(target.of(whole[0]))
+    listed = [
+        _describe(k, share, codes[k], without[k], target, model, concepts) for k, share in enumerate(shares)
+    ]
     return ConceptExplanation(
         target=target,
         block=block,
         logit=logit,
-        score=float(model.scoring.scores(whole[None].double())[0, target.index]),
-        label=model.classes[int(whole.argmax())],
-        base=base,
-        shares=tuple(
-            ConceptShare(
-                number=k,
-                name=concepts.title(k),
-                share=float(shares[k]),
-                score_without=float(scores[k, target.index]),
-                label_without=model.classes[int(without[k].argmax())],
-                strength=float(codes[k].max() / concepts.levels[k].clamp(min=1e-12)),
-                codes=to_numpy(codes[k].float()),
-            )
-            for k in order
-        ),
+        score=float(model.scoring.scores(whole)[0, target.index]),
+        label=model.classes[int(whole[0].argmax())],
+        base=logit - integral.rise,
+        shares=tuple(sorted(listed, key=lambda item: -abs(item.share))),
         rest=rest,
-        residual=integral.rise - float(shares.sum()) - rest,
+        residual=integral.rise - sum(shares) - rest,
+    )
+
+
+def _describe(
+    number: int, share: float, codes: Tensor, without: Tensor, target: Target, model: TransferModel,
+    concepts: ConceptSet,
+) -> ConceptShare:  # fmt: skip
+    """Return a concept's share with its codes (rows, cols) and the logits (classes,) without it."""
+    return ConceptShare(
+        number=number,
+        name=concepts.title(number),
+        share=share,
+        score_without=float(model.scoring.scores(without)[target.index]),
+        label_without=model.classes[int(without.argmax())],
+        strength=float(codes.max() / concepts.levels[number].clamp(min=1e-12)),
+        codes=to_numpy(codes.float()),
     )
