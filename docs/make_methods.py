@@ -50,7 +50,9 @@ def main() -> None:
     forward = run_forward(backend.model, x[None], backend=backend)
     goal = make_target(model.classes, model.classes.index(CLASS))
     contrast = make_target(model.classes, goal.index, model.classes.index(OTHER))
-    maps = [attribute_each(forward_for(name, forward), [goal], method=name)[0] for name in METHODS]
+    maps = [
+        attribute_each(forward_for(row, forward), [goal], method=name)[0] for name, row in METHODS.items()
+    ]
     maps.append(attribute_each(forward, [contrast])[0])
     titles = [row.title for row in METHODS.values()] + [f"Grad-CAM, {contrast.name}"]
     found = run_audit(image, forward, maps[0], disabled={})

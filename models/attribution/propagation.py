@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from models.attribution.forward import ForwardPass
 from models.attribution.targets import Target
+from models.devices import to_device
 
 _TINY = 1e-12
 
@@ -33,8 +34,9 @@ def propagated_cam(forward: ForwardPass, targets: Sequence[Target]) -> Tensor:
     own = forward.map.detach()
     hires = (gradient * own).sum(1)
     laid = _lay_out(cam, hires, own)
-    contrast = torch.tensor([target.against is not None for target in targets], device=laid.device)
-    if bool(contrast.any()):
+    contrasts = [target.against is not None for target in targets]
+    contrast = to_device(torch.tensor(contrasts), laid.device)
+    if any(contrasts):
         laid = torch.where(contrast[:, None, None], laid - _lay_out(-cam, -hires, own), laid)
     nothing = (cam <= 0).all(2).all(1) & ~contrast
     return torch.where(nothing[:, None, None], _resize(cam, own.shape[2:]), laid)

@@ -160,7 +160,7 @@ def attribute_by_all_methods(
             continue
         try:
             quick = METHODS[name].parameters.from_names({}, quick=True)
-            own = forward_for(name, forward)
+            own = forward_for(METHODS[name], forward)
             (attribution,) = attribute_each(own, [target], method=name, parameters=quick)
         except ExplanationError as error:
             left_out[name] = str(error)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.attribution.forward import ForwardPass, run_forward
-from models.attribution.registry import DEFAULT_METHOD, METHODS, attribute_each
+from models.attribution.registry import DEFAULT_METHOD, Method, attribute_each
 from models.attribution.result import Attribution
 from models.attribution.targets import Target
 from models.backends.base import Backend
@@ -57,11 +57,11 @@ def find_fine_block(model: TransferModel) -> str:
     return ends[-2] if len(ends) > 1 else model.cam_block
 
 
-def forward_for(method: str, forward: ForwardPass) -> ForwardPass:
+def forward_for(method: Method, forward: ForwardPass) -> ForwardPass:
     """Return the pass that a method reads where no block was asked for: one at the fine block for a method
     that is made for it, the pass itself for any other.
     """
-    if not METHODS[method].fine or forward.block != forward.model.cam_block:
+    if not method.fine or forward.block != forward.model.cam_block:
         return forward
     block = find_fine_block(forward.model)
     return run_forward(forward.model, forward.x, block=block, backend=forward.backend)

@@ -118,7 +118,7 @@ def _maps(name: str, forward: ForwardPass, targets: Sequence[int]) -> list[np.nd
     if method.grid == "input":
         targets = targets[:_COSTLY_IMAGES]
         forward = run_forward(forward.model, forward.x[:_COSTLY_IMAGES])
-    forward = forward_for(name, forward)
+    forward = forward_for(method, forward)
     rows = [[make_target(forward.model.classes, index) for index in targets]]
     try:
         parameters = method.parameters.from_names(_CHEAPER.get(name, {}), quick=True)

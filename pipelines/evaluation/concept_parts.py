@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.backends.base import Backend
+from models.devices import to_numpy
 from models.introspection.concept_set import ConceptSet
 from models.networks.transfer_model import TransferModel
 from pipelines.data.dataset import Dataset, Sample
@@ -86,7 +87,7 @@ def _overlaps(
     each concept; pictures without the part are left out.
     """
     rows: dict[tuple[int, ...], list[np.ndarray]] = {}
-    active = (codes >= concepts.levels[:, None, None]).numpy()
+    active = to_numpy(codes) >= to_numpy(concepts.levels)[:, None, None]
     for sample, cells in zip(samples, active, strict=True):
         mask = read_mask(tree, sample, (sample.width, sample.height))
         part = _cells_of(model, sample, mask, cells.shape[1:]) if mask is not None else None

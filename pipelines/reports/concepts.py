@@ -12,6 +12,7 @@ import torch
 
 from models.attribution.result import make_attribution
 from models.attribution.targets import make_target
+from models.devices import to_numpy
 from models.explainer import Explainer
 from models.images.decode import Image, read_image
 from models.images.encode import to_data_uri
@@ -74,7 +75,7 @@ def _patch(
     prepared = explainer.prepare(image)
     with torch.no_grad():
         value = explainer.backend.until(concepts.block, prepared.x[None])
-        codes = concepts.encode(model.as_map(concepts.block, value))[0, number].numpy()
+        codes = to_numpy(concepts.encode(model.as_map(concepts.block, value))[0, number])
     attribution = make_attribution(
         make_target(model.classes, 0), codes, method="concept", block=concepts.block
     )
