@@ -24,7 +24,7 @@ _ERRORS = {
     "504": "The deadline came before there was anything to answer.",
 }
 _JOB_ERRORS = {
-    "404": "There is none: no such job, or the model has no reference or no card.",
+    "404": "There is none: no such job, or the model has no reference, no card or no concepts.",
     "507": "There is no room for another job.",
 }
 _READ_ERRORS = ("401", "429")
@@ -115,7 +115,7 @@ def _operation(operation: Operation, settings: Settings, card: dict[str, Any]) -
         "requestBody": _body(
             _fields(operation.form, settings, card), settings.most_pictures if operation.several else 1
         ),
-        "responses": {"200": answered, **_failures(tuple(_ERRORS))},
+        "responses": {"200": answered, **_failures((*_ERRORS, *operation.failures))},
     }
 
 
@@ -248,7 +248,7 @@ def _jobs(settings: Settings, card: dict[str, Any]) -> dict[str, Any]:
                 "requestBody": _body(fields, settings.max_job_pictures if operation.takes_image else 0),
                 "responses": {
                     "202": {"description": "Accepted.", "content": job},
-                    **_failures((*_ERRORS, "507")),
+                    **_failures((*_ERRORS, "507", *operation.failures)),
                 },
             }
         }

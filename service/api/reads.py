@@ -31,7 +31,7 @@ from service.errors import HTTPError
 from service.inference.model_card import describe_model
 from service.metrics import render_metrics
 from service.monitoring import DriftMonitor
-from service.operations.concepts import NO_CONCEPTS, list_concepts
+from service.operations.concepts import list_concepts
 from service.operations.filters import synthesize
 
 WEB = Path(__file__).parents[1] / "web"
@@ -110,10 +110,8 @@ async def _card(request: Request, state: AppState) -> Response:
 
 async def _concepts(request: Request, state: AppState) -> Response:
     """Answer with the concepts that were packaged with the model, with their patches and their effect."""
-    predictor = state.models.predictor
-    if predictor.concepts is None:
-        raise HTTPError(HTTPStatus.NOT_FOUND, "no_concepts", NO_CONCEPTS)
-    return Response(list_concepts(predictor).model_dump_json(), media_type="application/json")
+    listed = list_concepts(state.models.predictor)
+    return Response(listed.model_dump_json(), media_type="application/json")
 
 
 async def _drift(request: Request, state: AppState) -> Response:

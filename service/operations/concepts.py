@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from models.errors import ExplanationError
+from http import HTTPStatus
+
 from models.introspection.concept_set import ConceptSet
 from models.introspection.concepts import explain_by_concepts
 from service import schemas
+from service.errors import HTTPError
 from service.inference.predictor import Predictor
 from service.inference.timing import Timer
 from service.operations.form import Against, ExplainFields, Target
@@ -13,7 +15,7 @@ from service.operations.operation import Operation
 
 _FORWARDS = 200
 """What the integral costs at most, a backward counted as two; an absence costs one more."""
-NO_CONCEPTS = (
+_NO_CONCEPTS = (
     "The model was packaged without concepts; `lucida concepts` finds them, `lucida package --concepts` adds "
     "them."
 )
@@ -32,14 +34,14 @@ class ConceptsForm(ExplainFields):
 
 
 def concepts_of(predictor: Predictor) -> ConceptSet:
-    """Return the model's concepts; raises ExplanationError for a model that has none."""
+    """Return the model's concepts; raises HTTPError for a model that has none."""
     if predictor.concepts is None:
-        raise ExplanationError(NO_CONCEPTS)
+        raise HTTPError(HTTPStatus.NOT_FOUND, "no_concepts", _NO_CONCEPTS)
     return predictor.concepts
 
 
 def list_concepts(predictor: Predictor) -> schemas.ConceptsAnswer:
-    """Return all concepts with what was measured of them; raises ExplanationError."""
+    """Return all concepts with what was measured of them; raises HTTPError."""
     concepts = concepts_of(predictor)
     return schemas.ConceptsAnswer(
         block=concepts.block,
@@ -87,5 +89,6 @@ def _share_out(predictor: Predictor, data: bytes, form: ConceptsForm) -> schemas
 
 OPERATION = Operation(
     name="concepts", form=ConceptsForm, run=_share_out, answer=schemas.ConceptSharesAnswer,
+    failures=("404",),
     summary="The share of each of the model's concepts in a prediction, and the score without it.",
 )  # fmt: skip

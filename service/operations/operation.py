@@ -38,6 +38,8 @@ class Operation:
     """Media types of the images that it answers with."""
     headers: tuple[str, ...] = ()
     """Headers of those images."""
+    failures: tuple[str, ...] = ()
+    """Statuses of failures beside those of every operation."""
     several: bool = False
     """Whether one request may hold several images."""
     takes_image: bool = True
