@@ -168,11 +168,11 @@ def read_concepts(folder: Path, digest: str | None = None) -> ConceptSet | None:
 def _parse(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ConceptSet:
     names, entries = _texts(about["names"]), tuple(map(_check_entry, about["concepts"]))
     count, channels = len(names), len(tensors["mean"])
+    own = {"gram": (count, count)} if about["method"] == FACTORIZATION else {"bias": (count,)}
     shapes: dict[str, tuple[int, ...]] = {
         "mean": (channels,), "directions": (count, channels), "encoder": (count, channels),
-        "levels": (count,), "gram" if about["method"] == FACTORIZATION else "bias": (),
+        "levels": (count,), **own,
     }  # fmt: skip
-    shapes["gram" if "gram" in shapes else "bias"] = (count, count) if "gram" in shapes else (count,)
     if about["method"] not in CONCEPT_METHODS or not 1 <= count <= MOST_CONCEPTS or channels > _MOST_CHANNELS:
         raise ValueError(f"{about['method']!r} with {count} concepts of {channels} channels")
     if {name: tuple(value.shape) for name, value in tensors.items()} != shapes or len(entries) != count:

@@ -13,12 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.introspection.concept_set import (
-    FACTORIZATION,
-    check_method,
-    keep_largest,
-    solve_codes,
-)
+from models.introspection.concept_set import FACTORIZATION, check_method, keep_largest, solve_codes
 from models.progress import Progress, no_progress
 from pipelines.errors import DataError
 

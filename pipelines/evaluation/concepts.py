@@ -47,7 +47,7 @@ class ConceptMeasure:
     flips: int
     """Pictures whose predicted class is another one without it."""
     loss: float
-    """Of the predicted class's score without it, the mean over the pictures that have it."""
+    """How far the predicted class's score falls without it, the mean over the pictures that have it."""
     by_class: dict[str, float]
     """Mean share by predicted class, over the pictures that have it."""
 
@@ -114,7 +114,9 @@ def study_concepts(
 
 
 def spread_by_class(samples: Sequence[Sample], most: int) -> list[Sample]:
-    """Return at most so many samples, as many of each class as of the others, chosen by their digests."""
+    """Return at most so many samples, as many of each class as of the others, in the order of their digests,
+    so that the same pictures are chosen in whatever order they are listed.
+    """
     by_class: dict[tuple[int, ...], list[Sample]] = defaultdict(list)
     for sample in sorted(samples, key=lambda sample: sample.sha256):
         by_class[sample.labels].append(sample)

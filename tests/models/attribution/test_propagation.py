@@ -122,7 +122,7 @@ def test_it_lies_on_photographed_objects_better_than_grad_cam_and_points_no_wors
         for method in ("grad_cam", "propagated_cam"):
             explanation = explainer.explain(image, ExplainOptions(method=method))
             pair.append(localize(explanation.attributions[0].values, explanation.frame, mask))
-        rows.append([(each.auroc, each.pointing) for each in pair if each is not None])
+        rows.append([(located.auroc, located.pointing) for located in pair if located is not None])
     figures = np.array([row for row in rows if len(row) == 2])
     gains = figures[:, 1, 0] - figures[:, 0, 0]
     assert gains.mean() - 2 * gains.std() / len(gains) ** 0.5 > 0.02
