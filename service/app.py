@@ -73,7 +73,7 @@ class Application:
         from service.api.jobs import JobApi
         from service.api.open_inference import open_inference_routes
         from service.api.reads import read_routes
-        from service.api.routes import AppState, operation_routes
+        from service.api.routes import AppState, merge_paths, operation_routes
         from service.inference.admission import AdmissionControl, release_memory
         from service.inference.model_manager import ModelManager
         from service.jobs.supervisor import JobSupervisor
@@ -91,11 +91,12 @@ class Application:
         samples = KeptSamples(folder, settings.max_kept_bytes) if folder is not None else None
         self.monitor = Monitor(settings.jobs, samples)
         state = AppState(settings, models, admission, self.metrics, self.monitor)
-        self._routes = [*operation_routes(state), *read_routes(state), *open_inference_routes(state)]
+        routes = [*operation_routes(state), *read_routes(state), *open_inference_routes(state)]
         if settings.max_jobs:
-            self._routes += JobApi(state).routes()
+            routes += JobApi(state).routes()
             self._supervisor = JobSupervisor(settings, lambda: models.folder)
             self._supervisor.start()
+        self._routes = merge_paths(routes)
         if settings.api_keys:
             self.rate_limit = RateLimit(settings.jobs, self.keys.names, settings.key_per_minute)
         self._starlette = Starlette(routes=self._routes)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from models.cancellation import Deadline
 from models.errors import LucidaError
@@ -55,6 +55,28 @@ def operation_routes(state: AppState) -> list[Route]:
         Route(operation.path, json_errors(partial(_answer, operation=operation), state), methods=["POST"])
         for operation in ROUTED.values()
     ]
+
+
+def merge_paths(routes: Sequence[BaseRoute]) -> list[BaseRoute]:
+    """Return the routes, those of one path as one: it refuses a method with all that the path answers to."""
+    merged: dict[object, BaseRoute] = {}
+    for route in routes:
+        earlier = merged.get(route.path) if isinstance(route, Route) else None
+        if isinstance(route, Route):
+            merged[route.path] = _merge(earlier, route) if isinstance(earlier, Route) else route
+        else:
+            merged[route] = route
+    return list(merged.values())
+
+
+def _merge(one: Route, other: Route) -> Route:
+    endpoints = {method: route.endpoint for route in (one, other) for method in route.methods or ()}
+
+    async def endpoint(request: Request) -> Response:
+        answer: Response = await endpoints[request.method](request)
+        return answer
+
+    return Route(one.path, endpoint, methods=list(endpoints))
 
 
 def json_errors(answer: StatefulEndpoint, state: AppState) -> Endpoint:

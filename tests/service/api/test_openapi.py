@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from service.operations.registry import OPERATIONS
@@ -25,6 +26,17 @@ def test_the_document_names_every_route_and_the_models_own_choices(service):
     for path, operations in found["paths"].items():
         for method, operation in operations.items():
             assert operation["summary"], (method, path)
+
+
+def test_a_method_that_a_path_does_not_take_is_refused_with_all_that_it_takes(service):
+    for path, operations in service.get("/openapi.json").json()["paths"].items():
+        if "{" in path or path.startswith("/jobs/"):
+            # One path of a job's own is that of any job, too.
+            continue
+        reply = httpx.request("PATCH", f"{service.url}{path}", trust_env=False)
+        assert reply.status_code == 405, path
+        allowed = {method.strip().lower() for method in reply.headers["allow"].split(",")}
+        assert allowed - {"head"} == set(operations), path
 
 
 def test_the_checks_are_those_of_the_audit():
