@@ -59,14 +59,17 @@ def operation_routes(state: AppState) -> list[Route]:
 
 def merge_paths(routes: Sequence[BaseRoute]) -> list[BaseRoute]:
     """Return the routes, those of one path as one: it refuses a method with all that the path answers to."""
-    merged: dict[object, BaseRoute] = {}
+    merged: list[BaseRoute] = []
+    places: dict[str, int] = {}
     for route in routes:
-        earlier = merged.get(route.path) if isinstance(route, Route) else None
+        earlier = merged[places[route.path]] if isinstance(route, Route) and route.path in places else None
+        if isinstance(route, Route) and isinstance(earlier, Route):
+            merged[places[route.path]] = _merge(earlier, route)
+            continue
         if isinstance(route, Route):
-            merged[route.path] = _merge(earlier, route) if isinstance(earlier, Route) else route
-        else:
-            merged[route] = route
-    return list(merged.values())
+            places[route.path] = len(merged)
+        merged.append(route)
+    return merged
 
 
 def _merge(one: Route, other: Route) -> Route:
