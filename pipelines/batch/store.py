@@ -7,6 +7,7 @@ object store because an upload ends with its last part.
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from pipelines.errors import StoreUnavailable
 
 T = TypeVar("T")
 _TRIES, _FIRST_WAIT_S = 4, 0.5
+_BUFFER = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +131,12 @@ class ObjectStore:
             with system.open_input_stream(_join(root, name)) as file:
                 return bytes(file.read())
 
-        return self._tried(load)
+        return self.retried(load)
 
     def open(self, name: str) -> Any:
-        """Open an object to be read at any place, by ranges."""
-        return self._tried(lambda system, root: system.open_input_file(_join(root, name)))
+        """Open an object to be read at any place, by ranges that are tried again too."""
+        file = self.retried(lambda system, root: system.open_input_file(_join(root, name)))
+        return io.BufferedReader(_RangeReader(self, file), _BUFFER)
 
     def write(self, name: str, data: bytes, *, whole: bool = True) -> None:
         """Upload an object, which is always whole."""
@@ -142,7 +145,7 @@ class ObjectStore:
             with system.open_output_stream(_join(root, name)) as file:
                 file.write(data)
 
-        self._tried(save)
+        self.retried(save)
 
     def exists(self, name: str) -> bool:
         """Return whether there is such an object."""
@@ -156,21 +159,21 @@ class ObjectStore:
             return list(system.get_file_info(selector))
 
         _, root = self._system()
-        for info in self._tried(find):
+        for info in self.retried(find):
             if info.type == arrow_fs.FileType.File:
                 yield StoredFile(info.path[len(root) :].lstrip("/"), (info.size, info.mtime_ns or 0))
 
     def remove(self, name: str) -> None:
         """Remove an object."""
         if self.exists(name):
-            self._tried(lambda system, root: system.delete_file(_join(root, name)))
+            self.retried(lambda system, root: system.delete_file(_join(root, name)))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the connection behind."""
         return {"url": self.url, "_opened": {}}
 
     def _info(self, name: str) -> Any:
-        return self._tried(lambda system, root: system.get_file_info(_join(root, name)))
+        return self.retried(lambda system, root: system.get_file_info(_join(root, name)))
 
     def _system(self) -> tuple[Any, str]:
         if "system" not in self._opened:
@@ -182,7 +185,8 @@ class ObjectStore:
         system, root = self._opened["system"]
         return system, root
 
-    def _tried(self, work: Callable[[Any, str], T]) -> T:
+    def retried(self, work: Callable[[Any, str], T]) -> T:
+        """Return what work on Arrow's file system and the root there gives; raises StoreUnavailable."""
         system, root = self._system()
         for attempt in range(_TRIES):
             try:
@@ -194,6 +198,37 @@ class ObjectStore:
                     raise StoreUnavailable(f"{self.url}: {_reason(error)}") from error
                 time.sleep(_FIRST_WAIT_S * 2**attempt)
         raise AssertionError("unreachable")
+
+
+class _RangeReader(io.RawIOBase):
+    """An object's bytes, read by ranges; each that fails for a moment is asked for again."""
+
+    def __init__(self, store: ObjectStore, file: Any) -> None:
+        self._store, self._file, self._place = store, file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._file.size()}[whence]
+        self._place = max(0, start + offset)
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._store.retried(lambda *_: self._file.read_at(len(buffer), self._place))
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def open_store(place: str | Path) -> Store:

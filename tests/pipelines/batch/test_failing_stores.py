@@ -161,3 +161,17 @@ def test_a_full_disk_ends_the_job_with_a_sentence_and_it_goes_on_when_there_is_r
     assert again.returncode == 0, again.stdout + again.stderr
     assert "of them done before" in again.stdout
     assert rows_by_path(out) == undisturbed
+
+
+def test_ranges_that_the_store_refuses_are_asked_for_again(s3):
+    client, server = s3
+    data = os.urandom(1_500_000)
+    client.put_object(Bucket="failing", Key="out/large", Body=data)
+    with stores.open_store("s3://failing/out").open("large") as file:
+        for place, count in ((0, 10), (700_000, 400_000), (1_499_000, 5_000), (5, 300_000)):
+            numbers = iter(range(1_000_000))
+            # More than Arrow itself tries.
+            server.refuse = lambda request, numbers=numbers: next(numbers) < 5
+            file.seek(place)
+            assert file.read(count) == data[place : place + count]
+    assert server.refused >= 15

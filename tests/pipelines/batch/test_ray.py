@@ -30,7 +30,7 @@ KILLS = int(os.environ.get("LUCIDA_KILLS", "2"))
 
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="needs Ray: pip install 'camera-lucida[ray]'")
 pytestmark = pytest.mark.soak
-COUNT = 640
+COUNT = 240
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_drivers_and_workers_killed_at_random_moments_lose_nothing(butterflies, 
     source, out, draw = tmp_path / "pictures", tmp_path / "out", random.Random(0)
     source.mkdir()
     files = sorted((butterflies / "val").rglob("*.jpg"))
-    for number in range(320):
+    for number in range(160):
         os.link(files[number % len(files)], source / f"{number:03d}.jpg")
     loaded = load_bundle(bundle_folder)
     run_local(plan_job(source, Explainer(loaded)), loaded, tmp_path / "alone", processes=2)

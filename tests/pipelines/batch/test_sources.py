@@ -271,7 +271,7 @@ def test_a_store_that_fails_for_a_moment_is_asked_again(s3, pictures):
             raise error
         return "done"
 
-    assert store._tried(work) == "done"
+    assert store.retried(work) == "done"
     assert len(asked) == 3
     assert store.read("a.bin") == b"one"
     with pytest.raises(FileNotFoundError):
