@@ -70,11 +70,12 @@ class Application:
 
     def start(self, source: Callable[[], Path]) -> None:
         """Load the bundle that ``source`` names and begin to answer; raises BundleError."""
+        from models.host_memory import return_freed_memory
         from service.api.jobs import JobApi
         from service.api.open_inference import open_inference_routes
         from service.api.reads import read_routes
         from service.api.routes import AppState, merge_paths, operation_routes
-        from service.inference.admission import AdmissionControl, release_memory
+        from service.inference.admission import AdmissionControl
         from service.inference.model_manager import ModelManager
         from service.jobs.supervisor import JobSupervisor
         from service.metrics import get_metrics
@@ -101,7 +102,7 @@ class Application:
             self.rate_limit = RateLimit(settings.jobs, self.keys.names, settings.key_per_minute)
         self._starlette = Starlette(routes=self._routes)
         models.watch()
-        release_memory()
+        return_freed_memory()
 
     @property
     def ready(self) -> bool:

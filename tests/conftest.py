@@ -22,6 +22,7 @@ import torch
 from playwright.sync_api import Browser, sync_playwright
 
 from models.bundle import CARD_FILE, load_bundle, save_bundle
+from models.host_memory import keep_freed_memory
 from models.method_choice import MethodChoice
 from models.networks.transfer_model import TransferModel
 from pipelines.data.synthetic import SpecimenPlan, write_specimens
@@ -61,10 +62,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterat
 
 @pytest.fixture(autouse=True)
 def _threads() -> None:
-    """As the command line has them: a predictor made by an earlier test leaves torch with one thread, and
-    sums of floats depend on their number.
+    """One for each core that this process of pytest has to itself; a predictor made by an earlier test leaves
+    torch with one thread.
     """
-    torch.set_num_threads(os.cpu_count() or 1)
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _memory() -> None:
+    """Freed memory is kept, as the command line has it."""
+    keep_freed_memory()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -198,7 +198,7 @@ def measure_faithfulness(
 def count_faithfulness_forwards(steps: int = 10, control_maps: int = 19) -> int:
     """Return the forwards that the check of one map takes."""
     maps = control_maps + (1 if control_maps >= _FEWEST_WITH_SPOT else 2)
-    return maps * 2 * steps + _PATCHES**2 + 1
+    return maps * 2 * (steps - 1) + 2 + _PATCHES**2 + 1
 
 
 def score_curves(
@@ -214,10 +214,12 @@ def score_curves(
 ) -> list[tuple[ScoreCurve, ScoreCurve]]:
     """Return the deletion and insertion curves of several maps of one image (3, H, W)."""
     hidden = covered_input(x[None], cover)[0]
+    # The same for all maps: the image as it is, and all of it covered.
+    ends = _scores(backend, torch.stack([x, hidden]), target, batch)
     curves = []
     for number, grid in enumerate(maps):
         order = _pixel_order(grid, (x.shape[1], x.shape[2]), seed)
-        curves.append(_curves(backend, x, hidden, order, target, steps, batch))
+        curves.append(_curves(backend, x, hidden, order, target, steps, batch, ends))
         progress("faithfulness", number + 1, len(maps))
     return curves
 
@@ -276,17 +278,22 @@ def _pixel_order(grid: np.ndarray, size: tuple[int, int], seed: int = 0) -> Tens
 
 
 def _curves(
-    backend: Backend, x: Tensor, hidden: Tensor, order: Tensor, target: Target, steps: int, batch: int
-) -> tuple[ScoreCurve, ScoreCurve]:
-    """Return the deletion and insertion curves along one order."""
+    backend: Backend, x: Tensor, hidden: Tensor, order: Tensor, target: Target, steps: int, batch: int,
+    ends: Sequence[float],
+) -> tuple[ScoreCurve, ScoreCurve]:  # fmt: skip
+    """Return the deletion and insertion curves along one order, between the scores at their ends."""
     shares = torch.linspace(0, 1, steps + 1)
-    first = order[None] < shares[:, None, None]
-    # Deleting all and inserting nothing are the same image, as are the two other ends.
-    marked = torch.cat([first, ~first[1:-1]])[:, None]
-    images = torch.where(marked, hidden, x)
+    first = order[None] < shares[1:-1, None, None]
+    images = torch.where(torch.cat([first, ~first])[:, None], hidden, x)
+    scores = _scores(backend, images, target, batch)
+    (whole, covered), along = ends, tuple(shares.tolist())
+    return (
+        ScoreCurve(along, (whole, *scores[: steps - 1], covered)),
+        ScoreCurve(along, (covered, *scores[steps - 1 :], whole)),
+    )
+
+
+def _scores(backend: Backend, images: Tensor, target: Target, batch: int) -> list[float]:
     logits = torch.cat([predict_logits(backend, part) for part in torch.split(images, batch)])
-    scores = target.of(backend.model.scoring.scores(logits)).tolist()
-    deleted, inserted_part = scores[: steps + 1], scores[steps + 1 :]
-    inserted = [deleted[-1], *inserted_part, deleted[0]]
-    along = tuple(shares.tolist())
-    return ScoreCurve(along, tuple(deleted)), ScoreCurve(along, tuple(inserted))
+    values: list[float] = target.of(backend.model.scoring.scores(logits)).tolist()
+    return values

@@ -28,6 +28,7 @@ from models.errors import ExplanationError
 from models.method_checks import MethodCheck, RandomizationCheck
 from models.metrics.agreement import rank_correlation
 from models.metrics.layer_sweep import forward_for
+from models.networks.batchnorm_folding import inference_copy
 from models.networks.transfer_model import HEAD, TransferModel
 from models.progress import Progress, no_progress
 
@@ -72,7 +73,7 @@ def check_randomization(
     count = len(model.block_names)
     starts = [HEAD, *(model.block_names[count * share // 4] for share in (3, 2, 1)), model.block_names[0]]
     checks: dict[str, MethodCheck] = {}
-    trained = run_forward(model, x)
+    trained = run_forward(inference_copy(model), x)
     targets = trained.logits.argmax(1).tolist()
     turns = [(start, turn) for start in starts for turn in range(_REPEATS)]
     plan = {
@@ -98,7 +99,7 @@ def check_randomization(
     for (start, turn), names in plan.items():
         able = [name for name in names if name in alike]
         if able:
-            other = run_forward(shuffle_weights(model, start, seed=seed + turn), x)
+            other = run_forward(inference_copy(shuffle_weights(model, start, seed=seed + turn)), x)
         for name in able:
             similar = _similarities(before[name] or [], explain(name, other) or [])
             alike[name].setdefault(start, []).extend(similar)

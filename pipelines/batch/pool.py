@@ -183,9 +183,11 @@ def _work(pipe: Connection, plan: WorkerPlan) -> None:
         from threadpoolctl import threadpool_limits
 
         from models.bundle import load_bundle
+        from models.host_memory import keep_freed_memory
         from pipelines.batch.sinks import default_sinks
         from pipelines.batch.worker import BatchWorker
 
+        keep_freed_memory()
         torch.set_num_threads(1)
         # A thread of numpy's own that waits for work spins, on a core that is another worker's.
         threadpool_limits(1)

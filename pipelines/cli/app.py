@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from models.errors import LucidaError
+from models.host_memory import keep_freed_memory
 from pipelines.cli import (
     adopt as adopt_commands,
     bench as bench_commands,
@@ -108,6 +109,7 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     logging.getLogger("alembic").setLevel(logging.ERROR)
+    keep_freed_memory()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle_stop_signal)
     try:

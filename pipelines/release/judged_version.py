@@ -29,7 +29,7 @@ from pipelines.shortcuts.samples import dataset_images
 
 _MOST_EXPLAINED = 400
 _MOST_FAITHFUL, _CONTROL_MAPS, _STEPS = 20, 9, 5
-"""A picture takes (control maps + 1) x 2 x steps forwards, and 50 more."""
+"""A picture takes (control maps + 1) x 2 x (steps - 1) forwards, and 52 more."""
 _TIMED = 9
 _MOST_SEARCHED = 300
 """Pictures that are searched for shortcuts."""

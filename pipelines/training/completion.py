@@ -10,6 +10,7 @@ from pathlib import Path
 
 from models.bundle import load_bundle, save_bundle
 from models.explainer import Explainer
+from models.networks.batchnorm_folding import inference_copy
 from models.networks.transfer_model import TransferModel
 from pipelines.data.dataset import Dataset
 from pipelines.data.visibility import describe_view, seen_shares
@@ -72,7 +73,8 @@ class RunCompletion:
         not double them.
         """
         evaluations = evaluate_splits(model, self.data, self.log, self.reporter.step)
-        located = self._locate(model)
+        frozen = inference_copy(model)
+        located = self._locate(frozen)
         metrics = _metrics(evaluations, located) | {"temperature": model.scoring.temperature}
         if baseline is not None:
             metrics["baseline_accuracy"] = baseline
@@ -81,10 +83,10 @@ class RunCompletion:
         if sanity is not None:
             self.log.file(to_json(sanity.to_dict()), "explanations/sanity.json")
         probes = choose_probes(self.data, _BENCHMARK_IMAGES)
-        best = choose_methods(Explainer(model), probes, self.sanity, progress=self.reporter.step)
+        best = choose_methods(Explainer(frozen), probes, self.sanity, progress=self.reporter.step)
         if best:
             self.log.file(to_json([choice.to_dict() for choice in best]), "explanations/best_methods.json")
-        reference = measure_reference(Explainer(model), self.data.val, progress=self.reporter.step)
+        reference = measure_reference(Explainer(frozen), self.data.val, progress=self.reporter.step)
         self.log.tags({"peak_memory_mb": f"{peak_memory_mb():.0f}"})
         log_samples(evaluations["val"], self.log.file)
         self.log.file(issues.to_json(self.data), DATA_ISSUES_FILE)

@@ -9,7 +9,6 @@ taken until the thread has really ended, so that abandoned work cannot pile up.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import math
 import time
 import traceback
@@ -22,6 +21,7 @@ from starlette.requests import Request
 
 from models.cancellation import Deadline, deadline_scope
 from models.errors import DeadlineExceeded
+from models.host_memory import return_freed_memory
 from service.errors import HTTPError
 from service.settings import Settings
 
@@ -125,14 +125,14 @@ class AdmissionControl:
         """Give memory back that large images have left in pieces, once there is a quiet moment."""
         self._trimming = False
         if self.places == 0:
-            release_memory()
+            return_freed_memory()
 
     def _trim_when_due(self) -> None:
         """Give memory back every few seconds where no moment is quiet; called in a thread that works."""
         now = time.monotonic()
         if now - self._trimmed > _BUSY_SECONDS:
             self._trimmed = now
-            release_memory()
+            return_freed_memory()
 
     def _timed(self, work: Callable[[], T], deadline: Deadline, begun: list[bool]) -> T:
         left = deadline.remaining
@@ -198,13 +198,6 @@ def _clear_frames(error: BaseException) -> None:
             seen.add(id(current))
             traceback.clear_frames(current.__traceback__)
             behind += [current.__cause__, current.__context__]
-
-
-def release_memory() -> None:
-    """Have the C library return what it keeps of freed memory, where it is glibc; takes milliseconds."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 class UploadReservation:
