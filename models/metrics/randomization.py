@@ -84,27 +84,28 @@ def check_randomization(
     }
     done, total = 0, len(methods) + sum(map(len, plan.values()))
 
-    def explain(name: str, forward: ForwardPass, classes: Sequence[int] = targets) -> list[np.ndarray] | None:
+    def explain(name: str, forward: ForwardPass, *classes: Sequence[int]) -> list[list[np.ndarray]]:
         nonlocal done
         maps = _maps(name, forward, classes)
         done += 1
         progress("sanity of the methods", done, total)
         return maps
 
-    before = {name: explain(name, trained) for name in methods}
-    alike: dict[str, dict[str, list[float]]] = {name: {} for name, maps in before.items() if maps is not None}
     others = _other_classes(trained)
+    # Both at once: where a class costs no forward of its own, the second is free.
+    own = {name: explain(name, trained, targets, *([others] if others else [])) for name in methods}
+    before = {name: maps[0] for name, maps in own.items() if maps}
+    alike: dict[str, dict[str, list[float]]] = {name: {} for name in before}
     total = len(methods) + sum(name in alike for names in plan.values() for name in names)
-    total += len(alike) if others else 0
     for (start, turn), names in plan.items():
         able = [name for name in names if name in alike]
         if able:
             other = run_forward(inference_copy(shuffle_weights(model, start, seed=seed + turn)), x)
         for name in able:
-            similar = _similarities(before[name] or [], explain(name, other) or [])
-            alike[name].setdefault(start, []).extend(similar)
+            for maps in explain(name, other, targets):
+                alike[name].setdefault(start, []).extend(_similarities(before[name], maps))
     for name, steps in alike.items():
-        apart = _similarities(before[name] or [], explain(name, trained, others) or []) if others else []
+        apart = [value for maps in own[name][1:] for value in _similarities(before[name], maps)]
         checks[name] = _verdict({start: values for start, values in steps.items() if values}, apart)
     return RandomizationCheck(checks, len(x), seed)
 
@@ -113,20 +114,21 @@ def _is_checked_at(name: str, at_an_end: bool, turn: int) -> bool:
     return METHODS[name].grid == "block" or (at_an_end and turn == 0)
 
 
-def _maps(name: str, forward: ForwardPass, targets: Sequence[int]) -> list[np.ndarray] | None:
-    """Return each image's map; None where the method does not apply to the network."""
+def _maps(name: str, forward: ForwardPass, classes: Sequence[Sequence[int]]) -> list[list[np.ndarray]]:
+    """Return the images' maps for each row of classes; none where the method does not apply to the
+    network.
+    """
     method = METHODS[name]
     if method.grid == "input":
-        targets = targets[:_COSTLY_IMAGES]
         forward = run_forward(forward.model, forward.x[:_COSTLY_IMAGES])
     forward = forward_for(method, forward)
-    rows = [[make_target(forward.model.classes, index) for index in targets]]
+    rows = [[make_target(forward.model.classes, index) for index in row[: len(forward.x)]] for row in classes]
     try:
         parameters = method.parameters.from_names(_CHEAPER.get(name, {}), quick=True)
-        maps = maps_of(method.run(forward, rows, parameters)[0])
+        results = method.run(forward, rows, parameters)
     except ExplanationError:
-        return None
-    return [to_numpy(values) for values in maps]
+        return []
+    return [[to_numpy(values) for values in maps_of(result)] for result in results]
 
 
 def _other_classes(trained: ForwardPass) -> list[int]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops.misc import Conv2dNormActivation
 
+from models.devices import CPU
 from models.errors import WeightsUnavailable
 
 _STAGES = (
@@ -37,12 +38,20 @@ class SamePadConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C_in, H, W) to (N, C_out, ceil(H / stride), ceil(W / stride))."""
-        (kernel_h, kernel_w), (stride_h, stride_w) = self.kernel_size, self.stride
-        height, width = x.shape[-2:]
-        pad_h = max((math.ceil(height / stride_h) - 1) * stride_h + kernel_h - height, 0)
-        pad_w = max((math.ceil(width / stride_w) - 1) * stride_w + kernel_w - width, 0)
-        x = F.pad(x, (pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2))
-        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        pads = [
+            max((math.ceil(length / stride) - 1) * stride + kernel - length, 0)
+            for length, stride, kernel in zip(x.shape[-2:], self.stride, self.kernel_size, strict=True)
+        ]
+        (top, bottom), (left, right) = [(pad // 2, pad - pad // 2) for pad in pads]
+        weight, around = self.weight, (0, 0)
+        traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if x.device == CPU and not traced and not torch.compiler.is_compiling():
+            # To copy the image with its margin takes longer than the convolution. As much before it as behind
+            # it, with zeros in front of the kernel, gives the same sums.
+            weight, around = F.pad(weight, (right - left, 0, bottom - top, 0)), (bottom, right)
+        else:
+            x = F.pad(x, (left, right, top, bottom))
+        return F.conv2d(x, weight, self.bias, self.stride, around, self.dilation, self.groups)
 
 
 def _conv(

@@ -6,13 +6,16 @@ by the normalised correlation of the fine structure.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-_WINDOW, _STRIDE, _SHIFT = 20, 10, 4
+_STRIDE, _SHIFT = 10, 4
+_WINDOW = 2 * _STRIDE
 """Pixels of the small copies."""
 _TEMPLATES, _MOST_OWN, _MOST_OTHERS = 12, 64, 32
 _ALIKE = 0.6
@@ -40,16 +43,16 @@ def find_shared_windows(own: np.ndarray, others: np.ndarray, *, seed: int = 0) -
     beside = others[np.sort(rng.choice(len(others), min(_MOST_OTHERS, len(others)), replace=False))]
     if len(chosen) <= _FEWEST or not len(beside):
         return []
-    field_of_view = _Windows(np.concatenate([own[chosen], beside]))
+    templates = rng.permutation(len(chosen))[:_TEMPLATES].tolist()
+    alike_ones = _Windows(np.concatenate([own[chosen], beside])).correlations(templates) >= _ALIKE
     ranked = []
-    for template in rng.permutation(len(chosen))[:_TEMPLATES]:
-        alike = field_of_view.correlations(int(template)) >= _ALIKE
+    for template, alike in zip(templates, alike_ones, strict=True):
         mine, theirs = alike[: len(chosen)].clone(), alike[len(chosen) :]
         mine[template] = False
         excess = mine.float().mean(dim=0) - theirs.float().mean(dim=0)
         excess[mine.sum(dim=0) < _FEWEST] = 0
         row, col = divmod(int(excess.argmax()), excess.shape[1])
-        members = (int(template), *torch.nonzero(mine[:, row, col])[:, 0].tolist())
+        members = (template, *torch.nonzero(mine[:, row, col])[:, 0].tolist())
         ranked.append((float(excess[row, col]), row, col, members))
     windows: list[SharedWindow] = []
     for excess_here, row, col, members in sorted(ranked, key=lambda item: -item[0]):
@@ -68,19 +71,20 @@ class _Windows:
         self._padded = F.pad(self._images, (_SHIFT,) * 4)
         self._mean, self._deviation = self._moments(self._images)
 
-    def correlations(self, template: int) -> torch.Tensor:
-        """Return (N, rows, cols): the best correlation of each picture's windows with the template's."""
-        fixed = self._images[template : template + 1]
-        mean, deviation = self._mean[template], self._deviation[template]
+    def correlations(self, templates: Sequence[int]) -> torch.Tensor:
+        """Return (templates, N, rows, cols): the best correlation of each picture's windows with each
+        template's.
+        """
         side = self._images.shape[2]
-        best = torch.full_like(self._mean, -1.0)
-        for down in range(2 * _SHIFT + 1):
-            for across in range(2 * _SHIFT + 1):
-                moved = self._padded[:, :, down : down + side, across : across + side]
-                moved_mean, moved_deviation = self._moments(moved)
-                covariance = _pool(moved * fixed) - moved_mean * mean
-                torch.maximum(best, covariance / (moved_deviation * deviation), out=best)
-        return best[:, 0]
+        best = torch.full((len(templates), *self._mean.shape), -1.0)
+        for down, across in product(range(2 * _SHIFT + 1), repeat=2):
+            moved = self._padded[:, :, down : down + side, across : across + side].contiguous()
+            moved_mean, moved_deviation = self._moments(moved)
+            for number, template in enumerate(templates):
+                covariance = _pool(moved * self._images[template]) - moved_mean * self._mean[template]
+                correlation = covariance / (moved_deviation * self._deviation[template])
+                torch.maximum(best[number], correlation, out=best[number])
+        return best[:, :, 0]
 
     @staticmethod
     def _moments(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,4 +94,5 @@ class _Windows:
 
 
 def _pool(images: torch.Tensor) -> torch.Tensor:
-    return F.avg_pool2d(images, _WINDOW, _STRIDE)
+    # A window is four squares of a stride each, which its neighbours share with it.
+    return F.avg_pool2d(F.avg_pool2d(images, _STRIDE), 2, 1)

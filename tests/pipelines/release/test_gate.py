@@ -351,7 +351,7 @@ def test_another_seed_of_the_recipe_is_the_yardstick(butterflies, at_once, in_tm
 @pytest.mark.soak
 @pytest.mark.timeout(960)
 def test_a_label_planted_on_one_species_is_caught_and_another_seed_passes(tmp_path):
-    command = [sys.executable, PROJECT / "benchmarks/gate.py", "--sets", "1", "--train", "24", "--val", "16"]
+    command = [sys.executable, PROJECT / "benchmarks/gate.py", "--sets", "1", "--train", "24", "--val", "12"]
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False

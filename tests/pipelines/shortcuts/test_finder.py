@@ -113,10 +113,11 @@ def test_a_training_that_erases_and_pastes_it_relies_on_it_less(labelled, search
 
 
 @pytest.mark.soak
-def test_the_same_search_twice_gives_the_same_answer(labelled, search):
+def test_the_same_search_twice_gives_the_same_answer(labelled):
     explainer, data = labelled
-    again = find_shortcuts(explainer, dataset_images(data, 400))
-    assert search_to_json(again, data.classes) == search_to_json(search, data.classes)
+    first, again = (find_shortcuts(explainer, dataset_images(data, 100)) for _ in range(2))
+    assert first.tested
+    assert search_to_json(again, data.classes) == search_to_json(first, data.classes)
 
 
 def test_a_mitigation_erases_where_it_is_and_pastes_where_it_is_not(search, tmp_path):

@@ -30,7 +30,7 @@ from tests.support.serving import free_port
 CONFIG = """
 batch_size = 8
 views = 2
-sanity = "block"
+sanity = "none"
 [[phases]]
 name = "head"
 train_from = "head"
