@@ -27,7 +27,9 @@ from torch import Tensor, nn
 
 from models.backends.base import Backend
 from models.backends.eager import EagerBackend
+from models.host_memory import keep_freed_memory
 from models.images.decode import read_image
+from models.networks.batchnorm_folding import inference_copy
 from models.networks.transfer_model import TransferModel
 from pipelines.cli.terminal import progress_reporter
 from pipelines.config.loader import load_config
@@ -67,7 +69,9 @@ def main() -> None:
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
-    photographs = EagerBackend(TransferModel.imagenet(_BACKBONE).requires_grad_(False))
+    keep_freed_memory()
+    # Every maker of maps is asked about the same folded copy, peers too.
+    photographs = EagerBackend(inference_copy(TransferModel.imagenet(_BACKBONE)))
     sections = [("Photographs", photographs, _on_photographs(photographs, options))]
     for title, plan in (
         ("Drawn specimens", replace(_LABELLED, shortcut_species="")),
@@ -103,7 +107,7 @@ def _trained(plan: SpecimenPlan, folder: Path) -> TransferModel:
     data = scan_folder(write_specimens(plan, folder))
     model = TransferModel.create(_BACKBONE, data.classes)
     fine_tune(model, data, load_config(None, preset="quick"))
-    return model.eval().requires_grad_(False)
+    return inference_copy(model)
 
 
 def _measure(title: str, backend: Backend, tasks: Sequence[BenchmarkTask], out: Path) -> str:
