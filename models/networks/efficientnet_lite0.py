@@ -44,14 +44,19 @@ class SamePadConv2d(nn.Conv2d):
         ]
         (top, bottom), (left, right) = [(pad // 2, pad - pad // 2) for pad in pads]
         weight, around = self.weight, (0, 0)
-        traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        if x.device == CPU and not traced and not torch.compiler.is_compiling():
+        if x.device == CPU and not _is_recorded(x):
             # To copy the image with its margin takes longer than the convolution. As much before it as behind
             # it, with zeros in front of the kernel, gives the same sums.
             weight, around = F.pad(weight, (right - left, 0, bottom - top, 0)), (bottom, right)
         else:
             x = F.pad(x, (left, right, top, bottom))
         return F.conv2d(x, weight, self.bias, self.stride, around, self.dilation, self.groups)
+
+
+def _is_recorded(x: Tensor) -> bool:
+    """Return whether the forward is written down for another engine, which pads in its own way."""
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return traced or torch.compiler.is_compiling() or type(x) is not Tensor
 
 
 def _conv(

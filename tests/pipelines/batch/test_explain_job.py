@@ -168,7 +168,8 @@ def test_a_hostile_name_cannot_write_html(loaded, butterflies, tmp_path):
 def test_a_killed_job_resumes_to_the_same_rows(folder, loaded, bundle_folder, tmp_path, monkeypatch):
     for number in range(150):
         shutil.copy(folder / "same.jpg", folder / f"more_{number:03d}.jpg")
-    whole = run_local(plan_job(folder, Explainer(loaded)), loaded, tmp_path / "whole").out
+    # Two processes have a thread each, wherever they were started.
+    whole = run_local(plan_job(folder, Explainer(loaded)), loaded, tmp_path / "whole", processes=2).out
     out = tmp_path / "killed"
     command = [
         sys.executable,
@@ -180,6 +181,8 @@ def test_a_killed_job_resumes_to_the_same_rows(folder, loaded, bundle_folder, tm
         str(out),
         "--bundle",
         str(bundle_folder),
+        "--processes",
+        "2",
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 90
