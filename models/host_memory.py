@@ -6,12 +6,12 @@ import ctypes
 
 # The numbers of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_LARGEST_BLOCK = 2**30
-_MOST_KEPT = 2**31 - 1
+_LARGEST_BLOCK, _MOST_KEPT = 2**28, 2**30
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep up to 2 GiB of what it frees, for its next tensors.
+    """Have this process keep what it frees for its next tensors: blocks of up to 256 MiB, and up to 1 GiB at
+    the end of its memory.
 
     By default a block of above 32 MiB goes back to the system as soon as it is freed, and each of its pages
     is mapped and cleared again for the next one: a third of the time of a forward of 8 images on a CPU.

@@ -76,7 +76,7 @@ def test_an_answer_says_what_the_model_saw(predictor, bee):
 
 @pytest.mark.soak
 def test_checks_that_are_cut_leave_the_map_and_those_that_were_made(predictor, bee):
-    with deadline_scope(Deadline(2.0, budget=True)) as deadline:
+    with deadline_scope(Deadline(6.0, budget=True)) as deadline:
         answer = plain(ask(predictor, "trust", bee, effort="full", target="bee"))
         assert deadline.remaining > 0
     assert answer["evidence"][0]["status"] == "ok"
