@@ -31,12 +31,13 @@ def occlusion(
     side = min(parameters.window, height, width)
     tops, lefts = (window_starts(length, side, parameters.stride) for length in (height, width))
     places = [(top, left) for top in tops for left in lefts]
+    windows = [(slice(None), slice(top, top + side), slice(left, left + side)) for top, left in places]
     maps = torch.zeros(len(targets), len(forward.x), height, width)
     for n, x in enumerate(forward.x):
-        whole, covered = _logits_under_windows(forward, x, places, side)
+        logits = _logits_without(forward, x, torch.zeros_like(x), windows)
         for k, image_targets in enumerate(targets):
-            drops = image_targets[n].of(whole) - image_targets[n].of(covered)
-            maps[k, n] = _lay_windows(drops, places, side, height, width)
+            values = image_targets[n].of(logits)
+            maps[k, n] = _lay_windows(values[0] - values[1:], places, side, height, width)
     counts = _lay_windows(torch.ones(len(places)), places, side, height, width)
     return [average_cells(item / counts, parameters.cell) for item in maps]
 
@@ -75,13 +76,17 @@ def _logits_without(
     forward: ForwardPass, x: Tensor, hidden: Tensor, places: Sequence[tuple[slice, slice, slice]]
 ) -> Tensor:
     """Return logits (1 + places, classes): of an image, and of it with each place as in ``hidden``."""
-    images = [x]
-    for place in places:
-        image = x.clone()
-        image[place] = hidden[place]
-        images.append(image)
-    parts = torch.split(torch.stack(images), BATCH_SIZE)
-    return torch.cat([predict_logits(forward.backend, part) for part in parts])
+    # Nothing is covered first, in the same batch: a convolution rounds by the size of its batch.
+    nothing = (slice(0), slice(0), slice(0))
+    covered = [nothing, *places]
+    logits = []
+    for start in range(0, len(covered), BATCH_SIZE):
+        part = covered[start : start + BATCH_SIZE]
+        images = x.repeat(len(part), 1, 1, 1)
+        for image, place in zip(images, part, strict=True):
+            image[place] = hidden[place]
+        logits.append(predict_logits(forward.backend, images))
+    return torch.cat(logits)
 
 
 def count_patches(patches: int, height: int, width: int) -> tuple[int, int]:
@@ -96,20 +101,6 @@ def window_starts(length: int, side: int, stride: int) -> list[int]:
     """
     count = -(-(length - side) // min(stride, side)) + 1
     return [round(place * (length - side) / max(count - 1, 1)) for place in range(count)]
-
-
-def _logits_under_windows(
-    forward: ForwardPass, x: Tensor, places: Sequence[tuple[int, int]], side: int
-) -> tuple[Tensor, Tensor]:
-    """Return the logits (classes,) of an image, and (windows, classes) with each window covered."""
-    logits = [predict_logits(forward.backend, x[None])]
-    for start in range(0, len(places), BATCH_SIZE):
-        part = places[start : start + BATCH_SIZE]
-        images = x.repeat(len(part), 1, 1, 1)
-        for image, (top, left) in zip(images, part, strict=True):
-            image[:, top : top + side, left : left + side] = 0.0
-        logits.append(predict_logits(forward.backend, images))
-    return logits[0][0], torch.cat(logits[1:])
 
 
 def _lay_windows(
