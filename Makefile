@@ -22,7 +22,7 @@ test: lint types contracts pytest  ## what a change can break: linters, types, c
 LOAD_TESTS := tests/service/inference/test_load.py tests/service/middleware
 soak: $(STAMP)      ## what takes long: overload, full disks, how-to pages, leaks, three-seed bars, peers, fuzzing
 	$(BIN)/pytest $(LOAD_TESTS) -m soak --durations=15
-	$(BIN)/pytest tests $(addprefix --ignore=,$(LOAD_TESTS)) -m soak -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations=25
+	$(BIN)/pytest tests $(addprefix --ignore=,$(LOAD_TESTS)) -m soak -v -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations=25
 
 lint: $(STAMP) page
 	$(BIN)/ruff check .

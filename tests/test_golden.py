@@ -282,7 +282,7 @@ def test_manifest_of_a_bundle(bundle_folder):
 def test_names_that_a_run_has_in_mlflow(at_once, butterflies, in_tmp):
     done = at_once(
         "train", "--data", str(butterflies), "--preset", "quick", "--name", "wings", "--threads", "2",
-        "--set", "phases.head.epochs=2", "--set", "class_weights=balanced",
+        "--set", "phases.head.epochs=2", "--set", "class_weights=balanced", "--set", "sanity=block",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     client = mlflow.MlflowClient()

@@ -14,12 +14,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.preloaded import Preloaded
 from tests.support.serving import BIN, PROJECT, Served, run_service
 
 _BLOCK = re.compile(r"```(\w+)(?: ([^\n]*))?\n(.*?)```", re.DOTALL)
@@ -44,6 +46,7 @@ class ProjectCopy:
     """A copy of the project in which a page is followed."""
 
     folder: Path
+    preloaded: Preloaded
 
     def follow(self, page: str) -> list[str]:
         """Follow a page; return what its commands printed."""
@@ -64,8 +67,7 @@ class ProjectCopy:
                 code = int(note.removeprefix("exit=") or 0)
                 for line in text.splitlines():
                     words = shlex.split(line)
-                    program = BIN / words[0] if (BIN / words[0]).exists() else Path(words[0])
-                    printed.append(self._run([str(program), *words[1:]], code=code))
+                    printed.append(self._run(words, code=code))
         return printed
 
     def _apply(self, text: str) -> None:
@@ -82,9 +84,14 @@ class ProjectCopy:
             "PYTHONPATH": str(self.folder),
             "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
         }
-        done = subprocess.run(
-            words, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
-        )
+        if words[0] == "lucida":
+            done = self.preloaded.run(words[1:], self.folder, environment)
+        else:
+            program = BIN / words[0] if (BIN / words[0]).exists() else Path(words[0])
+            done = subprocess.run(
+                [str(program), *words[1:]], cwd=self.folder, env=environment, capture_output=True, text=True,
+                check=False,
+            )  # fmt: skip
         assert done.returncode == code, f"{words}: {done.stdout[-1500:]}{done.stderr[-3000:]}"
         return done.stdout
 
@@ -93,12 +100,19 @@ class ProjectCopy:
 
     def check(self, *paths: str) -> None:
         """Hold the files that the page added to the project's linter and format."""
-        self._run([str(BIN / "ruff"), "check", "--quiet", *paths])
-        self._run([str(BIN / "ruff"), "format", "--check", "--quiet", *paths])
+        self._run(["ruff", "check", "--quiet", *paths])
+        self._run(["ruff", "format", "--check", "--quiet", *paths])
+
+
+@pytest.fixture(scope="module")
+def preloaded() -> Iterator[Preloaded]:
+    process = Preloaded()
+    yield process
+    process.stop()
 
 
 @pytest.fixture
-def copy(bundle_folder: Path, tmp_path: Path) -> ProjectCopy:
+def copy(preloaded: Preloaded, bundle_folder: Path, tmp_path: Path) -> ProjectCopy:
     """A copy of the project with a bundle, a photograph and a folder of pictures."""
     folder = tmp_path / "project"
     ignored = shutil.ignore_patterns("__pycache__", "node_modules")
@@ -110,7 +124,7 @@ def copy(bundle_folder: Path, tmp_path: Path) -> ProjectCopy:
     (folder / "my_pictures").mkdir()
     for name in ("photo.jpg", "my_pictures/one.jpg", "my_pictures/two.jpg"):
         shutil.copy(PROJECT / "tests/golden/argus.jpg", folder / name)
-    return ProjectCopy(folder)
+    return ProjectCopy(folder, preloaded)
 
 
 @pytest.mark.soak

@@ -67,11 +67,11 @@ def test_keys_that_cannot_be_used_are_named_with_the_reason(keys, tmp_path):
 def test_a_service_with_a_key_serves_only_what_its_owner_signed(keys, bundle_folder, start, tmp_path):
     folder = tmp_path / "three"
     shutil.copytree(bundle_folder, folder)
-    refused = start(folder, wait=False, workers="1", public_key=str(keys / "own.pub"))
+    refused = start(folder, wait=False, public_key=str(keys / "own.pub"))
     refused.process.wait(60)
     assert "is not signed: it has no signature.json" in refused.log.read_text()
     assert "Traceback" not in refused.log.read_text()
     digest = load_bundle(folder).provenance.digest
     sign_digest(folder, digest, read_private_key(keys / "own.pem"))
-    served = start(folder, workers="1", public_key=str(keys / "own.pub"))
+    served = start(folder, public_key=str(keys / "own.pub"))
     assert served.get("/model").json()["digest"] == digest

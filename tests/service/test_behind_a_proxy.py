@@ -38,7 +38,7 @@ def proxied(request, start, bundle_folder, samples_folder, tmp_path_factory) -> 
     nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if nginx is None:
         pytest.skip("needs nginx: apt-get install nginx-light")
-    served = start(bundle_folder, workers="1", root_path="/lucida", samples=str(samples_folder))
+    served = start(bundle_folder, root_path="/lucida", samples=str(samples_folder))
     (location,) = re.findall(r"```nginx\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert "proxy_pass http://127.0.0.1:3000/;" in location
     target = served.url + ("/" if request.param == "taken off" else "")

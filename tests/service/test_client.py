@@ -37,7 +37,7 @@ def test_every_operation_has_its_type(client, bee, tmp_path):
 
 
 def test_the_models_concepts_have_their_types_where_it_has_some(start, complete_folder, client, bee):
-    served = start(complete_folder, workers="1")
+    served = start(complete_folder)
     with Client(served.url) as concepts_client:
         listed, shared = concepts_client.all_concepts(), concepts_client.concepts(bee, against="ant")
         job = concepts_client.submit("concepts", [bee], target="ant")

@@ -85,7 +85,7 @@ for module in {name.split('.')[0] for name in sys.modules}:
 
 
 def test_the_dashboard_and_the_alerts_ask_for_figures_that_exist(start, complete_folder, bee):
-    served = start(complete_folder, workers="1")
+    served = start(complete_folder)
     served.ask("/explain", bee)
     figures = served.get("/metrics").text
     names = set(re.findall(r"^# TYPE (lucida_\w+)", figures, flags=re.MULTILINE))

@@ -62,7 +62,7 @@ def test_what_all_workers_were_asked_is_held_against_the_reference(
     assert 'lucida_drift_alarm{figure="brightness",window="hour"} 1.0' in text
     assert f'lucida_drift_images{{window="day"}} {3 * len(photographs)}.0' in text
     own.stop()
-    again = start(watched_bundle, workers="1", jobs=str(tmp_path / "jobs"), novelty="false")
+    again = start(watched_bundle, jobs=str(tmp_path / "jobs"), novelty="false")
     assert again.get("/drift").json()["windows"]["day"]["images"] == 3 * len(photographs)
     assert again.ask("/predict", photographs[0]).json()["novelty"] is None
 

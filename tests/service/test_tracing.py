@@ -42,9 +42,7 @@ def collector() -> Iterator[tuple[str, list]]:
 
 def test_a_request_is_a_trace_with_its_parts_below_the_callers_span(collector, start, bundle_folder, bee):
     address, received = collector
-    served = start(
-        bundle_folder, workers="1", OTEL_EXPORTER_OTLP_ENDPOINT=address, OTEL_BSP_SCHEDULE_DELAY="200"
-    )
+    served = start(bundle_folder, OTEL_EXPORTER_OTLP_ENDPOINT=address, OTEL_BSP_SCHEDULE_DELAY="200")
     files = {"image": ("p.jpg", bee, "image/jpeg")}
     import httpx
 

@@ -98,7 +98,8 @@ def start_service(
 def run_service(folder: Path, scratch: Path, settings: dict[str, str]) -> Iterator[Served]:
     """Serve a folder until the block ends, with stores in a scratch folder."""
     own = {"BENTOML_HOME": str(scratch / "bentoml"), "BENTOML_DO_NOT_TRACK": "true",
-           "OMP_WAIT_POLICY": "PASSIVE", "LUCIDA_JOBS": str(scratch / "jobs")}  # fmt: skip
+           "LUCIDA_WORKERS": "1", "OMP_WAIT_POLICY": "PASSIVE",
+           "LUCIDA_JOBS": str(scratch / "jobs")}  # fmt: skip
     served = start_service(folder, scratch / "service.log", os.environ | own | settings)
     try:
         served.wait_ready()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -37,8 +38,8 @@ KILLS = int(os.environ.get("LUCIDA_KILLS", "3"))
 
 
 @pytest.fixture(scope="module")
-def loaded(bundle_folder):
-    return load_bundle(bundle_folder)
+def loaded(small_folder):
+    return load_bundle(small_folder)
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +123,8 @@ def test_a_picture_that_ends_or_holds_the_process_costs_itself_alone(
     assert same_rows(others, [row for row in rows_of(undisturbed) if row["path"] not in deeds])
 
 
-def start(pictures, bundle_folder, out, *more):
-    words = ["explain", str(pictures), "--out", str(out), "--bundle", str(bundle_folder), "--processes", "2"]
+def start(pictures, small_folder, out, *more):
+    words = ["explain", str(pictures), "--out", str(out), "--bundle", str(small_folder), "--processes", "2"]
     return subprocess.Popen(
         [sys.executable, "-m", "pipelines.cli.app", *words, "--engine", "eager", *more], cwd=PROJECT,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -144,12 +145,12 @@ def check_outcome(out: Path, undisturbed: Path) -> None:
 
 
 @pytest.mark.soak
-def test_killed_at_random_moments_a_job_comes_to_the_same(pictures, bundle_folder, undisturbed, tmp_path):
+def test_killed_at_random_moments_a_job_comes_to_the_same(pictures, small_folder, undisturbed, tmp_path):
     """As many kills of the command with its workers as of one worker alone."""
     draw, out = random.Random(0), tmp_path / "out"
     kills = 0
     while kills < KILLS:
-        process = start(pictures, bundle_folder, out)
+        process = start(pictures, small_folder, out)
         time.sleep(draw.uniform(3, 9))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -160,15 +161,16 @@ def test_killed_at_random_moments_a_job_comes_to_the_same(pictures, bundle_folde
             shutil.rmtree(out)
     workers = 0
     while workers < KILLS:
-        process = start(pictures, bundle_folder, out)
+        process = start(pictures, small_folder, out)
         while process.poll() is None and workers < KILLS:
-            time.sleep(draw.uniform(2.5, 5))
-            # The copies of the process that has done the imports.
-            children = psutil.Process(process.pid).children() if process.poll() is None else []
-            copies = [copy for child in children for copy in child.children()]
-            if copies:
-                draw.choice(copies).kill()
-                workers += 1
+            time.sleep(0.1)
+            with suppress(psutil.NoSuchProcess):
+                # The copies of the process that has done the imports.
+                children = psutil.Process(process.pid).children()
+                if copies := [copy for child in children for copy in child.children()]:
+                    time.sleep(draw.uniform(0, 2))
+                    draw.choice(copies).kill()
+                    workers += 1
         assert process.wait(200) == 0, process.stdout.read()
         if workers < KILLS:
             check_outcome(out, undisturbed)
@@ -179,10 +181,10 @@ def test_killed_at_random_moments_a_job_comes_to_the_same(pictures, bundle_folde
 @pytest.mark.soak
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_it_ends_soon_leaves_nothing_and_goes_on(
-    pictures, bundle_folder, undisturbed, tmp_path, number, code
+    pictures, small_folder, undisturbed, tmp_path, number, code
 ):
     out = tmp_path / "out"
-    process = start(pictures, bundle_folder, out)
+    process = start(pictures, small_folder, out)
     wait_for_a_part(out, process, 1)
     began = time.monotonic()
     os.killpg(process.pid, number)
@@ -191,7 +193,7 @@ def test_stopped_it_ends_soon_leaves_nothing_and_goes_on(
     assert time.monotonic() - began < 10
     assert "Traceback" not in printed
     assert not [path for path in out.rglob("*") if path.name.endswith(".part")]
-    process = start(pictures, bundle_folder, out)
+    process = start(pictures, small_folder, out)
     printed, _ = process.communicate(timeout=200)
     assert process.returncode == 0, printed
     assert "of them done before" in printed
@@ -236,8 +238,8 @@ def test_results_in_an_object_store_are_those_of_a_folder(pictures, loaded, undi
         assert run_local(job, loaded, out).resumed == 200
 
 
-def test_an_estimate_counts_all_and_writes_nothing(pictures, bundle_folder, at_once, in_tmp):
-    done = at_once("explain", str(pictures), "--out", "out", "--bundle", str(bundle_folder), "--estimate")
+def test_an_estimate_counts_all_and_writes_nothing(pictures, small_folder, at_once, in_tmp):
+    done = at_once("explain", str(pictures), "--out", "out", "--bundle", str(small_folder), "--estimate")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "200 pictures: about" in done.stdout
     assert "By 64 of them, of which 1 could not be used" in done.stdout

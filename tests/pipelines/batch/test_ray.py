@@ -62,11 +62,11 @@ def rows_at(client, prefix):
     return sorted(rows, key=lambda row: row["path"]), keys
 
 
-def test_a_node_that_is_lost_in_the_middle_costs_nothing(store, cluster, bundle_folder, tmp_path):
+def test_a_node_that_is_lost_in_the_middle_costs_nothing(store, cluster, small_folder, tmp_path):
     from pipelines.batch.ray import run_on_ray
 
     both, second = cluster
-    loaded = load_bundle(bundle_folder)
+    loaded = load_bundle(small_folder)
     job = plan_job("s3://cluster/in", Explainer(loaded))
     lost = threading.Event()
 
@@ -87,9 +87,9 @@ def test_a_node_that_is_lost_in_the_middle_costs_nothing(store, cluster, bundle_
     assert rows == here
 
 
-def test_a_job_that_is_submitted_runs_on_the_cluster(store, cluster, bundle_folder, tmp_path):
+def test_a_job_that_is_submitted_runs_on_the_cluster(store, cluster, small_folder, tmp_path):
     both, _ = cluster
-    words = ["explain", "s3://cluster/in", "--out", "s3://cluster/submitted", "--bundle", str(bundle_folder)]
+    words = ["explain", "s3://cluster/in", "--out", "s3://cluster/submitted", "--bundle", str(small_folder)]
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "pipelines.cli.app", *words, "--on", "ray", "--engine", "eager"],
@@ -103,10 +103,10 @@ def test_a_job_that_is_submitted_runs_on_the_cluster(store, cluster, bundle_fold
     assert "submitted/index.html" in keys
 
 
-def test_what_stops_a_worker_is_told_as_on_one_machine(butterflies, bundle_folder, tmp_path, monkeypatch):
+def test_what_stops_a_worker_is_told_as_on_one_machine(butterflies, small_folder, tmp_path, monkeypatch):
     from pipelines.batch import ray as ray_jobs
 
-    loaded = load_bundle(bundle_folder)
+    loaded = load_bundle(small_folder)
     files = ray_jobs._bundle_files(loaded)
     monkeypatch.setattr(ray_jobs, "_bundle_files", lambda bundle: files | {"weights.safetensors": b"altered"})
     job = plan_job(butterflies / "val", Explainer(loaded))
@@ -114,16 +114,16 @@ def test_what_stops_a_worker_is_told_as_on_one_machine(butterflies, bundle_folde
         ray_jobs.run_on_ray(job, loaded, tmp_path / "out")
 
 
-def test_drivers_and_workers_killed_at_random_moments_lose_nothing(butterflies, bundle_folder, tmp_path):
+def test_drivers_and_workers_killed_at_random_moments_lose_nothing(butterflies, small_folder, tmp_path):
     """As many kills of the command as of one worker's process, on a cluster that the command starts."""
     source, out, draw = tmp_path / "pictures", tmp_path / "out", random.Random(0)
     source.mkdir()
     files = sorted((butterflies / "val").rglob("*.jpg"))
     for number in range(160):
         os.link(files[number % len(files)], source / f"{number:03d}.jpg")
-    loaded = load_bundle(bundle_folder)
+    loaded = load_bundle(small_folder)
     run_local(plan_job(source, Explainer(loaded)), loaded, tmp_path / "alone", processes=2)
-    words = ["explain", str(source), "--out", str(out), "--bundle", str(bundle_folder), "--engine", "eager"]
+    words = ["explain", str(source), "--out", str(out), "--bundle", str(small_folder), "--engine", "eager"]
     kills: Counter[str] = Counter()
     while sum(kills.values()) < 2 * KILLS:
         process = subprocess.Popen(

@@ -129,11 +129,10 @@ def test_different_photographs_are_no_duplicates(photos):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", [0, 1])
-def test_of_five_percent_wrong_labels_four_of_five_are_found_and_four_of_five_found_are_wrong(seed, tmp_path):
-    root = write_specimens(SpecimenPlan(train=100, val=33, test=12, seed=seed), tmp_path / "set")
+def test_of_five_percent_wrong_labels_four_of_five_are_found_and_four_of_five_found_are_wrong(tmp_path):
+    root = write_specimens(SpecimenPlan(train=64, val=20, test=0, side=240), tmp_path / "set")
     shutil.rmtree(root / "masks")
-    draw, flipped = random.Random(seed), set()
+    draw, flipped = random.Random(0), set()
     species = sorted(path.name for path in (root / "train").iterdir())
     for split in ("train", "val"):
         files = sorted((root / split).rglob("*.jpg"))

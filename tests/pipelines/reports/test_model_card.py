@@ -125,7 +125,7 @@ def test_a_file_that_states_something_else_is_refused(tmp_path, content, reason)
 
 
 def test_a_service_shows_the_card_that_its_model_was_packaged_with(start, complete_folder):
-    served = start(complete_folder, workers="1")
+    served = start(complete_folder)
     page = served.get("/card")
     assert page.text.startswith("<h1>Card of three")
     assert "default-src 'none'" in page.headers["content-security-policy"]

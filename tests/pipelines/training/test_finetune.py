@@ -67,15 +67,16 @@ def initial(found, config: TrainConfig = CONFIG):
 
 def test_phases_train_what_they_say_and_nothing_else(found):
     model, results = trained(found, CONFIG)
-    changed = changed_parts(model, initial(found))
+    before = initial(found)
+    changed = changed_parts(model, before)
     assert changed <= {"stage7_0", "top", "head"}
     assert "head" in changed
     assert results[0].trained_blocks == ["head"]
     assert results[1].trained_blocks == ["stage7.0", "top", "head"]
     rates = results[1].epochs[0].rates
     assert rates["stage7.0"] < rates["top"] < rates["head"], "lower rates for lower blocks"
-    statistics = [key for key in initial(found) if "running" in key or "num_batches" in key]
-    assert all(torch.equal(initial(found)[key], model.state_dict()[key]) for key in statistics), "eval"
+    statistics = [key for key in before if "running" in key or "num_batches" in key]
+    assert all(torch.equal(before[key], model.state_dict()[key]) for key in statistics), "eval"
 
 
 def test_gradual_unfreezing_moves_the_boundary_down_and_up_again(found):

@@ -119,7 +119,7 @@ HEAVY = {"flip": "true", "noise": "0.1"}
 
 @pytest.mark.soak
 def test_ten_times_too_much_for_a_while(start, bundle_folder, bee):
-    own = start(bundle_folder, max_queue="8")
+    own = start(bundle_folder, workers="2", max_queue="8")
     form = httpx.Request("POST", f"{own.url}/explain", files={"image": ("p.jpg", bee)}, data=HEAVY)
     drive(own.url, form, seconds=4, rate=None, clients=8)
     best = drive(own.url, form, seconds=10, rate=None, clients=8).rate(10)
@@ -185,7 +185,7 @@ def test_a_scan_bomb_holds_up_nobody(service, bee, corpus):
 @pytest.mark.soak
 def test_a_bomb_within_the_limits_is_ended_by_the_deadline(start, bundle_folder, bee, corpus):
     """Fifteen hundred scans of a third of a megapixel may be allowed, and take longer than is given."""
-    own = start(bundle_folder, max_scans="100000", deadline_ms="100", workers="1")
+    own = start(bundle_folder, max_scans="100000", deadline_ms="100")
     bomb = corpus.scans(1500, side=(600, 600))
     began = time.perf_counter()
     reply = own.ask("/predict", bomb)
@@ -238,7 +238,7 @@ def test_deadlines_are_kept_and_what_was_cut_is_said(service, bee, route, fields
 
 @pytest.mark.soak
 def test_clients_that_hang_up_leave_nothing_behind(start, bundle_folder, bee, corpus):
-    own = start(bundle_folder)
+    own = start(bundle_folder, workers="2")
     host, port = own.url.removeprefix("http://").split(":")
     form = httpx.Request("POST", own.url, files={"image": bee}, data={"method": "rise", "top_k": "3"})
     body = form.read()
@@ -263,7 +263,7 @@ def test_clients_that_hang_up_leave_nothing_behind(start, bundle_folder, bee, co
 
 @pytest.mark.soak
 def test_sigterm_loses_no_request_that_had_begun(start, bundle_folder, bee):
-    own = start(bundle_folder)
+    own = start(bundle_folder, workers="2")
     replies: list[int] = []
 
     def ask() -> None:
@@ -286,7 +286,7 @@ def test_sigterm_loses_no_request_that_had_begun(start, bundle_folder, bee):
 
 @pytest.mark.soak
 def test_a_killed_worker_takes_only_its_own_requests_with_it(start, bundle_folder, bee):
-    own = start(bundle_folder)
+    own = start(bundle_folder, workers="2")
     outcomes: list[tuple[float, object]] = []
     done = threading.Event()
 

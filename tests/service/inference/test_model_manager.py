@@ -65,7 +65,7 @@ def test_a_successor_that_fails_its_probe_is_left_where_it_is(start, bundle_fold
     (lying / "weights.safetensors").write_bytes(b"cut")
     link = tmp_path / "current"
     link.symlink_to(bundle_folder, target_is_directory=True)
-    own = start(link, watch_seconds="0.3", workers="1")
+    own = start(link, watch_seconds="0.3")
     turned(link, lying)
     deadline = time.monotonic() + 20
     while (said := own.get("/model").json()["refused_successor"]) is None and time.monotonic() < deadline:
@@ -150,7 +150,7 @@ def test_a_broken_bundle_ends_the_service_with_one_sentence(start, bundle_folder
 
 
 def test_it_is_ready_only_when_it_has_explained(start, bundle_folder, bee):
-    own = start(bundle_folder, wait=False, workers="1")
+    own = start(bundle_folder, wait=False)
     seen = []
     while 200 not in seen:
         try:

@@ -208,7 +208,7 @@ def test_two_replicas_share_their_jobs_and_one_goes_on_with_what_the_other_left(
     s3, start, bundle_folder, bee
 ):
     _, server = s3
-    first, second = (start(bundle_folder, workers="1", jobs_url="s3://jobs/replicas") for _ in range(2))
+    first, second = (start(bundle_folder, jobs_url="s3://jobs/replicas") for _ in range(2))
     job = submit(first, "explain", *[bee] * 8, method="occlusion").json()
     while not 2 <= second.get(f"/jobs/{job['id']}").json()["done"] < 8:
         time.sleep(0.1)

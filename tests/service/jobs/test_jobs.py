@@ -113,7 +113,7 @@ def test_bad_jobs_are_told_at_once(service, bee):
 
 @pytest.mark.soak
 def test_jobs_survive_kills_of_their_process_and_of_the_service(start, bundle_folder, bee, tmp_path):
-    own = start(bundle_folder, workers="1", jobs=tmp_path / "jobs")
+    own = start(bundle_folder, jobs=tmp_path / "jobs")
     job = submit(own, "explain", *[bee] * 6, method="occlusion").json()
 
     def wait_for(done: int) -> None:
@@ -127,7 +127,7 @@ def test_jobs_survive_kills_of_their_process_and_of_the_service(start, bundle_fo
     wait_for(3)
     assert own.job_processes()[0].pid != process.pid
     assert own.stop() in {0, -15, 143}
-    again = start(bundle_folder, workers="1", jobs=tmp_path / "jobs")
+    again = start(bundle_folder, jobs=tmp_path / "jobs")
     assert ended(again, job["id"])["done"] == 6
     answers = again.get(f"/jobs/{job['id']}/result").json()["answers"]
     assert len(answers) == 6
@@ -139,7 +139,7 @@ def test_jobs_survive_kills_of_their_process_and_of_the_service(start, bundle_fo
 @pytest.mark.soak
 def test_a_picture_is_not_to_blame_for_the_end_of_the_service(start, bundle_folder, bee, tmp_path):
     """The worker is killed in mid-picture; the job's process ends with it and takes its note back."""
-    own = start(bundle_folder, workers="1", jobs=tmp_path / "jobs")
+    own = start(bundle_folder, jobs=tmp_path / "jobs")
     job = submit(own, "explain", bee, method="occlusion").json()
     note = tmp_path / "jobs" / job["id"] / "attempt.json"
     until = time.monotonic() + 60
@@ -181,7 +181,7 @@ def test_a_process_that_is_to_end_is_asked_once(tmp_path):
 
 def test_jobs_are_bounded_in_number_and_belong_to_their_key(start, bundle_folder, bee):
     keys = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("ann", "bob")}
-    own = start(bundle_folder, workers="1", max_jobs="2", api_keys=json.dumps(keys))
+    own = start(bundle_folder, max_jobs="2", api_keys=json.dumps(keys))
     mine = [submit(own, "explain", bee, bee, method="rise", key="ann") for _ in range(3)]
     assert [reply.status_code for reply in mine] == [202, 202, 429]
     assert int(mine[2].headers["retry-after"]) > 0
@@ -225,7 +225,7 @@ def test_no_two_processes_work_on_one_job(tmp_path):
 
 @pytest.mark.soak
 def test_jobs_run_in_the_order_of_their_submission_and_leave_json_alone(start, bundle_folder, bee, tmp_path):
-    own = start(bundle_folder, workers="1", jobs=tmp_path / "jobs")
+    own = start(bundle_folder, jobs=tmp_path / "jobs")
     names = [submit(own, "predict", bee).json()["id"] for _ in range(4)]
     ends = [ended(own, name)["ended"] for name in names]
     assert ends == sorted(ends)

@@ -45,7 +45,7 @@ def test_a_full_disk_refuses_ends_and_frees_and_goes_on_when_there_is_room(
     start, bundle_folder, bee, small_disk
 ):
     """The folder's file system is filled while a job runs, and emptied again."""
-    own = start(bundle_folder, workers="1", jobs=small_disk / "jobs", max_job_pictures="2000")
+    own = start(bundle_folder, jobs=small_disk / "jobs", max_job_pictures="2000")
     running = submit(own, "explain", *[bee] * 50, method="occlusion").json()
     wait_for(lambda: state(own, running)["done"] >= 1)
     ballast = small_disk / "ballast"
@@ -133,7 +133,7 @@ def test_the_folder_is_measured_while_jobs_come_and_go(tmp_path):
 
 @pytest.mark.soak
 def test_a_job_beyond_the_bytes_of_the_folder_is_refused(start, bundle_folder, bee):
-    own = start(bundle_folder, workers="1", max_jobs_bytes=str(len(bee) * 5))
+    own = start(bundle_folder, max_jobs_bytes=str(len(bee) * 5))
     assert submit(own, "predict", *[bee] * 6).json()["kind"] == "jobs_full"
     done = submit(own, "predict", bee).json()
     wait_for(lambda: state(own, done)["state"] == "done")

@@ -26,7 +26,7 @@ from tests.support.serving import free_port
 @pytest.fixture(scope="module")
 def strict(start, bundle_folder):
     return start(
-        bundle_folder, workers="1", max_jobs="0", header_seconds="1", keep_alive_seconds="1",
+        bundle_folder, max_jobs="0", header_seconds="1", keep_alive_seconds="1",
         max_idle_connections="30",
     )  # fmt: skip
 

@@ -244,14 +244,14 @@ def test_greyscale_pictures_and_a_geometry_that_is_not_square(bundle_folder, tmp
     from dataclasses import replace
 
     model = load_bundle(bundle_folder).model
-    model.geometry = replace(model.geometry, resize=256, crop_height=192, crop_width=256)
+    model.geometry = replace(model.geometry, resize=128, crop_height=96, crop_width=128)
     save_bundle(model, tmp_path / "wide", name="wide")
     predictor = Predictor(tmp_path / "wide", Settings())
     grey = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 420), np.uint8))
     assert grey.mode == "L"
     answer = plain(ask(predictor, "explain", encode(grey), overlay=True))
     (found,) = answer["evidence"]
-    assert (found["grid"]["rows"], found["grid"]["cols"]) == (6, 8)
+    assert (found["grid"]["rows"], found["grid"]["cols"]) == (3, 4)
     x0, y0, x1, y1 = found["seen_box"]
     assert (x1 - x0) / (y1 - y0) == pytest.approx(256 / 192, rel=0.01)
     drawn = PIL.Image.open(io.BytesIO(base64.b64decode(found["overlay"].split(",")[1])))

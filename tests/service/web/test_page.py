@@ -140,7 +140,7 @@ def test_on_a_laptop_the_tabs_are_seen_without_scrolling(page, size):
 def test_in_place_of_an_empty_map_the_suggested_one_is_shown_and_named(
     browser, start, gloomy_folder, samples
 ):
-    own = start(gloomy_folder, samples=str(samples), workers="1")
+    own = start(gloomy_folder, samples=str(samples))
     page = browser.new_page()
     page.goto(own.url)
     explained(page)
@@ -320,7 +320,7 @@ def test_what_is_transparent_is_white_as_the_model_sees_it(page, tmp_path):
 def test_another_model_is_noticed(browser, start, turned, bundle_folder, second, samples, tmp_path):
     link = tmp_path / "current"
     link.symlink_to(bundle_folder, target_is_directory=True)
-    own = start(link, samples=str(samples), watch_seconds="0.3", workers="1")
+    own = start(link, samples=str(samples), watch_seconds="0.3")
     page = browser.new_page()
     page.goto(own.url)
     explained(page)
@@ -455,7 +455,7 @@ def test_names_roles_and_contrast(browser, shown, theme):
 def test_the_pictures_of_late_and_the_card_are_shown_where_the_model_has_them(
     browser, start, complete_folder, bee
 ):
-    served = start(complete_folder, workers="1")
+    served = start(complete_folder)
     page = browser.new_page(viewport={"width": 390, "height": 900})
     page.goto(served.url)
     section = page.locator("#drift")
