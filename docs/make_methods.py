@@ -12,6 +12,7 @@ from pathlib import Path
 import PIL.Image
 from jinja2 import Environment
 
+from models.attribution.allowed import methods_for_others, usable_methods
 from models.attribution.forward import run_forward
 from models.attribution.registry import METHODS, Method, attribute_each
 from models.attribution.result import make_attribution
@@ -51,11 +52,12 @@ def main() -> None:
     goal = make_target(model.classes, model.classes.index(CLASS))
     contrast = make_target(model.classes, goal.index, model.classes.index(OTHER))
     maps = [
-        attribute_each(forward_for(row, forward), [goal], method=name)[0] for name, row in METHODS.items()
+        attribute_each(forward_for(METHODS[name], forward), [goal], method=name)[0]
+        for name in usable_methods(model)
     ]
     maps.append(attribute_each(forward, [contrast])[0])
-    titles = [row.title for row in METHODS.values()] + [f"Grad-CAM, {contrast.name}"]
-    found = run_audit(image, forward, maps[0], disabled={})
+    titles = [METHODS[name].title for name in usable_methods(model)] + [f"Grad-CAM, {contrast.name}"]
+    found = run_audit(image, forward, maps[0], disabled=methods_for_others(model))
     parts = decompose(backend.model, x, goal, "stage6.3", backend=backend)
     split_maps = [
         make_attribution(goal, part.values, method="grad_cam", block=parts.block) for part in parts.parts

@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import PIL.Image
 import torch
 from torch import Tensor
 
-from models.attribution.allowed import check_allowed, check_tells_classes_apart, methods_without_map
+from models.attribution.allowed import (
+    barred_methods,
+    check_allowed,
+    check_tells_classes_apart,
+    methods_for_others,
+)
 from models.attribution.forward import ForwardPass, predict_logits, run_forward
 from models.attribution.registry import DEFAULT_METHOD, default_method, get_method
 from models.attribution.result import Attribution, FrozenSettings
@@ -32,7 +36,7 @@ from models.bundle import Bundle, BundleProvenance
 from models.errors import DeadlineExceeded, ExplanationError, LucidaError, OutOfDeviceMemory, UnknownChoice
 from models.images.decode import Image
 from models.images.frame import Frame
-from models.metrics.layer_sweep import find_fine_block
+from models.metrics.layer_sweep import find_usual_block
 from models.metrics.warnings import image_warnings, map_warnings
 from models.networks.predictions import Prediction, class_index, rank_classes
 from models.networks.transfer_model import TransferModel
@@ -169,10 +173,11 @@ class Explainer:
         self.provenance = bundle.provenance if bundle is not None else None
         self.reference = bundle.reference if bundle is not None else None
         self._checks = bundle.sanity.methods if bundle is not None and bundle.sanity is not None else {}
-        self.disabled = methods_without_map(self.model) | {
-            name: check.reason for name, check in self._checks.items() if check.disabled
-        }
-        """Methods that may not be used with this model, with the reason."""
+        self.barred = barred_methods(self.model, self._checks)
+        """Methods whose maps of this model mean nothing, with the reason."""
+        self.disabled = methods_for_others(self.model) | self.barred
+        """Those and the methods that are for other networks, with the reason."""
+        self._usual_blocks: dict[str, str] = {}
         self.class_blind = {
             name: check.reason
             for name, check in self._checks.items()
@@ -209,14 +214,10 @@ class Explainer:
         )  # fmt: skip
 
     def default_block(self, method: str) -> str:
-        """Return the block that a method reads where none is asked for: the Grad-CAM block, or the end of the
-        stage before it; raises UnknownChoice.
-        """
-        return self._fine_block if get_method(method).fine else self.model.cam_block
-
-    @cached_property
-    def _fine_block(self) -> str:
-        return find_fine_block(self.model)
+        """Return the block that a method reads where none is asked for; raises UnknownChoice."""
+        if method not in self._usual_blocks:
+            self._usual_blocks[method] = find_usual_block(get_method(method), self.model)
+        return self._usual_blocks[method]
 
     def check_enabled(self, method: str) -> None:
         """Raise ExplanationError for a method that is disabled for this model."""

@@ -24,7 +24,7 @@ import PIL.Image
 import pytest
 import torch
 
-from models.attribution.registry import METHODS
+from tests.support.methods import FOR_MAPS
 from tests.support.serving import BIN, PROJECT, Served, start_service
 
 UNDO = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
@@ -156,7 +156,7 @@ def test_the_run_has_metrics_pictures_and_a_review_in_mlflow(world):
     reviews = {item.path for item in client.list_artifacts(run_id, "review")}
     assert {"review/review.html", "review/mistakes.png"} <= reviews
     checked = mlflow.artifacts.load_dict(f"runs:/{run_id}/explanations/sanity.json")["methods"]
-    assert set(checked) == set(METHODS)
+    assert set(checked) == set(FOR_MAPS)
     assert not checked["grad_cam"]["barred"]
     assert run.data.params["backbone"] == "efficientnet_lite0"
     assert run.inputs.dataset_inputs[0].dataset.digest == run.data.tags["dataset.digest"][:36]

@@ -6,15 +6,35 @@ from collections.abc import Mapping
 
 from models.attribution.registry import METHODS
 from models.errors import ExplanationError
+from models.method_checks import MethodCheck
 from models.networks.transfer_model import TransferModel
 
 
-def methods_without_map(model: TransferModel) -> dict[str, str]:
-    """Return the methods that read a block, with the reason, for a network whose blocks have no map."""
-    if model.layout(model.cam_block).name != "none":
+def barred_methods(model: TransferModel, checks: Mapping[str, MethodCheck]) -> dict[str, str]:
+    """Return the methods whose maps of a model mean nothing, with the reason: those that its checks bar, and
+    those that read a block where no block has a map.
+    """
+    without: dict[str, str] = {}
+    if model.layout(model.cam_block).name == "none":
+        reason = f"{model.backbone.name} has no block with a map to read."
+        without = {name: reason for name, method in METHODS.items() if method.reads_block}
+    return without | {name: check.reason for name, check in checks.items() if check.disabled}
+
+
+def methods_for_others(model: TransferModel) -> dict[str, str]:
+    """Return the methods that read attention, with the reason, for a network that has none over all tokens or
+    keeps it inside an exported program.
+    """
+    backbone = model.backbone
+    if model.layout(model.cam_block).name == "tokens" and not backbone.is_exported:
         return {}
-    reason = f"{model.backbone.name} has no block with a map to read."
-    return {name: reason for name, method in METHODS.items() if method.reads_block}
+    what = "is an exported program" if backbone.is_exported else "has no attention over all tokens"
+    return {name: f"{backbone.name} {what}." for name, method in METHODS.items() if method.needs_attention}
+
+
+def usable_methods(model: TransferModel) -> list[str]:
+    """Return the methods that are for such a network, in the order of the table."""
+    return [name for name in METHODS if name not in methods_for_others(model)]
 
 
 def check_allowed(method: str, disabled: Mapping[str, str]) -> None:

@@ -33,6 +33,8 @@ class ForwardPass:
         Raises ExplanationError when the value should be a map and is none.
         """
         self.backend, self.model, self.block, self.x = backend, backend.model, block, x
+        self.value = value
+        """The block's output as the next block takes it."""
         layout = self.model.layout(block)
         self._map: Tensor | None = None
         if layout.name == "none":
@@ -70,6 +72,12 @@ class ForwardPass:
     def logits(self) -> Tensor:
         """Logits (N, classes), without autograd, in the host's memory."""
         return to_host(self._logits.detach())
+
+    def run_again(self, grid: Tensor) -> Tensor:
+        """Return logits (N, classes), with autograd, of the network above the block for another value of its
+        map.
+        """
+        return self.model.after(self.block, self.model.layout(self.block).from_map(grid, self.value))
 
     def scores(self, targets: Sequence[Target]) -> Tensor:
         """Return the logit of one target for each image, (N,), with autograd, any number of times."""

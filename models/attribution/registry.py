@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from models.attribution import cam, gradients, perturbation, propagation
+from models.attribution import attention, cam, gradients, perturbation, propagation
 from models.attribution.forward import ForwardPass
 from models.attribution.measured import MeasuredMaps, facts_of, maps_of
 from models.attribution.parameters import (
@@ -35,6 +35,7 @@ Run = Callable[[ForwardPass, TargetRows, Any], Sequence[Tensor | MeasuredMaps]]
 """Signed maps (N, rows, cols) for each sequence of targets, with what was measured of them."""
 RunOne = Callable[[ForwardPass, Sequence[Target], Any], Tensor | MeasuredMaps]
 """The same for one sequence of targets."""
+UsualBlock = Literal["grad_cam", "fine", "first"]
 Cost = Callable[[Any, int, int, int], int]
 """(parameters, targets, height, width) to forwards of one image; a backward counts as two."""
 
@@ -54,8 +55,11 @@ class Method:
     reads_block: bool
     parameters: type[Parameters] = Parameters
     unit: Unit = "logit"
-    fine: bool = False
-    """Whether it is made for the block below the last stage, and reads that one where none is asked for."""
+    usual_block: UsualBlock = "grad_cam"
+    """Which block it reads where none is asked for: the Grad-CAM block, the "fine" one before the last stage,
+    or the "first" that has a map."""
+    needs_attention: bool = False
+    """Whether it is for networks of tokens alone."""
     differentiates_input: bool = False
     """Whether it differentiates by the pixels, which only torch's copy of the network can do."""
 
@@ -89,14 +93,19 @@ def block_method(
     *,
     good_for: str,
     misleads: str,
-    fine: bool = False,
+    usual_block: UsualBlock = "grad_cam",
+    needs_attention: bool = False,
+    cost: int = 1,
 ) -> None:
-    """Register a method that reads one block, at the price of one backward for each target."""
+    """Register a method that reads one block, at the price of one backward for each target, or of ``cost``
+    forwards.
+    """
     register_method(
         Method(
             name=name, title=title, run=lambda forward, rows, _: [run(forward, row) for row in rows],
-            count_forwards=lambda parameters, targets, height, width: targets, grid="block", reads_block=True,
-            good_for=good_for, misleads=misleads, fine=fine,
+            count_forwards=lambda parameters, targets, height, width: cost * targets, grid="block",
+            reads_block=True, good_for=good_for, misleads=misleads, usual_block=usual_block,
+            needs_attention=needs_attention,
         )
     )  # fmt: skip
 
@@ -234,9 +243,20 @@ block_method(
     misleads="Heeds positive gradients only: maps of two classes look more alike than they are.",
 )  # fmt: skip
 block_method(
-    "propagated_cam", "Propagated CAM", propagation.propagated_cam, fine=True,
+    "propagated_cam", "Propagated CAM", propagation.propagated_cam, usual_block="fine",
     good_for="The whole object in finer cells: Grad-CAM's evidence carried to cells with like features.",
     misleads="Likeness is no evidence: a part that looks like the decisive one is lit with it.",
+)  # fmt: skip
+block_method(
+    "attention_relevance", "Attention relevance (AttnLRP)", attention.attention_relevance,
+    usual_block="first", needs_attention=True, cost=3,
+    good_for="What each patch of a vision transformer adds to the score or takes, through its layers.",
+    misleads="Speckled; shares of a product are halved by convention, and biases keep their own.",
+)  # fmt: skip
+block_method(
+    "legrad", "LeGrad", attention.legrad, usual_block="first", needs_attention=True, cost=4,
+    good_for="Which patches a vision transformer would have to attend to more for a higher score.",
+    misleads="Leaves out what speaks against the class, and what the layers between attentions do.",
 )  # fmt: skip
 gradient_method(
     "guided_grad_cam", "Guided Grad-CAM", gradients.guided_grad_cam, parameters=GuidedGradCamParameters,

@@ -106,7 +106,7 @@ def _contrast(
 def _other_methods(
     forward: ForwardPass, attribution: Attribution, disabled: Container[str]
 ) -> Iterator[_Question]:
-    if METHODS[attribution.method].fine:
+    if METHODS[attribution.method].usual_block != "grad_cam":
         # The others are no good where it reads.
         forward = run_forward(forward.model, forward.x, backend=forward.backend)
     for name, row in METHODS.items():

@@ -141,10 +141,10 @@ def _block_method(method: str, disabled: Mapping[str, str]) -> str | None:
 
 
 def _usual_pass(forward: ForwardPass, attribution: Attribution) -> ForwardPass:
-    """Return a pass at the Grad-CAM block, where a method was asked that reads a finer one for itself: the
+    """Return a pass at the Grad-CAM block, where a method was asked that reads another one for itself: the
     others are no good there.
     """
-    if not METHODS[attribution.method].fine:
+    if METHODS[attribution.method].usual_block == "grad_cam":
         return forward
     return run_forward(forward.model, forward.x, backend=forward.backend)
 

@@ -57,13 +57,21 @@ def find_fine_block(model: TransferModel) -> str:
     return ends[-2] if len(ends) > 1 else model.cam_block
 
 
+def find_usual_block(method: Method, model: TransferModel) -> str:
+    """Return the block that a method reads where none is asked for."""
+    if method.usual_block == "fine":
+        return find_fine_block(model)
+    first = next(iter(model.blocks_with_map), model.cam_block)
+    return first if method.usual_block == "first" else model.cam_block
+
+
 def forward_for(method: Method, forward: ForwardPass) -> ForwardPass:
-    """Return the pass that a method reads where no block was asked for: one at the fine block for a method
-    that is made for it, the pass itself for any other.
+    """Return the pass that a method reads where no block was asked for: one at its usual block, or the pass
+    itself where that is the Grad-CAM block or another was asked for.
     """
-    if not method.fine or forward.block != forward.model.cam_block:
+    if method.usual_block == "grad_cam" or forward.block != forward.model.cam_block:
         return forward
-    block = find_fine_block(forward.model)
+    block = find_usual_block(method, forward.model)
     return run_forward(forward.model, forward.x, block=block, backend=forward.backend)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.attribution.allowed import usable_methods
 from models.attribution.forward import ForwardPass, run_forward
 from models.attribution.measured import maps_of
 from models.attribution.registry import METHODS
@@ -60,7 +61,7 @@ def check_randomization(
     model: TransferModel,
     x: Tensor,
     *,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> RandomizationCheck:
@@ -70,6 +71,7 @@ def check_randomization(
     after the first and the last step of one, on two images; all of them for another class as well, by the
     trained model. Methods that do not apply to the network are left out.
     """
+    methods = usable_methods(model) if methods is None else methods
     count = len(model.block_names)
     starts = [HEAD, *(model.block_names[count * share // 4] for share in (3, 2, 1)), model.block_names[0]]
     checks: dict[str, MethodCheck] = {}

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from models.attribution.allowed import usable_methods
 from models.attribution.registry import DEFAULT_METHOD, METHODS
 from models.attribution.targets import make_target
 from models.explainer import Explainer, ExplainOptions
@@ -75,11 +76,9 @@ def check_methods(
     """
     if which == "none":
         return None
-    cheap = [name for name, row in METHODS.items() if row.grid == "block"]
+    methods = [name for name in usable_methods(model) if which == "all" or METHODS[name].grid == "block"]
     x = model.geometry.prepare_files(sample.path for sample in probes[:_CHECK_IMAGES])
-    return check_randomization(
-        model, x, methods=cheap if which == "block" else list(METHODS), progress=progress
-    )
+    return check_randomization(model, x, methods=methods, progress=progress)
 
 
 Region = Callable[[Sample, tuple[int, int]], np.ndarray | None]

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from models.attribution.allowed import usable_methods
 from models.attribution.forward import ForwardPass, run_forward
 from models.attribution.parameters import PatchOcclusionParameters
 from models.attribution.registry import METHODS, attribute
 from models.backends.base import Backend
 from models.errors import ExplanationError
-from models.metrics.layer_sweep import stage_ends
+from models.metrics.layer_sweep import find_usual_block, stage_ends
 from models.networks.transfer_model import TransferModel
 from models.progress import Progress, no_progress
 from pipelines.errors import DataError
@@ -60,11 +61,15 @@ def list_candidates(model: TransferModel, x: Tensor) -> list[Candidate]:
     ends = stage_ends(model, x[None])
     blocks = [model.cam_block, *(end for end in ends[-2:-1] if end != model.cam_block)] if ends else []
     candidates = []
-    for name, method in METHODS.items():
+    for name in usable_methods(model):
+        method = METHODS[name]
         if not method.reads_block:
             candidates.append(Candidate(name, model.cam_block))
+        elif method.usual_block == "first" and blocks:
+            candidates.append(Candidate(name, find_usual_block(method, model)))
         elif method.grid == "block":
-            candidates += [Candidate(name, block) for block in (blocks[-1:] if method.fine else blocks)]
+            usual = blocks[-1:] if method.usual_block == "fine" else blocks
+            candidates += [Candidate(name, block) for block in usual]
         elif blocks:
             candidates.append(Candidate(name, blocks[0]))
     return candidates

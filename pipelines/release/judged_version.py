@@ -180,7 +180,7 @@ def judge_version(
         faithfulness=_faithfulness(explainer, samples, metrics, reporter),
         localization=_localization(own, samples, explained if "localization" in metrics else []),
         facts=_facts(bundle, own, metrics, issues, reporter) | shortcut_facts,
-        notes={"barred_methods": ", ".join(explainer.disabled) or "none", **shortcut_notes},
+        notes={"barred_methods": ", ".join(explainer.barred) or "none", **shortcut_notes},
     )
 
 

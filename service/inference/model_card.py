@@ -5,24 +5,25 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from models.attribution.registry import METHODS
+from models.attribution.allowed import usable_methods
+from models.attribution.registry import METHODS, get_method
 from service.inference.predictor import Predictor
 
 
 def describe_model(predictor: Predictor) -> dict[str, Any]:
     """Return classes, geometry, blocks, methods, metrics, limits and provenance, as JSON has them."""
     bundle, model, settings = predictor.bundle, predictor.model, predictor.settings
-    disabled = predictor.explainer.disabled
+    explainer = predictor.explainer
     return {
         **predictor.origin().model_dump(),
         "classes": model.classes,
         "scoring": asdict(model.scoring),
         "blocks": list(model.block_names),
         "cam_block": model.cam_block,
-        "default_method": predictor.explainer.default_method,
-        "methods": [name for name in METHODS if name not in disabled],
-        "barred_methods": disabled,
-        "class_blind_methods": predictor.explainer.class_blind,
+        "default_method": explainer.default_method,
+        "methods": [name for name in METHODS if name not in explainer.disabled],
+        "barred_methods": explainer.barred,
+        "class_blind_methods": explainer.class_blind,
         "best_methods": [choice.to_dict() for choice in bundle.best_methods],
         "method_notes": {
             method.name: {
@@ -30,9 +31,9 @@ def describe_model(predictor: Predictor) -> dict[str, Any]:
                 "good_for": method.good_for,
                 "misleads": method.misleads,
                 "reads_block": method.reads_block,
-                "default_block": predictor.explainer.default_block(method.name),
+                "default_block": explainer.default_block(method.name),
             }
-            for method in METHODS.values()
+            for method in map(get_method, usable_methods(model))
         },
         "sanity": bundle.sanity.to_dict() if bundle.sanity is not None else None,
         "geometry": model.geometry.to_dict(),

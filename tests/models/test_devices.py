@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from models.attribution.registry import METHODS
 from models.attribution.targets import make_target
 from models.backends.eager import EagerBackend
 from models.backends.registry import create_backend
@@ -36,6 +35,7 @@ from models.metrics.audit import run_audit
 from models.metrics.randomization import check_randomization
 from models.networks.transfer_model import TransferModel
 from tests.conftest import PROJECT
+from tests.support.methods import FOR_MAPS
 from tests.support.remote_device import REMOTE, RemoteTensor, remote_device, send
 
 CLASSES = ["ant", "bee", "wasp"]
@@ -85,7 +85,7 @@ def test_the_pretended_device_refuses_what_a_real_one_refuses(remote, x):
 # ---------------------------------------------------------------- the same answers there
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", FOR_MAPS)
 def test_every_method_gives_the_same_map_on_a_device(model, remote, image, name):
     options = ExplainOptions(method=name, quick=True, top_k=2)
     here = Explainer(model).explain(image, options)
@@ -140,7 +140,7 @@ def test_a_forward_on_fake_cuda_tensors_mixes_no_devices(name):
 @pytest.mark.parametrize("device", [name for name in available_devices() if name != "cpu"])
 def test_logits_and_maps_on_each_device_that_is_here(model, image, device):
     there = copy.deepcopy(model).to(resolve_device(device))
-    for name in METHODS:
+    for name in FOR_MAPS:
         options = ExplainOptions(method=name, quick=True)
         one, other = (Explainer(item).explain(image, options) for item in (model, there))
         assert one.predictions[0].label == other.predictions[0].label

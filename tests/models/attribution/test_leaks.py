@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from models.attribution.forward import run_forward
-from models.attribution.registry import METHODS, attribute, attribute_each
+from models.attribution.registry import attribute, attribute_each
 from models.backends.registry import create_backend
 from models.errors import UnknownChoice
-from tests.support.methods import parameters_of
+from tests.support.methods import FOR_MAPS, parameters_of
 
 QUICK = {"steps": 2, "window": 112, "stride": 112, "masks": 2}
 
@@ -46,7 +46,7 @@ def test_many_explanations_leave_nothing_behind(backend, random_batch, count):
     model, before = backend.model, state_of(backend.model)
     xs = [random_batch(seed=seed, side=96) for seed in range(4)]
     blocks = ("top", "stage5.2", "stage3.1")
-    for method in METHODS:
+    for method in FOR_MAPS:
         # The first run of each sets up buffers that stay.
         attribute(
             run_forward(model, xs[0], backend=backend), [[0, 7]], method=method,
@@ -55,7 +55,7 @@ def test_many_explanations_leave_nothing_behind(backend, random_batch, count):
     process = psutil.Process()
     resident = []
     for number in range(count):
-        method = list(METHODS)[number % 4] if number % 20 else list(METHODS)[4 + number // 20 % 4]
+        method = FOR_MAPS[number % 4 if number % 20 else 4 + number // 20 % 4]
         forward = run_forward(model, xs[number % 4], block=blocks[number % 3], backend=backend)
         attribute(forward, [[number % 1000, 7]], method=method, parameters=parameters_of(method, **QUICK))
         if number % (count // 10) == count // 10 - 1:

@@ -29,7 +29,7 @@ from models.errors import ConfigError, ExplanationError, UnknownChoice
 from models.explainer import Explainer, ExplainOptions
 from models.images.decode import read_image
 from models.networks.predictions import Prediction
-from tests.support.methods import parameters_of
+from tests.support.methods import FOR_MAPS, parameters_of
 
 
 def out_of_place(network):
@@ -293,7 +293,7 @@ def test_cells_keep_sums_and_means(shape, side):
         torch.testing.assert_close(sums, by_hand, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FOR_MAPS)
 def test_every_method_is_deterministic_and_says_what_it_did(method, imagenet, random_batch):
     quick = {"steps": 4, "most_steps": 8, "window": 112, "stride": 56, "masks": 8}
     forward = run_forward(imagenet, random_batch(2, seed=3))
@@ -311,7 +311,7 @@ def test_every_method_is_deterministic_and_says_what_it_did(method, imagenet, ra
     assert METHODS[method].misleads
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FOR_MAPS)
 def test_every_method_takes_pictures_that_are_not_square(method, imagenet):
     quick = {"steps": 2, "most_steps": 4, "window": 96, "stride": 64, "masks": 4}
     x = torch.randn(1, 3, 160, 256, generator=torch.Generator().manual_seed(4))

@@ -104,6 +104,7 @@ def test_other_methods_are_asked_at_the_block_that_they_are_made_for(imagenet, p
     image, explainer = read_image(path), Explainer(imagenet)
     explanation = explainer.explain(image, ExplainOptions(method="propagated_cam"))
     costly = {name: "costs too much here" for name, row in METHODS.items() if row.grid == "input"}
+    costly |= explainer.disabled
     audit = run_audit(
         image, explanation.forward, explanation.attributions[0], disabled=costly, checks=["agreement"]
     )

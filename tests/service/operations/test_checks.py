@@ -29,6 +29,7 @@ from service.inference.predictor import Predictor
 from service.operations.filters import synthesize
 from service.settings import Settings
 from tests.support.asking import ask
+from tests.support.methods import FOR_MAPS
 
 SWIFT = Settings(engine="openvino", torch_threads=2)
 """Thousands of forwards are asked for here; the other predictor answers in tests/test_whole_path.py."""
@@ -49,7 +50,7 @@ def plain(answer) -> dict:
     return json.loads(answer.model_dump_json())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FOR_MAPS)
 def test_every_method_is_answered_with_its_unit_settings_and_scale(predictor, bee, method):
     (found,) = plain(ask(predictor, "explain", bee, method=method))["evidence"]
     assert found["method"] == method
@@ -116,8 +117,8 @@ def test_what_nobody_would_wait_for_is_refused_before_any_work(predictor, bee):
 def test_trust_answers_every_check(predictor, bee):
     answer = plain(ask(predictor, "trust", bee, overlay=True))
     assert answer["evidence"][0]["faithfulness"]["verdict"]
-    assert set(answer["agreement"]["methods"]) == set(METHODS)
-    assert len(answer["agreement"]["correlations"]) == len(METHODS)
+    assert set(answer["agreement"]["methods"]) == set(FOR_MAPS)
+    assert len(answer["agreement"]["correlations"]) == len(FOR_MAPS)
     assert len(answer["shifts"]["moves"]) == 12
     blocks = [item["evidence"]["block"] for item in answer["sweep"]]
     assert blocks == ["stage1.0", "stage2.1", "stage3.1", "stage5.2", "top"]
@@ -256,6 +257,6 @@ def test_greyscale_pictures_and_a_geometry_that_is_not_square(bundle_folder, tmp
     assert (x1 - x0) / (y1 - y0) == pytest.approx(256 / 192, rel=0.01)
     drawn = PIL.Image.open(io.BytesIO(base64.b64decode(found["overlay"].split(",")[1])))
     assert drawn.size == (420, 300)
-    for method in METHODS:
+    for method in FOR_MAPS:
         (each,) = plain(ask(predictor, "explain", encode(grey), method=method))["evidence"]
         assert each["grid"]["cols"] / each["grid"]["rows"] == pytest.approx(256 / 192)
