@@ -46,10 +46,10 @@ def test_the_checks_are_those_of_the_audit():
 
 
 @pytest.mark.soak
-def test_schemathesis_finds_nothing(start, bundle_folder, tmp_path):
+def test_schemathesis_finds_nothing(start, small_folder, tmp_path):
     """Positive and negative requests for every operation; the whole of its output is kept on a failure."""
     # Two jobs at a time: the others are refused, as the document says, and take no time.
-    own = start(bundle_folder, workers="2", max_queue="200", max_jobs="2")
+    own = start(small_folder, workers="2", max_queue="200", max_jobs="2")
     environment = os.environ | {"SCHEMATHESIS_HOOKS": str(Path(__file__).with_name("schemathesis_hooks.py"))}
     done = subprocess.run(
         [
