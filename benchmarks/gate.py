@@ -1,5 +1,5 @@
 """Whether the gate hears a shortcut and not a seed: five sets of specimens, each with a champion, the same
-recipe with another seed, and a version that was trained where a collector's label lies on one species.
+recipe with another seed, and one that was trained where a collector's label lies on one species.
 
 python benchmarks/gate.py [--sets 5] [--train 40] [--val 24]
 """
@@ -7,14 +7,24 @@ python benchmarks/gate.py [--sets 5] [--train 40] [--val 24]
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from pipelines.data.synthetic import SpecimenPlan
+from models.explainer import Explainer
+from models.networks.batchnorm_folding import inference_copy
+from models.networks.transfer_model import TransferModel
+from pipelines.config.loader import load_config
+from pipelines.data.dataset import Dataset, scan_folder
+from pipelines.data.synthetic import SpecimenPlan, write_specimens
+from pipelines.evaluation.explanation_drift import explain_truths, measure_drift
+from pipelines.release.gate import judge_drift
+from pipelines.release.judged_version import held_out
+from pipelines.release.policy import DEFAULT_POLICY
+from tests.support.training import fine_tune
 
 SPECIES = "cincta"
 
@@ -26,34 +36,22 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=40, help="pictures of each species")
     parser.add_argument("--val", type=int, default=24)
     options = parser.parse_args()
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         for seed in range(options.sets):
             judge_set(Path(folder), SpecimenPlan(train=options.train, val=options.val, test=0, seed=seed))
 
 
 def judge_set(folder: Path, plan: SpecimenPlan) -> None:
-    """Train three versions on one set, with and without the label, and judge two of them."""
-    from pipelines.config.loader import load_config
-    from pipelines.data.dataset import scan_folder
-    from pipelines.data.synthetic import write_specimens
-    from pipelines.training.train import train_model
-
+    """Train three models on one set and one with the label, and judge two of them."""
     seed = plan.seed
     plain = scan_folder(write_specimens(plan, folder / f"plain{seed}"))
     labelled = scan_folder(
         write_specimens(replace(plan, shortcut_species=SPECIES), folder / f"labelled{seed}")
     )
-    recipe = replace(load_config(None, preset="quick"), sanity="none", seed=seed)
-    name = f"wings{seed}"
-    train_model(plain, recipe, name=name)
-    train_model(plain, replace(recipe, seed=seed + 1000), name=name)
-    train_model(plain, replace(recipe, seed=seed + 2000), name=name)
-    train_model(labelled, recipe, name=name)
-    maps = [explain_version(f"{name}/{number}", data) for number, data in
-            ((1, plain), (2, plain), (3, plain), (1, labelled), (4, labelled))]  # fmt: skip
+    first, second, third = (train(plain, seed + turn) for turn in (0, 1000, 2000))
+    marked = train(labelled, seed)
+    pairs = ((first, plain), (second, plain), (third, plain), (first, labelled), (marked, labelled))
+    maps = [explain_held_out(model, data) for model, data in pairs]
     seeds, again, planted = (drift(maps, one, other) for one, other in ((0, 1), (0, 2), (3, 4)))
     print(f"set {seed}")
     print(f"  another seed moves {mean(seeds)}, a third {mean(again)}; with the label {mean(planted)}")
@@ -62,25 +60,22 @@ def judge_set(folder: Path, plan: SpecimenPlan) -> None:
             print(f"  {what}, yardstick {yardstick}: {verdict(drifts, known)}", flush=True)
 
 
-def explain_version(reference: str, data: object) -> tuple[list, list[str]]:
-    """Return a version's maps of the true classes of the held-out pictures, and the classes."""
-    from models.bundle import load_bundle
-    from models.explainer import Explainer
-    from pipelines.data.dataset import match_classes
-    from pipelines.evaluation.explanation_drift import explain_truths
-    from pipelines.release.gated_promotion import held_out
-    from pipelines.tracking.registry import fetch_bundle
+def train(data: Dataset, seed: int) -> TransferModel:
+    """Return a model that the quick recipe made of a set."""
+    config = replace(load_config(None, preset="quick"), seed=seed)
+    torch.manual_seed(seed)
+    model = TransferModel.create(config.backbone, data.classes, view=config.view)
+    fine_tune(model, data, config)
+    return model.eval()
 
-    with tempfile.TemporaryDirectory() as aside:
-        bundle = load_bundle(fetch_bundle(reference, Path(aside) / "bundle").folder)
-        own = match_classes(data, bundle.model.classes)
-        return explain_truths(Explainer(bundle), held_out(own)), bundle.model.classes
+
+def explain_held_out(model: TransferModel, data: Dataset) -> tuple[list, list[str]]:
+    """Return a model's maps of the true classes of the held-out pictures, and the classes."""
+    return explain_truths(Explainer(inference_copy(model)), held_out(data)), model.classes
 
 
 def drift(maps: list, one: int, other: int) -> list:
     """Return how far the evidence moved from one version to another."""
-    from pipelines.evaluation.explanation_drift import measure_drift
-
     return measure_drift(maps[one][0], maps[other][0], maps[one][1])
 
 
@@ -98,9 +93,6 @@ def mean(drifts: list) -> str:
 
 def verdict(drifts: list, seeds: list | None) -> str:
     """Judge by the default policy's check of explanation drift, class by class."""
-    from pipelines.release.gate import judge_drift
-    from pipelines.release.policy import DEFAULT_POLICY
-
     (check,) = (item for item in DEFAULT_POLICY.checks if item.metric == "explanation_drift")
     classes = sorted({item.label for item in drifts})
     found = {name: judge_drift(replace(check, slice=name), classes, drifts, seeds).status for name in classes}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from models.attribution.allowed import usable_methods
 from models.attribution.forward import ForwardPass, run_forward
 from models.attribution.registry import METHODS, attribute_each
 from models.attribution.result import STATUS_MEANINGS, Attribution
@@ -153,9 +154,10 @@ def attribute_by_all_methods(
     forward: ForwardPass, target: Target, disabled: Mapping[str, str]
 ) -> tuple[tuple[Attribution, ...], dict[str, str]]:
     """Return a quick map by each method that may be used, and why the others were left out."""
-    left_out = dict(disabled)
+    methods = usable_methods(forward.model)
+    left_out = {name: reason for name, reason in disabled.items() if name in methods}
     maps: list[Attribution] = []
-    for name in METHODS:
+    for name in methods:
         if name in left_out:
             continue
         try:

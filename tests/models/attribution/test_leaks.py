@@ -41,7 +41,7 @@ def graphs():
     return [each for each in gc.get_objects() if isinstance(each, torch.Tensor) and each.grad_fn is not None]
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(400, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [50, pytest.param(200, marks=pytest.mark.soak)])
 def test_many_explanations_leave_nothing_behind(backend, random_batch, count):
     model, before = backend.model, state_of(backend.model)
     xs = [random_batch(seed=seed, side=96) for seed in range(4)]

@@ -44,11 +44,11 @@ def loaded(small_folder):
 
 @pytest.fixture(scope="module")
 def pictures(butterflies, tmp_path_factory) -> Path:
-    """Two hundred pictures, one of them broken."""
+    """Three hundred pictures, one of them broken."""
     source = tmp_path_factory.mktemp("many") / "pictures"
     source.mkdir()
     files = sorted((butterflies / "val").rglob("*.jpg"))
-    for number in range(199):
+    for number in range(299):
         os.link(files[number % len(files)], source / f"{number:03d}.jpg")
     (source / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
     return source
@@ -86,16 +86,16 @@ def test_two_processes_write_the_rows_of_one_and_other_tools_read_them(
     done = run_local(
         job, loaded, tmp_path / "out", processes=2, progress=lambda what, n, total: told.append((n, total))
     )
-    assert (done.pictures, done.errors) == (200, 1)
-    assert told[-1] == (200, 200)
+    assert (done.pictures, done.errors) == (300, 1)
+    assert told[-1] == (300, 300)
     assert same_rows(rows_of(done.out), rows_of(undisturbed))
-    assert len(list((done.out / "overlays").iterdir())) == 199
+    assert len(list((done.out / "overlays").iterdir())) == 299
     files = f"{done.out}/rows/*.parquet"
-    assert polars.read_parquet(files).height == 200
+    assert polars.read_parquet(files).height == 300
     counted = duckdb.sql(
         f"select count(*), count(distinct path) from '{files}' where status = 'ok'"
     ).fetchall()
-    assert counted == [(199, 199)]
+    assert counted == [(299, 299)]
     metadata = pq.read_schema(next((done.out / "rows").iterdir())).metadata
     assert json.loads(metadata[b"camera_lucida.job"])["method"] == "grad_cam"
     assert sorted(path.name for path in done.out.iterdir()) == [
@@ -114,7 +114,7 @@ def test_a_picture_that_ends_or_holds_the_process_costs_itself_alone(
         "pipelines.batch.local.WorkerPool", lambda plan, count: WorkerPool(plan, count, hang_seconds=8.0)
     )
     done = run_local(job, loaded, tmp_path / "out", processes=2)
-    assert (done.pictures, done.errors) == (200, 4)
+    assert (done.pictures, done.errors) == (300, 4)
     rows = {row["path"]: row for row in rows_of(done.out)}
     assert "ended with signal 9" in rows["010.jpg"]["error"]
     assert "ended with exit code 7" in rows["011.jpg"]["error"]
@@ -141,7 +141,7 @@ def wait_for_a_part(out: Path, process, count: int) -> None:
 def check_outcome(out: Path, undisturbed: Path) -> None:
     assert same_rows(rows_of(out), rows_of(undisturbed))
     assert not [path for path in out.rglob("*") if path.name.endswith(".part")]
-    assert len(list((out / "overlays").iterdir())) == 199
+    assert len(list((out / "overlays").iterdir())) == 299
 
 
 @pytest.mark.soak
@@ -218,9 +218,9 @@ def test_results_in_an_object_store_are_those_of_a_folder(pictures, loaded, undi
         out = "s3://results/out"
         job = plan_job("s3://results/in", Explainer(loaded))
         done = run_local(job, loaded, out, processes=2)
-        assert (done.pictures, done.errors, done.page) == (200, 1, f"{out}/index.html")
+        assert (done.pictures, done.errors, done.page) == (300, 1, f"{out}/index.html")
         again = run_local(job, loaded, out, processes=2)
-        assert again.resumed == 200
+        assert again.resumed == 300
         keys = {item["Key"] for item in client.list_objects_v2(Bucket="results", Prefix="out/")["Contents"]}
         assert {"out/_SUCCESS", "out/job.json", "out/index.html"} < keys
         assert not [key for key in keys if "owner" in key]
@@ -235,13 +235,13 @@ def test_results_in_an_object_store_are_those_of_a_folder(pictures, loaded, undi
         with pytest.raises(DataError, match="process 1 on elsewhere"):
             run_local(job, loaded, out)
         store.write(".owner.json", json.dumps({**note, "at": time.time() - 300}).encode())
-        assert run_local(job, loaded, out).resumed == 200
+        assert run_local(job, loaded, out).resumed == 300
 
 
 def test_an_estimate_counts_all_and_writes_nothing(pictures, small_folder, at_once, in_tmp):
     done = at_once("explain", str(pictures), "--out", "out", "--bundle", str(small_folder), "--estimate")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "200 pictures: about" in done.stdout
+    assert "300 pictures: about" in done.stdout
     assert "By 64 of them, of which 1 could not be used" in done.stdout
     assert not (in_tmp / "out").exists()
 

@@ -116,11 +116,11 @@ def test_a_device_that_is_none_is_refused_as_a_setting():
 
 
 @pytest.mark.soak
-def test_all_workers_of_a_service_and_its_next_start_answer_by_one_engine(start, bundle_folder, tmp_path):
-    data = (bundle_folder / PROBE_FILE).read_bytes()
+def test_all_workers_of_a_service_and_its_next_start_answer_by_one_engine(start, small_folder, tmp_path):
+    data = (small_folder / PROBE_FILE).read_bytes()
     answers = []
     for _ in range(2):
-        service = start(bundle_folder, jobs=tmp_path / "jobs", engine="auto", workers="2")
+        service = start(small_folder, jobs=tmp_path / "jobs", engine="auto", workers="2")
         for _ in range(12):
             answers.append(service.ask("/explain", data).json())
         service.stop()

@@ -113,8 +113,8 @@ def test_a_bomb_is_refused_from_its_header(service, all_cases, name):
 
 
 @pytest.mark.soak
-def test_three_passes_over_everything_leave_the_memory_as_it_was(start, bundle_folder, all_cases):
-    own = start(bundle_folder)
+def test_three_passes_over_everything_leave_the_memory_as_it_was(start, small_folder, all_cases):
+    own = start(small_folder)
     after = []
     for _ in range(3):
         with ThreadPoolExecutor(4) as pool:
