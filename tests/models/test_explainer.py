@@ -102,7 +102,7 @@ def test_a_disabled_method_is_refused_and_another_is_the_default(imagenet, tmp_p
     model = TransferModel.create("efficientnet_lite0", ["ant", "bee"])
     save_bundle(model, tmp_path / "b", name="b", run_id="0" * 32, metrics={}, sanity=check)
     explainer = Explainer(load_bundle(tmp_path / "b"))
-    assert list(explainer.disabled) == ["grad_cam"]
+    assert list(explainer.barred) == ["grad_cam"]
     assert explainer.explain(image).attributions[0].method == "hires_cam"
     with pytest.raises(ExplanationError, match=r"It did not change\. Choose one of: hires_cam"):
         explainer.explain(image, ExplainOptions(method="grad_cam"))
