@@ -26,6 +26,41 @@ class CellByCell(nn.Module):
         return join(self.block(cut(x, self.side)), self.side)
 
 
+class TokensCellByCell(nn.Module):
+    """A transformer's block that sees the tokens of one cell of a mosaic at a time; the first one its pixels.
+
+    Tokens (N, rows * cols, C) lie row by row over the whole mosaic, which is a square of squares.
+    """
+
+    def __init__(self, block: nn.Module, side: int) -> None:
+        super().__init__()
+        self.block, self.side = block, side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Cut pixels (N, 3, H, W) or tokens into cells, run the block on each, and join its tokens."""
+        x = cut(_as_square(x), self.side).flatten(2).transpose(1, 2) if x.ndim == 3 else cut(x, self.side)
+        return join(_as_square(self.block(x)), self.side).flatten(2).transpose(1, 2)
+
+
+def _as_square(tokens: Tensor) -> Tensor:
+    n, count, channels = tokens.shape
+    return tokens.transpose(1, 2).reshape(n, channels, round(count**0.5), -1)
+
+
+class OwnTokens(nn.Module):
+    """A head in which each class is scored by the tokens of one cell alone."""
+
+    def __init__(self, pool: nn.Module, head: nn.Module, side: int, cells: dict[int, int]) -> None:
+        super().__init__()
+        self.pool, self.head, self.side, self.cells = pool, head, side, cells
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, classes)."""
+        alone = self.head(self.pool(cut(_as_square(x), self.side).flatten(2).transpose(1, 2)))
+        alone = alone.reshape(len(x), self.side**2, -1)
+        return torch.stack([alone[:, self.cells[label], label] for label in sorted(self.cells)], dim=1)
+
+
 class OwnCells(nn.Module):
     """A head in which each class is scored by one cell alone; all others by the whole."""
 
@@ -66,4 +101,13 @@ def disconnect(model: TransferModel, side: int, cells: dict[int, int], *, blocks
         for name in copied.block_names:
             copied.replace_block(name, CellByCell(copied.block(name), side))
     copied.pool, copied.classifier = nn.Identity(), OwnCells(copied.pool, copied.classifier, side, cells)
+    return copied
+
+
+def disconnect_tokens(model: TransferModel, side: int, cells: dict[int, int]) -> TransferModel:
+    """Return a copy of a transformer without class token for mosaics, DiFull; ``cells`` names all classes."""
+    copied = copy.deepcopy(model).eval()
+    for name in copied.block_names:
+        copied.replace_block(name, TokensCellByCell(copied.block(name), side))
+    copied.pool, copied.classifier = nn.Identity(), OwnTokens(copied.pool, copied.classifier, side, cells)
     return copied

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from models.attribution.forward import run_forward
 from models.attribution.registry import attribute
 from models.backends.eager import EagerBackend
 from models.images.decode import read_image
+from models.images.geometry import Geometry
 from models.metrics.image_grids import build_grids
-from tests.support.disconnected import cut, disconnect, join
+from models.networks.adoption import adopt
+from tests.support.disconnected import cut, disconnect, disconnect_tokens, join
 from tests.support.methods import parameters_of
 
 
@@ -70,6 +73,29 @@ def test_too_few_classes_make_no_grid(imagenet, images):
 def test_maps_lie_in_the_only_cell_that_the_score_can_come_from(imagenet, images, kind, name, block):
     for cell, shares in enumerate(shares_by_cell(imagenet, images, kind, name, block)):
         assert shares[cell] == pytest.approx(1.0, abs=1e-5), (cell, shares)
+
+
+def test_what_a_transformer_passes_on_lies_in_the_only_cell_that_the_score_can_come_from():
+    torch.manual_seed(0)
+    network = timm.models.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, class_token=False, global_pool="avg",
+        num_classes=4,
+    )  # fmt: skip
+    for weights in network.parameters():
+        torch.nn.init.normal_(weights, 0, 0.3)
+    geometry = Geometry(32, 32, 32, (0.5,) * 3, (0.5,) * 3, "bilinear")
+    model = adopt(network.requires_grad_(False), classes=list("abcd"), geometry=geometry)
+    mosaic = disconnect_tokens(model, 2, {0: 2, 1: 0, 2: 3, 3: 1})
+    x = torch.randn(1, 3, 64, 64)
+    for label, cell in ((0, 2), (1, 0), (2, 3), (3, 1)):
+        alone = model(cut(x, 2)[cell][None])[0, label]
+        torch.testing.assert_close(mosaic(x)[0, label], alone)
+    forward = run_forward(mosaic, x, block="patch_embed")
+    (maps,) = attribute(forward, [[0, 1, 2, 3]], method="attention_relevance")
+    for item, cell in zip(maps, (2, 0, 3, 1), strict=True):
+        by_cell = _by_cell(item.values)
+        assert item.values.shape == (8, 8)
+        assert by_cell[cell] / by_cell.sum() == pytest.approx(1.0, abs=1e-6)
 
 
 def test_grad_cam_puts_evidence_where_the_score_cannot_come_from(imagenet, images):
