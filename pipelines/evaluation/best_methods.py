@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.attribution.registry import METHODS
-from pipelines.evaluation.benchmark_tasks import CEILING, DELETION, GRID, Row
+from pipelines.evaluation.benchmark_tasks import DELETION, GRID, Row
 from pipelines.evaluation.method_benchmark import Candidate
 
 _SURE = 2.0
@@ -90,9 +90,11 @@ def summarize_rows(rows: Sequence[Row]) -> list[MethodFigures]:
 def choose_best(
     figures: Sequence[MethodFigures], candidates: Sequence[Candidate], cells: Mapping[str, int]
 ) -> list[BestMethod]:
-    """Return the best candidate for each question; ``cells`` says how many cells along its shorter side each
-    one's maps have.
+    """Return the best candidate for each question, whatever else was measured beside them; ``cells`` says how
+    many cells along its shorter side each one's maps have.
     """
+    order = [str(item) for item in sorted(candidates, key=lambda item: METHODS[item.method].grid != "block")]
+    figures = [item for item in figures if item.candidate in order]
     coarse = min(cells.values(), default=0)
     grids = [item for item in figures if item.task.startswith(GRID)]
     task = grids[0].task if grids else None
@@ -102,12 +104,7 @@ def choose_best(
         if own["above_other_class"].mean > _SURE * np.nan_to_num(own["above_other_class"].error)
     }  # fmt: skip
     fine = {name: own for name, own in specific.items() if cells.get(name, 0) >= _FINER * coarse}
-    losing = {
-        item.candidate: item.figures
-        for item in figures
-        if item.task == DELETION and item.candidate != CEILING
-    }
-    order = [str(item) for item in sorted(candidates, key=lambda item: METHODS[item.method].grid != "block")]
+    losing = {item.candidate: item.figures for item in figures if item.task == DELETION}
     return [
         _best(WHICH_REGION, specific, "auroc", order, f"AUROC of its cell in {task}", 0.5, task or ""),
         _best(

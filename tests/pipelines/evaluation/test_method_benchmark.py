@@ -76,6 +76,10 @@ def test_the_best_is_named_for_each_question_and_none_that_is_no_better_than_cha
     assert best[WHAT_IT_LOSES].candidate == occlusion
     assert best[FINEST].candidate == fine
     assert best[WHICH_REGION].why.startswith("AUROC of its cell in grid 2x2: 0.")
+    peers = [grid_row("a peer", sample, 0.99) for sample in range(20)]
+    peers += [deletion_row("a peer", sample, 0.9) for sample in range(20)]
+    beside = choose_best(summarize_rows([*rows, *peers]), CANDIDATES, cells)
+    assert beside == list(best.values()), "what is no candidate here is not named"
     chance = [grid_row(coarse, sample, 0.5 + (-1) ** sample * 0.1, other=0.5) for sample in range(20)]
     assert choose_best(summarize_rows(chance), CANDIDATES, cells)[0].candidate is None
 
