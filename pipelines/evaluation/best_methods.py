@@ -18,7 +18,7 @@ WHICH_REGION, WHAT_IT_LOSES, FINEST = (
     "What would the score lose?",
     "What is the finest detail?",
 )
-_FEWEST = 3
+FEWEST_SAMPLES = 3
 """Samples that a method must have been asked about."""
 _OTHERS = 3
 _DERIVED = {
@@ -126,14 +126,14 @@ def _best(
 ) -> BestMethod:  # fmt: skip
     above = {
         candidate: own[name] for candidate, own in figures.items()
-        if own[name].count >= _FEWEST and own[name].mean > chance + _SURE * own[name].error
+        if own[name].count >= FEWEST_SAMPLES and own[name].mean > chance + _SURE * own[name].error
     }  # fmt: skip
     if not figures:
         return BestMethod(
             question, None, "No method was measured; mosaics need pictures of four classes.", task
         )
     if not above:
-        why = f"No method is above chance by two standard errors in {_FEWEST} samples or more."
+        why = f"No method is above chance by two standard errors in {FEWEST_SAMPLES} samples or more."
         return BestMethod(question, None, why, task)
     # Of two that do as well, the cheaper one, which comes first.
     best = max(above.values(), key=lambda figure: figure.mean)

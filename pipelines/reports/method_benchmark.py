@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from pipelines.evaluation.benchmark_tasks import CEILING, CELLS, DELETION, GRID, LABEL, MASKS, SPECIMENS
-from pipelines.evaluation.best_methods import BestMethod, Figure, MethodFigures
+from pipelines.evaluation.best_methods import FEWEST_SAMPLES, BestMethod, Figure, MethodFigures
 from pipelines.reports.benchmark_cases import MethodCases
 from pipelines.reports.html import render_template
 
@@ -128,8 +128,10 @@ def _table(task: str, items: Sequence[MethodFigures]) -> BenchmarkTable:
         name: title for name, title in (_DELETION_COLUMNS | _SPECIMEN_COLUMNS | _LOCATED_COLUMNS).items()
         if any(name in item.figures for item in methods)
     }  # fmt: skip
+    # A few samples make the best figure by luck.
+    sampled = [item for item in methods if _count(item) >= FEWEST_SAMPLES]
     tops = {
-        name: max((item.figures[name].mean for item in methods if name in item.figures), default=0.0)
+        name: max((item.figures[name].mean for item in sampled if name in item.figures), default=float("inf"))
         for name in columns
     }
     rows = [_row(item, tuple(columns), tops) for item in items]
@@ -161,10 +163,14 @@ def _controls(first: MethodFigures, columns: int) -> list[TableRow]:
 
 
 def _row(item: MethodFigures, columns: Sequence[str], tops: dict[str, float]) -> TableRow:
-    control = item.candidate == CEILING
+    named = item.candidate != CEILING and _count(item) >= FEWEST_SAMPLES
     cells = []
     for name in columns:
         figure = item.figures.get(name)
-        best = figure is not None and not control and figure.mean >= tops[name] and name != "squared_energy"
+        best = figure is not None and named and figure.mean >= tops[name] and name != "squared_energy"
         cells.append(TableCell("" if figure is None else str(figure), best))
-    return TableRow(item.candidate, tuple(cells), max(f.count for f in item.figures.values()), control)
+    return TableRow(item.candidate, tuple(cells), _count(item), item.candidate == CEILING)
+
+
+def _count(item: MethodFigures) -> int:
+    return max(figure.count for figure in item.figures.values())

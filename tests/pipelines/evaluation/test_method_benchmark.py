@@ -29,6 +29,7 @@ from pipelines.evaluation.method_benchmark import (
     list_candidates,
     make_contestants,
 )
+from pipelines.reports.method_benchmark import benchmark_tables
 
 CANDIDATES = [
     Candidate("grad_cam", "stage6.0"), Candidate("hires_cam", "stage5.2"), Candidate("layer_cam", "stage6.0"),
@@ -82,6 +83,16 @@ def test_the_best_is_named_for_each_question_and_none_that_is_no_better_than_cha
     assert beside == list(best.values()), "what is no candidate here is not named"
     chance = [grid_row(coarse, sample, 0.5 + (-1) ** sample * 0.1, other=0.5) for sample in range(20)]
     assert choose_best(summarize_rows(chance), CANDIDATES, cells)[0].candidate is None
+
+
+def test_the_highest_figure_is_marked_where_it_is_of_three_samples_or_more():
+    rows = [grid_row("often", sample, 0.6) for sample in range(3)]
+    rows += [grid_row("seldom", sample, 0.9) for sample in range(2)] + [grid_row("once", 0, 0.5)]
+    (table,) = benchmark_tables(summarize_rows(rows))
+    marked = {row.name for row in table.rows if row.cells[0].best}
+    assert marked == {"often"}
+    (table,) = benchmark_tables(summarize_rows(rows[3:]))
+    assert not any(cell.best for row in table.rows for cell in row.cells)
 
 
 def test_errors_are_those_of_the_samples_and_not_of_their_cells():
