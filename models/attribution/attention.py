@@ -83,10 +83,14 @@ class _RelevanceRules(TorchFunctionMode):
             return _Pass.apply(args[0], func(args[0].detach().clone(), *args[1:], **kwargs))
         if func is F.layer_norm:
             return _normalise(*args, **kwargs)
+        if func is F.rms_norm:
+            return _divide_by_size(*args, **kwargs)
         if func in (F.scaled_dot_product_attention, F.multi_head_attention_forward):
             # The product of query and key is a factor itself.
-            shared = (_Share.apply(item, share) for item, share in zip(args, (0.25, 0.25, 0.5), strict=False))
-            return func(*shared, *args[3:], **kwargs)
+            shares = {"query": 0.25, "key": 0.25, "value": 0.5}
+            shared = (_Share.apply(x, share) for x, share in zip(args, shares.values(), strict=False))
+            by_name = {name: _Share.apply(kwargs[name], shares[name]) for name in shares if name in kwargs}
+            return func(*shared, *args[3:], **kwargs | by_name)
         if func in _PRODUCTS and all(isinstance(item, Tensor) and item.requires_grad for item in args):
             return func(*(_Share.apply(item, 0.5) for item in args))
         return func(*args, **kwargs)
@@ -104,6 +108,15 @@ def _normalise(
     y = centred / (centred.detach().square().mean(dims, keepdim=True) + eps).sqrt()
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
+
+
+def _divide_by_size(
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    dims = tuple(range(-len(normalized_shape), 0))
+    least = torch.finfo(x.dtype).eps if eps is None else eps
+    y = x / (x.detach().square().mean(dims, keepdim=True) + least).sqrt()
+    return y if weight is None else y * weight
 
 
 def attention_relevance(forward: ForwardPass, targets: Sequence[Target]) -> Tensor:
@@ -156,6 +169,8 @@ class _WrittenOut(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
+        if is_causal or enable_gqa:
+            raise ExplanationError("LeGrad reads attention of all tokens to all. Choose another method.")
         scores = query @ key.transpose(-2, -1) * (scale or 1 / math.sqrt(query.shape[-1]))
         if attn_mask is not None:
             scores = scores + attn_mask
@@ -164,9 +179,12 @@ class _WrittenOut(TorchFunctionMode):
         return weights @ value
 
     def _attend_by_heads(
-        self, query: Tensor, key: Tensor, value: Tensor, width: int, heads: int, weight: Tensor, bias: Tensor,
-        *others: Any, out_proj_weight: Tensor | None = None, out_proj_bias: Tensor | None = None, **more: Any,
+        self, query: Tensor, key: Tensor, value: Tensor, width: int, heads: int, weight: Tensor | None,
+        bias: Tensor | None, *others: Any, out_proj_weight: Tensor | None = None,
+        out_proj_bias: Tensor | None = None, attn_mask: Tensor | None = None, **more: Any,
     ) -> Tensor:  # fmt: skip
+        if query is not key or key is not value or weight is None or attn_mask is not None:
+            raise ExplanationError("LeGrad reads attention of all tokens to all. Choose another method.")
         # bias_k, bias_v, add_zero_attn and dropout_p come between, and none of them serves images.
         out_weight, out_bias = others[4:6] if len(others) >= 6 else (out_proj_weight, out_proj_bias)
         count, batch = query.shape[:2]

@@ -15,7 +15,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from models import image_from_array
 from models.attribution.allowed import methods_for_others, usable_methods
-from models.attribution.attention import _RelevanceRules
+from models.attribution.attention import _RelevanceRules, _WrittenOut
 from models.attribution.forward import run_forward
 from models.attribution.registry import METHODS, attribute, attribute_each
 from models.attribution.targets import make_target
@@ -116,31 +116,68 @@ def test_a_normalisation_counts_as_a_constant_scale():
     torch.testing.assert_close(gradient, scale.detach() * (torch.eye(6, dtype=torch.float64)[2] - 1 / 6))
 
 
+def test_so_does_one_by_size_alone_and_names_of_arguments_do_not_matter():
+    q, k, v = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = q.clone().requires_grad_()
+    with _RelevanceRules():
+        y = F.rms_norm(x, (6,))
+    torch.testing.assert_close(y, F.rms_norm(x, (6,)))
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(gradient * q, y.detach())
+    with _RelevanceRules():
+        one = F.scaled_dot_product_attention(x, k, v)
+        other = F.scaled_dot_product_attention(query=x, key=k, value=v)
+    torch.testing.assert_close(*(torch.autograd.grad(item.sum(), x) for item in (one, other)))
+
+
+def test_attention_to_some_of_the_tokens_is_refused_by_legrad():
+    q = torch.randn(2, 3, 4)
+    with _WrittenOut(), pytest.raises(ExplanationError, match="all tokens to all"):
+        F.scaled_dot_product_attention(q, q, q, is_causal=True)
+    module = torch.nn.MultiheadAttention(4, 2, batch_first=True)
+    with _WrittenOut(), pytest.raises(ExplanationError, match="all tokens to all"):
+        module(q, q.clone(), q, need_weights=False)
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_written_out_fused_and_by_heads_come_to_the_same(vit, x, name):
+def test_written_out_and_fused_come_to_the_same(vit, x, name):
     for one, other in zip(maps(vit, x, name), maps(small_vit(fused=False), x, name), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(one).max())
 
 
-def test_by_heads_it_is_what_the_weights_written_out_give(x):
-    """torch's own module, whose weights no mode sees, beside the same sums as matrices."""
+@pytest.fixture
+def by_heads():
+    """(model, its last attention, a forward of it by matrices, what that forward keeps)."""
     model = small_torchvision()
     layer = model.block(model.block_names[-1])
     attention = next(part for part in layer.modules() if isinstance(part, torch.nn.MultiheadAttention))
-    value = model.until(model.block_names[-2], x).detach()
     kept = {}
 
     def attend(query, *_, **__):
-        q, k, v = (
+        q, k, kept["v"] = (
             part.reshape(*part.shape[:2], 2, 12).transpose(1, 2)
             for part in F.linear(query, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
         )
-        kept["v"] = v
-        kept["weights"] = ((q @ k.transpose(2, 3)) / 12**0.5).softmax(-1)
-        kept["attended"] = kept["weights"] @ v
+        kept["attended"] = ((q @ k.transpose(2, 3)) / 12**0.5).softmax(-1) @ kept["v"]
         joined = kept["attended"].transpose(1, 2).reshape(query.shape)
         return F.linear(joined, attention.out_proj.weight, attention.out_proj.bias), None
 
+    return model, attention, attend, kept
+
+
+def test_relevance_by_heads_is_that_of_the_same_sums_as_matrices(by_heads, x):
+    model, attention, attend, _ = by_heads
+    block = model.block_names[-2]
+    found = maps(model, x, "attention_relevance", block=block)
+    attention.forward = attend
+    for one, other in zip(found, maps(model, x, "attention_relevance", block=block), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(one).max())
+
+
+def test_legrad_by_heads_is_what_the_same_sums_as_matrices_give(by_heads, x):
+    """Torch's own module, whose weights no mode sees."""
+    model, attention, attend, kept = by_heads
+    value = model.until(model.block_names[-2], x).detach()
     attention.forward = attend
     logits = model.after(model.block_names[-2], value.requires_grad_())
     del attention.forward
